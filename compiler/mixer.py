@@ -1,0 +1,57 @@
+"""What every file of compiler/mixers says about its kind: one value `MIXER`, read by checker, planner, emitter, docs and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from attnc.compiler.intervals import Intervals
+from attnc.compiler.value import Tokens, Value
+
+
+class Kind(Value):
+    """Parameters of one kind, as written in a spec; each subclass has a field `kind: Literal[...]` with the kind's word."""
+
+    kind: str
+
+
+class Kept(Value):
+    """What decoding must keep of a key set: the first `pinned` tokens and the last `recent`; `recent = None` keeps all."""
+
+    pinned: Tokens = 0
+    recent: Tokens | None = None
+
+
+class Weight(Value):
+    """A learned tensor of a kind: its name below the layer, its shape, and how it starts."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: Literal["normal", "zeros", "ones"] = "normal"
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A kind of the language.
+
+    `mask`       key sets: mask(i, j, *, causal, ...) -> bool, the formula on position tensors, imports only torch; its keyword
+                 arguments after `causal` are the kind's sizes as numbers of tokens. Copied into a built folder's reference.py.
+    `sizes`      sizes(kind, length) -> the keyword arguments of `mask` for a sequence of that length.
+    `intervals`  key sets: the same keys in the form that kernels understand, or None where they cannot be said so.
+    `kept`       what decoding keeps.
+    `reference`  mixers: the formula, imports only torch; see compiler/mixers/conv.py for the pattern.
+    `weights`    learned tensors beside q, k, v and o: weights(kind, attributes, model).
+    `examples`   values for goldens, docs and smoke tests.
+    """
+
+    name: str
+    type: Literal["keys", "mixer", "change"]
+    parameters: type[Kind]
+    examples: tuple[Kind, ...]
+    mask: Callable[..., Any] | None = None
+    sizes: Callable[[Any, int], dict[str, int]] = lambda kind, length: {}
+    intervals: Callable[[Any, bool], Intervals | None] = lambda kind, causal: None
+    kept: Callable[[Any], Kept | None] = lambda kind: Kept()
+    reference: Callable[..., Any] | None = None
+    weights: Callable[..., tuple[Weight, ...]] = lambda kind, attributes, model: ()

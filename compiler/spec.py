@@ -1,0 +1,220 @@
+"""The checked specification: every name resolved, every number bounded, every layer and head owned once.
+
+    Spec = Model + one Layer per layer; a Layer holds one Mixer expression
+
+A Mixer expression is one of the classes below. Key sets and other kinds (`Kind`) are declared in compiler/mixers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializeAsAny
+
+from attnc.compiler.attributes import Attributes
+from attnc.compiler.mixer import Kind
+from attnc.compiler.value import Origin, Value
+
+SCHEMA_VERSION = 1
+
+Phase = Literal["train", "prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("train", "prefill", "decode")
+DECODE_TOKENS = 16
+"""A call with at most this many new tokens on a non-empty cache is a decode step; a ring cache has room for them."""
+
+
+class FeedForward(Value):
+    """`swiglu(5632)`: activation(gate(x)) * up(x) for swiglu and geglu; activation(up(x)) for gelu and relu."""
+
+    kind: Literal["swiglu", "geglu", "gelu", "relu"]
+    width: int
+
+
+class Norm(Value):
+    """`rms(1e-6, centre = 1)` multiplies by (centre + weight); `layer(1e-5)` has weight and bias."""
+
+    kind: Literal["rms", "layer"]
+    epsilon: float
+    centre: Literal[0, 1] = 0
+
+
+class Model(Value):
+    """Everything around the mixers. `context`: the trained length."""
+
+    name: str
+    vocab: int
+    dim: int
+    layers: int
+    context: int | None = None
+    feed_forward: FeedForward | None = None
+    norm: Norm
+    norm_place: Literal["pre", "sandwich"] = "pre"
+    tie: bool = False
+    bias: Literal["qkv", "all"] | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+    score_cap: float | None = None
+    score_scale: float | None = None
+
+
+class Attention(Value):
+    """Softmax (or another score) over a union of key sets."""
+
+    node: Literal["attention"] = "attention"
+    keys: tuple[SerializeAsAny[Kind], ...]
+    attributes: Attributes
+    origin: Origin
+
+
+class Mixing(Value):
+    """A kind that is a mixer by itself: conv, linear, ssm, memory, ..."""
+
+    node: Literal["mixing"] = "mixing"
+    kind: SerializeAsAny[Kind]
+    attributes: Attributes
+    origin: Origin
+
+
+class Sum(Value):
+    """`A + B`: each part has projections of its own; `names` name them in checkpoints."""
+
+    node: Literal["sum"] = "sum"
+    names: tuple[str, ...]
+    parts: tuple[Mixer, ...]
+
+
+class Chain(Value):
+    """`A >> B`: each part reads the output of the one before."""
+
+    node: Literal["chain"] = "chain"
+    names: tuple[str, ...]
+    parts: tuple[Mixer, ...]
+
+
+class Gate(Value):
+    """`gate(A, B, by =, shared =)`."""
+
+    node: Literal["gate"] = "gate"
+    names: tuple[str, ...]
+    parts: tuple[Mixer, ...]
+    by: Literal["sigmoid", "softmax", "product"] = "sigmoid"
+    shared: tuple[Literal["q", "k", "v"], ...] = ()
+    origin: Origin
+
+
+class HeadCase(Value):
+    """KV groups first..last (both included) of the layer."""
+
+    first: int
+    last: int
+    mixer: Mixer
+
+
+class Heads(Value):
+    """`heads { }`: the cases cover every KV group once, in order; they share q, k, v and o."""
+
+    node: Literal["heads"] = "heads"
+    cases: tuple[HeadCase, ...]
+
+
+class Condition(Value):
+    """`length < 8192` or `phase == train`. `dim` is decided by the checker and never gets here."""
+
+    left: Literal["length", "phase"]
+    operator: Literal["<", "<=", ">", ">=", "=="]
+    right: int | Phase
+
+
+class WhenCase(Value):
+    """`condition: mixer`; no condition means `else`."""
+
+    condition: Condition | None
+    mixer: Mixer
+
+
+class When(Value):
+    """`when { }`: the first case whose condition holds, per call and sequence; the cases share weights."""
+
+    node: Literal["when"] = "when"
+    cases: tuple[WhenCase, ...]
+
+
+class Alternative(Value):
+    """`name: mixer` of a choose or route."""
+
+    name: str
+    mixer: Mixer
+
+
+class Choose(Value):
+    """`choose`: the tuner decides once; until then the first alternative holds. `by` keeps the method as it was written."""
+
+    node: Literal["choose"] = "choose"
+    per: Literal["layer", "head"]
+    by: dict[str, Any] | None = None
+    alternatives: tuple[Alternative, ...]
+
+
+class Router(Value):
+    """`router(linear | mlp, pool =, init =, estimator =)`."""
+
+    network: Literal["linear", "mlp"]
+    pool: Any = None
+    init: tuple[float, ...] = ()
+    estimator: Literal["gumbel", "straight_through"] = "gumbel"
+
+
+class Route(Value):
+    """`route`: decided while running; per token each key goes to one alternative and every query reads all."""
+
+    node: Literal["route"] = "route"
+    per: Literal["layer", "head", "token", "chunk"]
+    chunk: int | None = None
+    router: Router | None
+    rule: dict[str, Any] | None = None
+    alternatives: tuple[Alternative, ...]
+    origin: Origin
+
+
+Mixer = Annotated[Attention | Mixing | Sum | Chain | Gate | Heads | When | Choose | Route, Field(discriminator="node")]
+
+
+class Layer(Value):
+    """One row of the resolved table. Layers resolved from the same rule hold the same mixer object."""
+
+    index: int
+    mixer: Mixer
+    origin: Origin
+
+
+class BudgetSite(Value):
+    """A `budget(lo..hi, default = x)`: where it stands (`layers.all.sink.n`), and what the tuner may do with it."""
+
+    path: str
+    low: float
+    high: float
+    default: float
+    share: bool = False
+    when: Literal["tuned", "training"]
+    per: Literal["layer", "head"] | None = None
+    by: dict[str, Any] | None = None
+    origin: Origin
+
+
+class Spec(Value):
+    """A spec that passed the checker. `text` is the canonical text (as `attnc fmt` prints it), kept in built folders."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: Model
+    layers: tuple[Layer, ...]
+    budgets: tuple[BudgetSite, ...] = ()
+    recipe: dict[str, Any] | None = None
+    driver: dict[str, Any] | None = None
+    file: str
+    text: str
+
+
+for _class in (Sum, Chain, Gate, HeadCase, WhenCase, Alternative, Layer, Spec):
+    _class.model_rebuild()
