@@ -1,0 +1,32 @@
+"""Numbers that a built model knows only while running: shares of a sequence's length, and the few limits shared by all parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UNBOUNDED = 2**30
+"""More tokens than any sequence has."""
+
+DECODE_TOKENS = 16
+"""A call with at most this many new tokens on a non-empty cache is a decode step; a ring cache has room for them."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """`percent` of a sequence's length, rounded down and at least 1, plus a constant (a window of 25 % reaches back 25 % - 1)."""
+
+    percent: float
+    plus: int = 0
+
+    def of(self, length: int) -> int:
+        """The number of tokens for a sequence of `length` tokens; never negative."""
+        return max(0, max(1, int(length * self.percent / 100)) + self.plus)
+
+
+Number = int | Share
+"""A count of tokens: known at build time, or a share of the length."""
+
+
+def resolve(number: Number, length: int) -> int:
+    """`number` as a count of tokens, for a sequence of `length` tokens."""
+    return number.of(length) if isinstance(number, Share) else number

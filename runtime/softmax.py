@@ -1,0 +1,264 @@
+"""Softmax over block intervals: which keys each head group sees, as numbers, and how cached and new keys are joined.
+
+Legend: T new tokens of S sequences; H query heads; G KV heads (query head h reads KV head h // (H // G)); D key width; E value width.
+
+    lower(i) = floor((i + shift) / align) * align - shift - back
+    upper(i) = i + 1                                                       causal
+             = (floor((i + shift) / align) + 1) * align - shift + ahead    otherwise
+    visible(i, j) = j in [lower(i), upper(i))  for any near
+                  or j < sink
+                  or (i - j) % n == 0          for any stride n > 0
+                  or |floor(i / n) - floor(j / n)| in {0, 1, 2, 4, ...}    for any power n > 0
+    and j <= i if causal
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .cache import LayerCache
+from .keys import KeyPart as KeyPart
+
+from .sizes import DECODE_TOKENS, UNBOUNDED, Number, Share, resolve
+
+
+@dataclass(frozen=True)
+class Near:
+    """Keys around the query: its block of `align` (blocks begin `shift` per cent of `align` earlier), `back` more, `ahead` after."""
+
+    align: Number = 1
+    shift: float = 0.0
+    back: Number = 0
+    ahead: Number = 0
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """KV heads first..last (both included) and the keys that their queries see."""
+
+    first: int
+    last: int
+    sink: Number = 0
+    near: tuple[Near, ...] = ()
+    strides: tuple[int, ...] = ()
+    powers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a kernel is compiled for: how many intervals, strides and powers a row has, and whether the future is hidden."""
+
+    nears: int
+    strides: int
+    powers: int
+    causal: bool
+
+    @classmethod
+    def of(cls, groups: Sequence[HeadGroup], causal: bool) -> Form:
+        """The smallest form in which every one of `groups` fits."""
+        return cls(
+            max((len(group.near) for group in groups), default=0),
+            max((len(group.strides) for group in groups), default=0),
+            max((len(group.powers) for group in groups), default=0),
+            causal,
+        )
+
+    @property
+    def width(self) -> int:
+        """R, the numbers in a row: sink; align, shift, back, ahead of each near; strides; powers."""
+        return 1 + 4 * self.nears + self.strides + self.powers
+
+
+FULL = Near(back=UNBOUNDED, ahead=UNBOUNDED)
+"""Every earlier key, and every later one where the form is not causal."""
+
+EMPTY = (1, 0, -1, -1)
+"""align, shift, back, ahead of an interval that holds no key: it fills rows with fewer intervals than the form has."""
+
+
+def row(group: HeadGroup, form: Form, length: int) -> tuple[int, ...]:
+    """The R numbers of one group for a sequence of `length` tokens; absent strides and powers are 0."""
+    near = []
+    for part in group.near:
+        align = resolve(part.align, length)
+        near += [align, int(align * part.shift / 100), resolve(part.back, length), resolve(part.ahead, length)]
+    near += EMPTY * (form.nears - len(group.near))
+    strides = group.strides + (0,) * (form.strides - len(group.strides))
+    powers = group.powers + (0,) * (form.powers - len(group.powers))
+    return (resolve(group.sink, length), *near, *strides, *powers)
+
+
+def has_shares(groups: Sequence[HeadGroup]) -> bool:
+    """Whether any number of `groups` depends on the length of a sequence."""
+    return any(
+        isinstance(number, Share)
+        for group in groups
+        for number in (group.sink, *(number for near in group.near for number in (near.align, near.back, near.ahead)))
+    )
+
+
+def rows(groups: tuple[HeadGroup, ...], form: Form, batch: Batch) -> Tensor:
+    """The numbers of every sequence and KV head, [S, G, R] int32 on the batch's device. `groups` cover the KV heads in order.
+
+    Without shares the [G, R] numbers are made once per device and expanded; with shares they follow each sequence's total.
+    """
+    device = batch.positions.device
+    if not has_shares(groups):
+        return _table(groups, form, (0,), device).expand(batch.sequences, -1, -1)
+    return _table(groups, form, batch.totals, device)
+
+
+@lru_cache(maxsize=1024)
+def _table(groups: tuple[HeadGroup, ...], form: Form, lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    heads = [group for group in groups for _ in range(group.first, group.last + 1)]
+    table = [[row(group, form, length) for group in heads] for length in lengths]
+    return torch.tensor(table, dtype=torch.int32, device=device).view(len(lengths), len(heads), form.width)
+
+
+class Provider(Protocol):
+    """Attention over one or more key parts under ONE softmax; a query that sees no key gets 0.
+
+    q          [T, H, D], tokens of batch.offsets, at batch.positions
+    parts      keys and values; no key is in two parts
+    groups, form  what each KV head sees; kernels read `rows(groups, form, batch)`
+    scale      factor of the logits: a number, or [H] float32
+    cap        c in c * tanh(logit / c), after the scale, or None
+    sink_logit [H], one more logit per head that has no value, or None
+    returns    [T, H, E] in q's dtype
+    """
+
+    def __call__(
+        self,
+        q: Tensor,
+        parts: tuple[KeyPart, ...],
+        groups: tuple[HeadGroup, ...],
+        form: Form,
+        batch: Batch,
+        scale: float | Tensor,
+        cap: float | None = None,
+        sink_logit: Tensor | None = None,
+    ) -> Tensor:
+        """See the class."""
+        ...
+
+
+class Kernel(Protocol):
+    """Attention over one part: (q, part, rows [S, G, R], form, batch, scale [H], cap, sink_logit [H] or None) -> (o, lse).
+
+    o [T, H, E]; lse [T, H] float32, natural logarithm of the sum of exponentials (the sink's too); a row without key: 0, -inf.
+    """
+
+    def __call__(
+        self,
+        q: Tensor,
+        part: KeyPart,
+        rows: Tensor,
+        form: Form,
+        batch: Batch,
+        scale: Tensor,
+        cap: float | None,
+        sink_logit: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        ...
+
+
+def per_part(kernel: Kernel) -> Provider:
+    """A provider that runs `kernel` on each part and merges by log-sum-exp; the sink logit goes to the first part alone."""
+
+    def attend_parts(
+        q: Tensor,
+        parts: tuple[KeyPart, ...],
+        groups: tuple[HeadGroup, ...],
+        form: Form,
+        batch: Batch,
+        scale: float | Tensor,
+        cap: float | None = None,
+        sink_logit: Tensor | None = None,
+    ) -> Tensor:
+        table = rows(groups, form, batch)
+        factor = head_scale(scale, q.shape[1], q.device)
+        o, lse = kernel(q, parts[0], table, form, batch, factor, cap, sink_logit)
+        for part in parts[1:]:
+            o, lse = merge(o, lse, *kernel(q, part, table, form, batch, factor, cap, None))
+        return o
+
+    return attend_parts
+
+
+def head_scale(scale: float | Tensor, heads: int, device: torch.device) -> Tensor:
+    """`scale` as one float32 number per head, [H]."""
+    if isinstance(scale, Tensor):
+        return scale.to(device=device, dtype=torch.float32).expand(heads)
+    return _constant(scale, heads, device)
+
+
+@lru_cache(maxsize=256)
+def _constant(number: float, heads: int, device: torch.device) -> Tensor:
+    return torch.full((heads,), number, dtype=torch.float32, device=device)
+
+
+def merge(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor]:
+    """Join softmaxes over two disjoint key sets exactly: o [T, H, E], lse [T, H]; -inf marks a set without keys."""
+    top = torch.maximum(lse1, lse2)
+    finite = torch.where(torch.isneginf(top), 0.0, top)  # both sets empty: weights 0, not exp(-inf + inf)
+    w1, w2 = torch.exp(lse1 - finite), torch.exp(lse2 - finite)
+    total = w1 + w2
+    part1, part2 = ((w / torch.where(total > 0, total, 1.0)).unsqueeze(-1) for w in (w1, w2))
+    o = o1.to(part1.dtype) * part1 + o2.to(part2.dtype) * part2
+    return o.to(o1.dtype), torch.log(total) + finite
+
+
+def begin(k: Tensor, v: Tensor, batch: Batch, cache: LayerCache | None) -> tuple[KeyPart, ...]:
+    """The key parts that this call's queries read, given its new keys k [T, G, D] and values v [T, G, E].
+
+    No cache, or nothing in it: the new keys. A few new tokens after a past: they are written first, and the cache holds all.
+    More: a ring would lose keys that the first of them still see, so cache and new keys are read apart, and `finish` writes.
+    """
+    if cache is None:
+        return (batch.keys(k, v),)
+    if batch.max_past == 0:
+        return (batch.keys(k, v),)
+    if batch.max_new <= DECODE_TOKENS:
+        cache.write(k, v, batch)
+        return (cache.part(batch, written=True),)
+    return (cache.part(batch, written=False), batch.keys(k, v))
+
+
+def finish(k: Tensor, v: Tensor, batch: Batch, cache: LayerCache | None) -> None:
+    """Store the new keys and values that `begin` has not stored."""
+    if cache is not None and (batch.max_past == 0 or batch.max_new > DECODE_TOKENS):
+        cache.write(k, v, batch)
+
+
+def attend(
+    provider: Provider,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: Batch,
+    cache: LayerCache | None,
+    groups: tuple[HeadGroup, ...],
+    form: Form,
+    scale: float | Tensor,
+    cap: float | None = None,
+    sink_logit: Tensor | None = None,
+    persistent: KeyPart | None = None,
+) -> Tensor:
+    """One attention layer's key sets: q [T, H, D], k [T, G, D], v [T, G, E] -> [T, H, E]; reads and fills the layer's cache.
+
+    `persistent`: learned keys beside the text's, from `persistent_keys`.
+    """
+    parts = begin(k, v, batch, cache)
+    if persistent is not None:
+        parts = (*parts, persistent)
+    o = provider(q, parts, groups, form, batch, scale, cap, sink_logit)
+    finish(k, v, batch, cache)
+    return o
