@@ -1,0 +1,74 @@
+"""The command `attnc`: one file a command, and in this one what happens when a command fails."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import sys
+
+from attnc.cli.exits import CommandError, Exit
+
+FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+INSTALLABLE = {
+    "torch": "torch",
+    "triton": "triton",
+    "safetensors": "safetensors",
+    "transformers": "'attnc[hf]'",
+    "gguf": "'attnc[hf]'",
+}
+
+
+def main() -> None:
+    """Runs one command and ends the process with one of `Exit`'s codes."""
+    with contextlib.suppress(AttributeError):  # no such signal on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `attnc show x | head` ends like every other tool
+    try:
+        from attnc.cli.app import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(explain(error))
+
+
+def explain(error: Exception) -> int:
+    """Says on stderr what went wrong and returns the exit code."""
+    from attnc.cli.output import complain, print_diagnostics
+    from attnc.dsl.diagnostic import SpecError
+
+    if isinstance(error, CommandError):
+        complain(error.message, error.help)
+        return error.code
+    if isinstance(error, SpecError):
+        print_diagnostics(error)
+        return Exit.SPEC
+    if isinstance(error, ModuleNotFoundError) and error.name in INSTALLABLE:
+        complain(
+            f"{error.name} is not installed", f"pip install {INSTALLABLE[error.name]}; attnc doctor says what else is missing"
+        )
+        return Exit.ENVIRONMENT
+    if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
+        where = f": {error.filename}" if error.filename else ""
+        complain(f"{error.strerror}{where}", "nothing was replaced")
+        return Exit.ENVIRONMENT
+    return _apologise(error)
+
+
+def _apologise(error: Exception) -> int:
+    import tempfile
+    import traceback
+
+    from attnc.cli.output import complain
+
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="attnc-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(f"{' '.join(sys.argv)}\n\n{text}")
+    except OSError:
+        sys.stderr.write(text)
+        complain("this is a mistake in attnc, not in your spec; we are sorry")
+    else:
+        complain("this is a mistake in attnc, not in your spec; we are sorry", f"please report it with {file.name}")
+    return Exit.BUG
