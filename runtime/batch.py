@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -88,9 +88,10 @@ class Batch:
     ) -> tuple[Tensor, Batch]:
         """Pack tokens [B, N] (integers) or embeddings [B, N, W] (floats) into [T] or [T, W], and say how they lie.
 
-        lengths [B]: each row's real tokens are its last ones (left padding). offsets [S + 1]: the only row holds S sequences one
-        after another. total_lengths [S] or one number: length of the whole prompts of which this call is a chunk. ValueError
-        where a shape or number does not fit. Numbers given as tensors on a device cost one wait for it; a plain [B, N] none.
+        lengths [B]: each row's real tokens are its last ones (left padding). offsets [S + 1]: the only row holds S sequences
+        one after another. total_lengths [S] or one number: length of the whole prompts of which this call is a chunk.
+        ValueError where a shape or number does not fit, CacheError A508 where the cache is full. Numbers given as tensors on
+        a device cost one wait for it; a plain [B, N] none.
         """
         shape = _checked_shape(inputs)
         if lengths is not None and offsets is not None:
@@ -101,7 +102,7 @@ class Batch:
             sizes = _sizes_from_lengths(lengths, shape)
         else:
             sizes = (shape[1],) * shape[0]
-        pasts = _pasts(cache, len(sizes))
+        pasts = _pasts(cache, sizes)
         seen = tuple(past + size for past, size in zip(pasts, sizes, strict=True))
         targets = seen if total_lengths is None else _counts(total_lengths, len(sizes), "total_lengths")
         totals = tuple(max(pair) for pair in zip(seen, targets, strict=True))
@@ -173,10 +174,10 @@ def lay_out(
 
 
 def decide_phase(cached: bool, max_past: int, max_new: int, unfinished: bool) -> str:
-    """train: no cache, with gradients. decode: at most 16 new tokens on a non-empty cache whose prompt is complete. Else prefill."""
+    """train: no cache, gradients on. decode: at most 16 new tokens on a cache that holds a whole prompt. Else prefill."""
     if not cached:
         return "train" if torch.is_grad_enabled() else "prefill"
-    return "decode" if 0 < max_past and max_new <= DECODE_TOKENS and not unfinished else "prefill"
+    return "decode" if max_past > 0 and max_new <= DECODE_TOKENS and not unfinished else "prefill"
 
 
 def _checked_shape(inputs: Tensor) -> tuple[int, int]:
@@ -217,12 +218,13 @@ def _sizes_from_offsets(offsets: Tensor | Sequence[int], shape: tuple[int, int])
     bounds = _counts(offsets, len(offsets), "offsets")
     if not bounds or bounds[0] != 0 or bounds[-1] != shape[1] or list(bounds) != sorted(bounds):
         raise ValueError(f"offsets rise from 0 to the number of tokens, {shape[1]}; got {list(bounds)}")
-    return tuple(after - before for before, after in zip(bounds, bounds[1:], strict=False))
+    return tuple(after - before for before, after in pairwise(bounds))
 
 
-def _pasts(cache: Cache | None, sequences: int) -> tuple[int, ...]:
+def _pasts(cache: Cache | None, sizes: tuple[int, ...]) -> tuple[int, ...]:
     if cache is None:
-        return (0,) * sequences
-    if cache.batch != sequences:
-        raise ValueError(f"the cache holds {cache.batch} sequences, the call has {sequences}")
+        return (0,) * len(sizes)
+    if cache.batch != len(sizes):
+        raise ValueError(f"the cache holds {cache.batch} sequences, the call has {len(sizes)}")
+    cache.reserve(sizes)
     return cache.counts

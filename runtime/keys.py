@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from .sizes import UNBOUNDED
 
 @dataclass(frozen=True)
 class Steps:
-    """A band inside a flat storage, in elements: where place 0's first head begins, the distance to the next place, head and slot."""
+    """A band inside a flat storage, in elements: where place 0's first head begins, the distance to the next of each."""
 
     offset: int
     place: int
@@ -27,7 +28,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Band:
-    """KV heads first..last (both included), whose slots are laid out alike; a ring of `ring` slots follows `pinned` fixed ones."""
+    """KV heads first..last (both included) whose slots are laid out alike: `pinned` fixed ones, then a ring of `ring`."""
 
     first: int
     last: int
@@ -39,7 +40,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Run:
-    """Keys at consecutive positions start, start + 1, ...: k [S, heads, L, D] and v [S, heads, L, E] are views of the storage."""
+    """Keys at consecutive positions start, start + 1, ...: views k [S, heads, L, D] and v [S, heads, L, E] of the storage."""
 
     start: int
     k: Tensor
@@ -56,9 +57,9 @@ class KeyPart:
         base + r                                                         r < pinned, if r < stored
         base + q,  q = last - ((last - r) mod ring),  last = stored - 1  r >= pinned, if q >= pinned
 
-    (non-negative mod); otherwise nothing is there. With pinned = 0 and ring = UNBOUNDED, of packed keys and growing caches, that is base + r for
-    r < stored. Other slots hold anything, NaN too. Keys without a position (`persistent`) have base = -n: a negative position
-    is below every `sink`, hence visible to every query.
+    (non-negative mod); otherwise nothing is there. With pinned = 0 and ring = UNBOUNDED, as
+    of packed keys and growing caches, that is base + r for r < stored. Empty slots hold anything, NaN too. Keys without a
+    position (`persistent`) have base = -n: a negative position is below every `sink`, hence visible to every query.
 
     k, v        flat storages, any float dtype
     k_begin     [S, G] int64, element of slot 0; v_begin likewise
@@ -93,7 +94,7 @@ class KeyPart:
     @property
     def even(self) -> bool:
         """Whether all sequences hold equally many keys from the same position on, at equal distances: one view serves all."""
-        gaps = {after - before for before, after in zip(self.places, self.places[1:], strict=False)}
+        gaps = {after - before for before, after in pairwise(self.places)}
         return len(set(self.counts)) == 1 and len(set(self.bases)) == 1 and len(gaps) <= 1 and min(gaps, default=0) >= 0
 
     def read(self, first: int, last: int, sequence: int | None = None) -> tuple[Run, ...]:
@@ -105,7 +106,10 @@ class KeyPart:
         stored, base = self.counts[which[0]], self.bases[which[0]]
         runs = []
         for slot, position, length in slot_runs(stored, band.pinned, band.ring):
-            k, v = (self._view(x, band, steps, which, first, last, slot, length) for x, steps in ((self.k, band.k), (self.v, band.v)))
+            k, v = (
+                self._view(x, band, steps, which, first, last, slot, length)
+                for x, steps in ((self.k, band.k), (self.v, band.v))
+            )
             runs.append(Run(base + position, k, v))
         return tuple(runs)
 
@@ -133,9 +137,6 @@ def packed_keys(k: Tensor, v: Tensor, offsets: Tensor, sizes: Sequence[int], pas
     heads, k_width, v_width = k.shape[1], k.shape[2], v.shape[2]
     head = torch.arange(heads, device=k.device)
     begin = offsets[:-1, None] * heads + head
-    starts = [0]
-    for size in sizes:
-        starts.append(starts[-1] + size)
     band = Band(
         0,
         heads - 1,
@@ -159,13 +160,13 @@ def packed_keys(k: Tensor, v: Tensor, offsets: Tensor, sizes: Sequence[int], pas
         bands=(band,),
         counts=tuple(sizes),
         bases=tuple(pasts),
-        places=tuple(starts[:-1]),
+        places=(0, *accumulate(sizes))[:-1],
     )
 
 
 def persistent_keys(k: Tensor, v: Tensor, sequences: int) -> KeyPart:
-    """Learned keys k [n, G, D] and values v [n, G, E], the same for every sequence, at positions -n..-1: seen by every query."""
-    n, heads, k_width, v_width = k.shape[0], k.shape[1], k.shape[2], v.shape[2]
+    """Learned keys k [n, G, D] and values v [n, G, E], the same for every sequence, at positions -n..-1: always seen."""
+    n, heads = k.shape[0], k.shape[1]
     zeros = torch.zeros(sequences, dtype=torch.int64, device=k.device)
     one = packed_keys(k, v, torch.tensor([0, n], device=k.device), (n,), zeros[:1] - n, (-n,))
     return replace(

@@ -1,4 +1,4 @@
-"""Numbers that a built model knows only while running: shares of a sequence's length, and the few limits shared by all parts."""
+"""Counts of tokens that a built model knows only while running, and the few limits shared by all parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DECODE_TOKENS = 16
 
 @dataclass(frozen=True)
 class Share:
-    """`percent` of a sequence's length, rounded down and at least 1, plus a constant (a window of 25 % reaches back 25 % - 1)."""
+    """`percent` of a sequence's length, rounded down, at least 1, plus a constant: a window of 25 % reaches back 25 % - 1."""
 
     percent: float
     plus: int = 0

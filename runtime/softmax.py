@@ -1,21 +1,10 @@
-"""Softmax over block intervals: which keys each head group sees, as numbers, and how cached and new keys are joined.
+"""Softmax attention of one layer: how cached and new keys are joined, and what a provider of kernels has to offer.
 
-Legend: T new tokens of S sequences; H query heads; G KV heads (query head h reads KV head h // (H // G)); D key width; E value width.
-
-    lower(i) = floor((i + shift) / align) * align - shift - back
-    upper(i) = i + 1                                                       causal
-             = (floor((i + shift) / align) + 1) * align - shift + ahead    otherwise
-    visible(i, j) = j in [lower(i), upper(i))  for any near
-                  or j < sink
-                  or (i - j) % n == 0          for any stride n > 0
-                  or |floor(i / n) - floor(j / n)| in {0, 1, 2, 4, ...}    for any power n > 0
-    and j <= i if causal
+Legend: T new tokens of S sequences; H query heads, G KV heads: query head h reads KV head h // (H // G); D, E key, value width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -23,103 +12,13 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .cache import LayerCache
-from .keys import KeyPart as KeyPart
+from .intervals import EMPTY, FULL, Form, HeadGroup, Near, row, rows
+from .keys import KeyPart, persistent_keys
+from .sizes import DECODE_TOKENS, Share
+from .storage import LayerCache
 
-from .sizes import DECODE_TOKENS, UNBOUNDED, Number, Share, resolve
-
-
-@dataclass(frozen=True)
-class Near:
-    """Keys around the query: its block of `align` (blocks begin `shift` per cent of `align` earlier), `back` more, `ahead` after."""
-
-    align: Number = 1
-    shift: float = 0.0
-    back: Number = 0
-    ahead: Number = 0
-
-
-@dataclass(frozen=True)
-class HeadGroup:
-    """KV heads first..last (both included) and the keys that their queries see."""
-
-    first: int
-    last: int
-    sink: Number = 0
-    near: tuple[Near, ...] = ()
-    strides: tuple[int, ...] = ()
-    powers: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a kernel is compiled for: how many intervals, strides and powers a row has, and whether the future is hidden."""
-
-    nears: int
-    strides: int
-    powers: int
-    causal: bool
-
-    @classmethod
-    def of(cls, groups: Sequence[HeadGroup], causal: bool) -> Form:
-        """The smallest form in which every one of `groups` fits."""
-        return cls(
-            max((len(group.near) for group in groups), default=0),
-            max((len(group.strides) for group in groups), default=0),
-            max((len(group.powers) for group in groups), default=0),
-            causal,
-        )
-
-    @property
-    def width(self) -> int:
-        """R, the numbers in a row: sink; align, shift, back, ahead of each near; strides; powers."""
-        return 1 + 4 * self.nears + self.strides + self.powers
-
-
-FULL = Near(back=UNBOUNDED, ahead=UNBOUNDED)
-"""Every earlier key, and every later one where the form is not causal."""
-
-EMPTY = (1, 0, -1, -1)
-"""align, shift, back, ahead of an interval that holds no key: it fills rows with fewer intervals than the form has."""
-
-
-def row(group: HeadGroup, form: Form, length: int) -> tuple[int, ...]:
-    """The R numbers of one group for a sequence of `length` tokens; absent strides and powers are 0."""
-    near = []
-    for part in group.near:
-        align = resolve(part.align, length)
-        near += [align, int(align * part.shift / 100), resolve(part.back, length), resolve(part.ahead, length)]
-    near += EMPTY * (form.nears - len(group.near))
-    strides = group.strides + (0,) * (form.strides - len(group.strides))
-    powers = group.powers + (0,) * (form.powers - len(group.powers))
-    return (resolve(group.sink, length), *near, *strides, *powers)
-
-
-def has_shares(groups: Sequence[HeadGroup]) -> bool:
-    """Whether any number of `groups` depends on the length of a sequence."""
-    return any(
-        isinstance(number, Share)
-        for group in groups
-        for number in (group.sink, *(number for near in group.near for number in (near.align, near.back, near.ahead)))
-    )
-
-
-def rows(groups: tuple[HeadGroup, ...], form: Form, batch: Batch) -> Tensor:
-    """The numbers of every sequence and KV head, [S, G, R] int32 on the batch's device. `groups` cover the KV heads in order.
-
-    Without shares the [G, R] numbers are made once per device and expanded; with shares they follow each sequence's total.
-    """
-    device = batch.positions.device
-    if not has_shares(groups):
-        return _table(groups, form, (0,), device).expand(batch.sequences, -1, -1)
-    return _table(groups, form, batch.totals, device)
-
-
-@lru_cache(maxsize=1024)
-def _table(groups: tuple[HeadGroup, ...], form: Form, lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    heads = [group for group in groups for _ in range(group.first, group.last + 1)]
-    table = [[row(group, form, length) for group in heads] for length in lengths]
-    return torch.tensor(table, dtype=torch.int32, device=device).view(len(lengths), len(heads), form.width)
+__all__ = ["EMPTY", "FULL", "Form", "HeadGroup", "Kernel", "KeyPart", "Near", "Provider", "Share", "attend", "begin", "finish"]
+__all__ += ["head_scale", "merge", "per_part", "persistent_keys", "row", "rows"]
 
 
 class Provider(Protocol):
