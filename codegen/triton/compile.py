@@ -1,0 +1,154 @@
+"""Compile emitted kernels for a GPU that is not there, and say what they use: registers, shared memory, spills.
+
+An emitted module lists its kernels in `variants(architecture, element_size)`; the types of their arguments are known by name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import triton
+
+from attnc.codegen.triton.versions import INTERPRETS, compile_kernel
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+"""Bytes of shared memory that one block of threads may take."""
+
+DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
+_ELEMENTS = frozenset({"q", "k", "v", "o"})
+_POINTERS = {
+    "fp32": {"lse", "scale", "sink_logit", "part_o", "part_lse"},
+    "i32": {"rows", "stored", "base", "pinned", "ring"},
+    "i64": {"offsets", "past", "k_begin", "v_begin"},
+}
+_NUMBERS = {"cap": "fp32"}
+_STRIDES = frozenset({"q_token_stride", "q_head_stride", "k_stride", "v_stride"})
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel uses.
+
+    registers  of a thread (AMD: vector registers)
+    shared     bytes of shared memory of a block of threads
+    spills     bytes of a thread that do not fit in its registers (AMD: registers)
+    scratch    bytes of a thread's private memory, spills included
+    warps, stages  as launched
+    """
+
+    kernel: str
+    target: str
+    dtype: str
+    constants: tuple[tuple[str, int], ...]
+    registers: int
+    shared: int
+    spills: int
+    scratch: int
+    warps: int
+    stages: int
+
+
+def load(text: str, folder: Path, name: str) -> ModuleType:
+    """The module of an emitted text, written into `folder`: Triton reads its functions' source from there."""
+    path = folder / f"{name}.py"
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compile_ahead(text: str, target: str, dtype: str) -> tuple[Resources, ...]:
+    """Compile every kernel that the emitted `text` may launch on `target` for tensors of `dtype` (a key of DTYPES)."""
+    assert not INTERPRETS, "the interpreter compiles nothing"
+    with tempfile.TemporaryDirectory(prefix="attnc-") as folder:
+        module = load(text, Path(folder), "emitted")
+        variants = module.variants(target, DTYPES[dtype])
+        return tuple(_compile(kernel, constants, target, dtype) for kernel, constants in variants)
+
+
+def signature(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[str, str]:
+    """Triton's types of a kernel's run-time arguments, in order."""
+    types = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            continue
+        if name in _ELEMENTS:
+            types[name] = f"*{dtype}"
+        else:
+            types[name] = next((f"*{of}" for of, names in _POINTERS.items() if name in names), _NUMBERS.get(name, "i32"))
+    return types
+
+
+def _compile(kernel: Any, constants: dict[str, Any], target: str, dtype: str) -> Resources:
+    types = signature(kernel, constants, dtype)
+    aligned = {name for name, of in types.items() if of.startswith("*")}
+    if constants.get("D", 16) % 16 == 0 and constants.get("E", 16) % 16 == 0:
+        aligned |= _STRIDES & set(types)
+    compiled = compile_kernel(kernel, types, constants, frozenset(aligned), target)
+    registers, spills, scratch = _amd(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _nvidia(compiled.asm, target)
+    return Resources(
+        kernel=kernel.__name__,
+        target=target,
+        dtype=dtype,
+        constants=tuple(sorted((name, int(value)) for name, value in constants.items())),
+        registers=registers,
+        shared=compiled.metadata.shared,
+        spills=spills,
+        scratch=scratch,
+        warps=compiled.metadata.num_warps,
+        stages=constants["num_stages"],
+    )
+
+
+def _nvidia(asm: dict[str, Any], target: str) -> tuple[int, int, int]:
+    """Registers, spilled bytes and stack of a thread, as the assembler that Triton brings along says."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    blackwell = tools / "ptxas-blackwell"
+    ptxas = blackwell if int(target[3:]) >= 100 and blackwell.exists() else tools / "ptxas"
+    arch = re.search(r"\.target (sm_\w+)", asm["ptx"])
+    assert arch is not None
+    with tempfile.TemporaryDirectory(prefix="attnc-") as folder:
+        ptx = Path(folder) / "kernel.ptx"
+        ptx.write_text(asm["ptx"], encoding="utf-8")
+        command = [str(ptxas), "-v", f"--gpu-name={arch[1]}", str(ptx), "-o", str(Path(folder) / "kernel.cubin")]
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr  # noqa: S603
+    registers, frame, stores = (
+        int(_only(pattern, log)) for pattern in (r"Used (\d+) registers", r"(\d+) bytes stack frame", r"(\d+) bytes spill stores")
+    )
+    return registers, stores, frame
+
+
+def _amd(assembly: str) -> tuple[int, int, int]:
+    """Vector registers, spilled ones and private bytes, from the kernel's metadata."""
+    registers, spills, scratch = (
+        int(_only(rf"\.{key}:\s+(\d+)", assembly)) for key in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+    )
+    return registers, spills, scratch
+
+
+def _only(pattern: str, text: str) -> str:
+    found = re.findall(pattern, text)
+    assert len(found) == 1, f"{pattern} occurs {len(found)} times"
+    return str(found[0])
+
+
+def main() -> None:
+    """`python -m attnc.codegen.triton.compile FILE TARGET DTYPE`: one line a kernel."""
+    file, target, dtype = sys.argv[1:]
+    for resources in compile_ahead(Path(file).read_text(encoding="utf-8"), target, dtype):
+        sys.stdout.write(f"{resources}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""What differs between the Triton versions that are supported, 3.6 to 3.9, kept in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+VERSION: tuple[int, ...] = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:3])
+SUPPORTED = ((3, 6, 0), (3, 10, 0))
+"""The first supported version, and the first that is not."""
+
+INTERPRETS: bool = triton.knobs.runtime.interpret
+"""Whether kernels made in this process run in Triton's interpreter (TRITON_INTERPRET=1), where nothing can be compiled."""
+
+
+def gpu_target(target: str) -> Any:
+    """Triton's name for `sm_80`, `sm_90`, `sm_100` or `gfx942`."""
+    if target.startswith("sm_"):
+        return GPUTarget("cuda", int(target[3:]), 32)
+    return GPUTarget("hip", target, 64)
+
+
+def compile_kernel(kernel: Any, signature: dict[str, str], constants: dict[str, Any], aligned: frozenset[str], target: str) -> Any:
+    """Compile a jitted function without a GPU. `aligned` names the arguments that are multiples of 16, `constants` also holds
+    num_warps and num_stages.
+    """
+    options = {name: value for name, value in constants.items() if name in ("num_warps", "num_stages")}
+    values = {name: value for name, value in constants.items() if name not in options}
+    names = kernel.arg_names
+    attributes = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in aligned}
+    source = ASTSource(kernel, {**signature, **dict.fromkeys(values, "constexpr")}, values, attributes)
+    return triton.compile(source, target=gpu_target(target), options=options)
