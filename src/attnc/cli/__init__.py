@@ -7,7 +7,7 @@ import errno
 import signal
 import sys
 
-from attnc.cli.exits import CommandError, Exit
+from attnc.cli.exits import CommandError, Exit, exit_code
 
 FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 INSTALLABLE = {
@@ -43,7 +43,7 @@ def explain(error: Exception) -> int:
         return error.code
     if isinstance(error, SpecError):
         print_diagnostics(error)
-        return Exit.SPEC
+        return exit_code(diagnostic.code for diagnostic in error.diagnostics)
     if isinstance(error, ModuleNotFoundError) and error.name in INSTALLABLE:
         complain(
             f"{error.name} is not installed", f"pip install {INSTALLABLE[error.name]}; attnc doctor says what else is missing"

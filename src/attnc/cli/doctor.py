@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from attnc.cli.exits import Exit
+from attnc.cli.options import Json
 from attnc.cli.output import bytes_text, complain, print_json, print_pairs
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 SHOWN = ("torch", "triton", "transformers", "gguf")
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def doctor(json: Json = False) -> None:
     """Report versions, GPUs, caches, and what is missing."""
     from attnc.cli.environment import examine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -24,3 +25,19 @@ class CommandError(Exception):
         self.code = code
         self.message = message
         self.help = help
+
+
+NOT_THE_SPEC = {
+    "A501": Exit.USAGE,
+    "A502": Exit.USAGE,
+    "A505": Exit.ENVIRONMENT,
+    "A510": Exit.USAGE,
+    "A511": Exit.ENVIRONMENT,
+}
+"""Diagnostics that say nothing about a spec: a path that names none, a disk that refuses."""
+
+
+def exit_code(codes: Iterable[str]) -> Exit:
+    """The exit code for diagnostics of these codes: the spec's, unless none of them is about a spec."""
+    found = {NOT_THE_SPEC.get(code, Exit.SPEC) for code in codes}
+    return Exit.SPEC if Exit.SPEC in found else min(found)

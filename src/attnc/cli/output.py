@@ -47,9 +47,9 @@ def complain(message: str, help: str | None = None) -> None:
         typer.echo(f"{styled('help', stderr=True, fg='cyan')}: {help}", err=True)
 
 
-def print_diagnostics(error: SpecError) -> None:
-    """All mistakes of a spec, on stderr: the plain text of the diagnostics, coloured for a terminal."""
-    typer.echo("\n".join(_coloured(line) for line in str(error).split("\n")), err=True)
+def print_diagnostics(error: SpecError, *, gap: bool = False) -> None:
+    """All mistakes of a spec, on stderr, coloured for a terminal; with `gap` after an empty line."""
+    typer.echo("\n" * gap + "\n".join(_coloured(line) for line in str(error).split("\n")), err=True)
 
 
 def styled(text: str, *, stderr: bool = False, **style: Any) -> str:

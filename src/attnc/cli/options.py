@@ -1,0 +1,23 @@
+"""Options and arguments that several commands take."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import attnc
+
+if TYPE_CHECKING:
+    from attnc.compiler.spec import Spec
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def read_spec(file: str) -> Spec:
+    """The checked spec of a file, or of the standard input for `-`. Raises SpecError."""
+    if file == "-":
+        return attnc.check(sys.stdin.buffer.read().decode("utf-8", "replace"))
+    return attnc.check(Path(file))

@@ -1,0 +1,89 @@
+"""Mistakes as data, for `--json`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from attnc.compiler.spec import Spec
+from attnc.dsl.diagnostic import Diagnostic, SpecError
+from attnc.dsl.source import Span
+
+
+class Place(BaseModel):
+    """A range of one file; lines and columns count from 1, the end is not part of it."""
+
+    file: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+
+class Note(BaseModel):
+    """Another place that matters."""
+
+    message: str
+    place: Place
+
+
+class Fix(BaseModel):
+    """A correction that a program can make: put `text` where `place` is."""
+
+    place: Place
+    text: str
+
+
+class DiagnosticReport(BaseModel):
+    """One mistake."""
+
+    code: str
+    message: str
+    place: Place
+    expected: str
+    help: str
+    notes: list[Note]
+    fix: Fix | None
+
+
+class FileReport(BaseModel):
+    """One file and its mistakes."""
+
+    file: str
+    ok: bool
+    layers: int | None
+    diagnostics: list[DiagnosticReport]
+
+
+class CheckReport(BaseModel):
+    """What `attnc check --json` prints."""
+
+    schema_version: int = 1
+    files: list[FileReport]
+
+
+def file_report(file: str, result: Spec | SpecError) -> FileReport:
+    """What checking one file came to."""
+    if isinstance(result, SpecError):
+        return FileReport(
+            file=file, ok=False, layers=None, diagnostics=[diagnostic_report(found) for found in result.diagnostics]
+        )
+    return FileReport(file=file, ok=True, layers=len(result.layers), diagnostics=[])
+
+
+def diagnostic_report(diagnostic: Diagnostic) -> DiagnosticReport:
+    """One mistake, its spans as lines and columns."""
+    return DiagnosticReport(
+        code=diagnostic.code,
+        message=diagnostic.message,
+        place=_place(diagnostic.span),
+        expected=diagnostic.expected,
+        help=diagnostic.help,
+        notes=[Note(message=text, place=_place(span)) for text, span in diagnostic.notes],
+        fix=Fix(place=_place(diagnostic.fix.span), text=diagnostic.fix.text) if diagnostic.fix else None,
+    )
+
+
+def _place(span: Span) -> Place:
+    line, column = span.source.line_and_column(span.start)
+    end_line, end_column = span.source.line_and_column(span.end)
+    return Place(file=span.source.name, line=line, column=column, end_line=end_line, end_column=end_column)
