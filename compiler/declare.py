@@ -29,3 +29,20 @@ class Budgeted:
     """`budget(lo..hi, default = x)` may stand here: moved by the tuner, or only before training."""
 
     when: Literal["tuned", "training"]
+
+
+@dataclass(frozen=True)
+class Divides:
+    """The number must divide that of the field named, which then may not be a share."""
+
+    field: str
+
+
+@dataclass(frozen=True)
+class NotBuilt:
+    """Values of the language that the compiler does not build yet: words, or classes of `word(...)` values."""
+
+    values: tuple[str | type, ...]
+
+    def __init__(self, *values: str | type) -> None:
+        object.__setattr__(self, "values", values)

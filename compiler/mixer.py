@@ -42,6 +42,8 @@ class Mixer:
     `kept`       what decoding keeps.
     `reference`  mixers: the formula, imports only torch; see compiler/mixers/conv.py for the pattern.
     `weights`    learned tensors beside q, k, v and o: weights(kind, attributes, model).
+    `state`      mixers: what decoding carries of one sequence whatever its length, name -> shape: state(kind, attributes, model).
+    `own_keys`   key sets: learned keys of its own, which stand before the sequence's and have no position.
     `examples`   values for goldens, docs and smoke tests.
     """
 
@@ -55,3 +57,5 @@ class Mixer:
     kept: Callable[[Any], Kept | None] = lambda kind: Kept()
     reference: Callable[..., Any] | None = None
     weights: Callable[..., tuple[Weight, ...]] = lambda kind, attributes, model: ()
+    state: Callable[..., dict[str, tuple[int, ...]]] = lambda kind, attributes, model: {}
+    own_keys: Callable[[Any], int] = lambda kind: 0

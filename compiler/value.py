@@ -27,6 +27,33 @@ class Share(Value):
 Tokens = int | Share
 
 
+class Text(str):
+    """A number that is known only while a built model runs, as Python source."""
+
+    __slots__ = ()
+
+
+def tokens_of(count: Tokens, length: int | Text) -> int | Text:
+    """`count` as a number of tokens of a sequence of `length`; as source where the length is source."""
+    if isinstance(count, Share):
+        return Text(f"share({count.percent!r}, {length})") if isinstance(length, Text) else count.of(length)
+    return count
+
+
+def part_of(number: int | Text, share: Share) -> int | Text:
+    """A share of a number of tokens, rounded down, 0 allowed; as source where the number is source."""
+    if isinstance(number, Text):
+        return Text(f"int({number} * {share.percent!r} / 100)")
+    return int(number * share.percent / 100)
+
+
+class Between(Value):
+    """`2..19`: a range of whole numbers; both ends belong to it."""
+
+    low: int
+    high: int
+
+
 class Origin(Value):
     """The `.attn` line that a value comes from; `text` is printed from the tree, so it holds nothing of the file but checked words."""
 

@@ -1,0 +1,35 @@
+"""The kinds of the language: one file each, one row each. A new kind is its file, an import and a row."""
+
+from __future__ import annotations
+
+from attnc.compiler.mixer import Mixer
+from attnc.compiler.mixers import block_local, conv, full, persistent, power_of_two, sink, stride, window
+
+_ALL: tuple[Mixer, ...] = (
+    full.MIXER,
+    window.MIXER,
+    sink.MIXER,
+    block_local.MIXER,
+    stride.MIXER,
+    power_of_two.MIXER,
+    persistent.MIXER,
+    conv.MIXER,
+)
+
+MIXERS: dict[str, Mixer] = {mixer.name: mixer for mixer in _ALL}
+
+DECLARED_LATER: tuple[str, ...] = (
+    "summary",
+    "codebook",
+    "routed",
+    "linear",
+    "ssm",
+    "memory",
+    "recurrent",
+    "feedback",
+    "insert",
+    "merge",
+    "select",
+    "context",
+)
+"""Kinds of the language that have no file yet: an error that says so."""

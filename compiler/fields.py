@@ -1,0 +1,125 @@
+"""The declared fields of a value class, as the checker reads them: types, bounds, place, budget."""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from attnc.compiler.declare import Bounds, Budgeted, Divides, NotBuilt, Positional
+from attnc.compiler.value import Between, Share, Value
+
+Marker = TypeVar("Marker")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One parameter. `key` is the word in a spec; `name` the pydantic field; `types` the members of its union."""
+
+    key: str
+    name: str
+    types: tuple[Any, ...]
+    bounds: Bounds | None
+    budgeted: Budgeted | None
+    divides: Divides | None
+    not_built: tuple[str | type, ...]
+    positional: bool
+    required: bool
+
+
+@functools.cache
+def fields(owner: type[Value]) -> dict[str, Field]:
+    """The parameters of a value class by their words; its tag (`kind` or `word`) is left out."""
+    found = {}
+    for name, info in owner.model_fields.items():
+        if name in ("kind", "word"):
+            continue
+        not_built = _marker(info.metadata, NotBuilt)
+        found[info.alias or name] = Field(
+            key=info.alias or name,
+            name=name,
+            types=_members(info.annotation),
+            bounds=_marker(info.metadata, Bounds),
+            budgeted=_marker(info.metadata, Budgeted),
+            divides=_marker(info.metadata, Divides),
+            not_built=not_built.values if not_built else (),
+            positional=_marker(info.metadata, Positional) is not None,
+            required=info.is_required(),
+        )
+    return found
+
+
+def tag(owner: type[Value]) -> str:
+    """The word that names a value class in a spec: `yarn`."""
+    info = owner.model_fields.get("word") or owner.model_fields["kind"]
+    (word,) = typing.get_args(info.annotation)
+    return str(word)
+
+
+def options(members: tuple[Any, ...]) -> list[str]:
+    """The words that a field takes."""
+    found: list[str] = []
+    for member in members:
+        if typing.get_origin(member) is Literal:
+            found += [str(word) for word in typing.get_args(member)]
+        elif member is bool:
+            found += ["true", "false"]
+        elif member is type(None):
+            found.append("none")
+        elif is_value(member):
+            found.append(tag(member))
+    return found
+
+
+def is_value(member: Any) -> bool:
+    """Whether a type is a `word(...)` class."""
+    return isinstance(member, type) and issubclass(member, Value) and member not in (Share, Between)
+
+
+def expectation(field: Field) -> str:
+    """What a field takes, in the user's words: `a whole number from 1 to 16777216, a share, or none`."""
+    parts = []
+    if int in field.types or float in field.types:
+        parts.append(("a whole number" if float not in field.types else "a number") + _limits(field.bounds))
+    if Share in field.types:
+        low, high = (field.bounds.share_low, field.bounds.share_high) if field.bounds else (0, 100)
+        parts.append(f"a share from {low:g}% to {high:g}%")
+    if Between in field.types:
+        parts.append("a range like `2..19`")
+    shown = [f"`{word}`" for word in options(field.types)]
+    if any(typing.get_origin(member) is tuple for member in field.types):
+        inner = [f"`{word}`" for word in options(items(field.types))]
+        parts.append("a list" + (f" of {', '.join(inner)}" if inner else " of numbers"))
+    parts += shown
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
+
+
+def items(members: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The types of a list's items."""
+    for member in members:
+        if typing.get_origin(member) is tuple:
+            return _members(typing.get_args(member)[0])
+    return ()
+
+
+def _limits(bounds: Bounds | None) -> str:
+    return f" from {number(bounds.low)} to {number(bounds.high)}" if bounds else ""
+
+
+def number(value: float) -> str:
+    """A number as a user would write it."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:g}"
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(part for member in typing.get_args(annotation) for part in _members(member))
+    return (annotation,)
+
+
+def _marker(metadata: list[Any], kind: type[Marker]) -> Marker | None:
+    return next((item for item in metadata if isinstance(item, kind)), None)

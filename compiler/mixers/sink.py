@@ -1,0 +1,43 @@
+"""`sink(n)`: the first n keys (StreamingLLM, arXiv 2309.17453)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from attnc.compiler.declare import Bounds, Budgeted, NotBuilt, Positional
+from attnc.compiler.intervals import Intervals
+from attnc.compiler.mixer import Kept, Kind, Mixer
+from attnc.compiler.value import Value
+
+
+class Cosine(Value):
+    """`cosine(0.9)`: keys whose state in this layer has abs(cos) > x with the first token's."""
+
+    word: Literal["cosine"] = "cosine"
+    x: Annotated[float, Positional(), Bounds(0, 1)]
+
+
+class Sink(Kind):
+    """`sink(4)`: the first n keys."""
+
+    kind: Literal["sink"] = "sink"
+    n: Annotated[int, Positional(), Bounds(0, 65536), Budgeted("tuned")]
+    detect: Annotated[Literal["first"] | Cosine, NotBuilt(Cosine)] = "first"
+
+
+def sink_mask(i: Any, j: Any, *, causal: bool, n: int) -> Any:
+    """Query i sees key j: one of the first n."""
+    first = (j < n) & (i >= 0)
+    return first & (j <= i) if causal else first
+
+
+MIXER = Mixer(
+    name="sink",
+    type="keys",
+    parameters=Sink,
+    examples=(Sink(n=3),),
+    mask=sink_mask,
+    sizes=lambda kind, length: {"n": kind.n},
+    intervals=lambda kind, causal: Intervals(sink=kind.n, causal=causal),
+    kept=lambda kind: Kept(pinned=kind.n, recent=0),
+)
