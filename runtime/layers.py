@@ -1,0 +1,128 @@
+"""Small layers of a model: norms, feed-forward, and the short convolution and moving average before q, k and v.
+
+Legend: T tokens of S sequences, packed; W width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batch import Batch
+
+
+class RMSNorm(nn.Module):
+    """(centre + weight) * x / sqrt(mean(x^2) + eps) over the last axis (arXiv 1910.07467), in fp32 (float64 if x is).
+
+    centre 0: the weight starts at 1 (Llama); centre 1: at 0 (Gemma).
+    """
+
+    def __init__(self, width: int, eps: float, centre: Literal[0, 1] = 0) -> None:
+        super().__init__()
+        self.eps, self.centre = eps, centre
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - centre))
+
+    @property
+    def starts(self) -> dict[str, float]:
+        """What the weight starts as."""
+        return {"weight": 1.0 - self.centre}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] -> the same shape and dtype."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (scaled * (self.centre + self.weight.to(wide.dtype))).to(x.dtype)
+
+
+def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(sum(x^2) + eps) over the last axis, in fp32 (float64 if x is): `qk_norm = l2`."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x)) * up(x)) for swiglu (SiLU) and geglu (GELU, tanh form, as Gemma); arXiv 2002.05202.
+
+    down(act(up(x))) for gelu (exact, erf form) and relu.
+    """
+
+    def __init__(self, kind: Literal["swiglu", "geglu", "gelu", "relu"], width: int, inner: int, bias: bool = False) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind in ("swiglu", "geglu"):
+            self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] -> [..., width]."""
+        match self.kind:
+            case "swiglu":
+                hidden = F.silu(self.gate_proj(x)) * self.up_proj(x)
+            case "geglu":
+                hidden = F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x)
+            case "gelu":
+                hidden = F.gelu(self.up_proj(x))
+            case "relu":
+                hidden = F.relu(self.up_proj(x))
+        out: Tensor = self.down_proj(hidden)
+        return out
+
+
+def earlier(x: Tensor, state: Tensor, batch: Batch, back: int) -> Tensor:
+    """The input `back` tokens before each token, [T, W], from its own sequence's state where the call has none.
+
+    x [T, W]; state [S, n, W], the n >= back inputs before the call, oldest first.
+    """
+    if batch.tokens == 0:
+        return x
+    index = torch.arange(batch.tokens, device=x.device) - batch.offsets[batch.sequence]  # place in the call
+    inside = index >= back
+    token = torch.where(inside, index - back + batch.offsets[batch.sequence], 0)
+    slot = torch.where(inside, 0, state.shape[1] - back + index)
+    return torch.where(inside.unsqueeze(-1), x[token], state[batch.sequence, slot].to(x.dtype))
+
+
+def next_state(x: Tensor, state: Tensor, batch: Batch) -> Tensor:
+    """The last n inputs of each sequence after the call, [S, n, W], given those before it (state [S, n, W])."""
+    n = state.shape[1]
+    if n == 0 or batch.tokens == 0:
+        return state
+    size = (batch.offsets[1:] - batch.offsets[:-1]).unsqueeze(1)  # [S, 1]
+    place = size - n + torch.arange(n, device=x.device)  # [S, n], place in the call
+    inside = place >= 0
+    token = torch.where(inside, place + batch.offsets[:-1].unsqueeze(1), 0)
+    sequence = torch.arange(batch.sequences, device=x.device).unsqueeze(1)
+    kept = state[sequence, torch.where(inside, 0, place + n)]
+    return torch.where(inside.unsqueeze(-1), x[token], kept.to(x.dtype))
+
+
+def depthwise(x: Tensor, weight: Tensor, batch: Batch, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Causal convolution per channel over the last n tokens of a sequence, never across sequences.
+
+    x [T, W]; weight [W, n], its last column weighs the newest token; state [S, n - 1, W], the inputs before the call, oldest
+    first, or None (zeros). Returns y [T, W] and the new state.
+    """
+    n = weight.shape[1]
+    if state is None:
+        state = x.new_zeros(batch.sequences, n - 1, x.shape[1])
+    mixed = x * weight[:, -1]
+    for back in range(1, n):
+        mixed = mixed + earlier(x, state, batch, back) * weight[:, -1 - back]
+    return mixed, next_state(x, state, batch)
+
+
+class ShortConv(nn.Module):
+    """`depthwise` with a learned weight [width, n], then SiLU: what `short_conv` puts on q, k and v."""
+
+    def __init__(self, width: int, n: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, n))
+
+    def forward(self, x: Tensor, batch: Batch, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x [T, width], state [S, n - 1, width] or None (zeros) -> (y [T, width], new state)."""
+        mixed, state = depthwise(x, self.weight, batch, state)
+        return F.silu(mixed), state
