@@ -10,6 +10,7 @@ import sys
 from attnc.cli.exits import CommandError, Exit, exit_code
 
 FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+INTERRUPTED = 130
 INSTALLABLE = {
     "torch": "torch",
     "triton": "triton",
@@ -20,17 +21,25 @@ INSTALLABLE = {
 
 
 def main() -> None:
-    """Runs one command and ends the process with one of `Exit`'s codes."""
+    """The process `attnc`: runs one command and ends with one of `Exit`'s codes."""
     with contextlib.suppress(AttributeError):  # no such signal on Windows
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `attnc show x | head` ends like every other tool
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code; whatever went wrong is said on stderr."""
     try:
         from attnc.cli.app import app
 
-        app()
+        app(arguments, prog_name="attnc")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else Exit.OK
     except KeyboardInterrupt:
-        sys.exit(130)
+        return INTERRUPTED
     except Exception as error:
-        sys.exit(explain(error))
+        return explain(error)
+    raise AssertionError("typer ends every command with SystemExit")
 
 
 def explain(error: Exception) -> int:
