@@ -27,7 +27,7 @@ class Number:
     """`7`, `-0.85`, `1e-6`, or with `share` set `25%` (value 25)."""
 
     value: int | float
-    share: bool = False
+    share: bool
     span: Span = _span()
 
 

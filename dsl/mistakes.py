@@ -1,0 +1,241 @@
+"""What is wrong where the parser stopped, in the words of the language, and what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attnc.dsl.diagnostic import Edit, closest
+from attnc.dsl.excerpt import quoted
+from attnc.dsl.place import ITEMS, Place
+from attnc.dsl.problems import Problems
+from attnc.dsl.source import Span
+
+CLOSES = {"(": ")", "[": "]", "settings": "}", "cases": "}"}
+INSIDE_PLURAL = {"(": "the arguments", "[": "the values", "settings": "the settings", "cases": "the cases"}
+INSIDE = {"(": "an argument", "[": "a value", "settings": "a setting, `key = value`", "cases": "a case, `selector: expression`"}
+OPERATORS = ("|", "+", ">>")
+
+
+def report(place: Place, problems: Problems) -> None:
+    """Report the one mistake at `place`: the first of the known ones that fits, or what was found and what was expected."""
+    for known in KNOWN:
+        if known(place, problems):
+            return
+    _unexpected(place, problems)
+
+
+def lacks_comma(place: Place, problems: Problems) -> bool:
+    """Report an entry on the line of the one before; False if it is rather an argument without parentheses."""
+    if _argument_without_parentheses(place, problems):
+        return False
+    before = place.words[place.at - 1].span
+    gap = Edit(Span(before.source, before.end, before.end), ",")
+    message = f"there is no comma before {quoted(place.word.text)}"
+    help_text = "entries on one line are separated by commas; write `,` or begin a new line"
+    problems.add("A016", message, place.word.span, help=help_text, fix=gap)
+    return True
+
+
+def _unclosed(place: Place, problems: Problems) -> bool:
+    """A bracket is open at the file's end, at the next item, at a case behind settings, or at a bracket that closes another."""
+    if not place.open:
+        return False
+    innermost, text = place.open[-1], place.word.text
+    at_item = place.kind(0) != "$END" and (place.begins_item(place.at) or (text == "{" and place.begins_item(place.at - 1)))
+    at_case = place.outer_cases is not None and place.word.first and place.begins_case(place.at)
+    closes_other = text in (")", "]", "}") and text != CLOSES[innermost.sort]
+    if not (place.kind(0) == "$END" or at_item or at_case or closes_other):
+        return False
+    opened = place.words[innermost.index]
+    close = CLOSES[innermost.sort]
+    if place.kind(0) == "$END":
+        where, notes = "", ()
+    else:
+        begins = (
+            "this closes another bracket" if closes_other else "a new item begins here" if at_item else "a new case begins here"
+        )
+        where, notes = f" before {quoted(text)}", ((begins, place.word.span),)
+    odd = place.odd_pair()
+    if odd and not closes_other:
+        notes = (*notes, ("this bracket closes one that is indented otherwise", odd))
+    message = f"`{opened.text}` is not closed{where}"
+    help_text = f"write `{close}` where {INSIDE_PLURAL[innermost.sort]} end"
+    problems.add("A011", message, opened.span, notes=notes, help=help_text)
+    return True
+
+
+def _closes_nothing(place: Place, problems: Problems) -> bool:
+    text = place.word.text
+    if place.open or text not in (")", "]", "}"):
+        return False
+    problems.add("A012", f"`{text}` closes nothing: no bracket is open here", place.word.span, help="delete it", fix="")
+    return True
+
+
+def _cut_entry(place: Place, problems: Problems) -> bool:
+    """`heads =` at the end of a line, the next setting below."""
+    start = place.cut_entry
+    if start is None:
+        return False
+    before = place.words[start - 1]
+    what = "a value" if place.word.text == "=" else "an expression such as `full`"
+    after = Span(before.span.source, before.span.end, before.span.end)
+    problems.add("A014", f"nothing stands behind {quoted(before.text)}", after, expected=what)
+    return True
+
+
+def _empty(place: Place, problems: Problems) -> bool:
+    before, text = place.text(-1), place.word.text
+    if before + text not in ("()", "[]", "{}"):
+        return False
+    span = Span(place.word.span.source, place.words[place.at - 1].span.start, place.word.span.end)
+    inside = INSIDE[place.open[-1].sort] if before != "(" else "an expression such as `full`"
+    if (
+        place.open[-1].sort == "settings"
+        and len(place.open) > 0
+        and place.text(-2) not in ITEMS
+        and place.text(-3) not in ITEMS
+    ):
+        problems.add("A013", "the braces are empty", span, help="delete them, or write a setting, `key = value`", fix="")
+    else:
+        what = {"(": "parentheses", "[": "brackets", "{": "braces"}[before]
+        problems.add("A013", f"the {what} are empty", span, expected=inside)
+    return True
+
+
+def _not_an_item(place: Place, problems: Problems) -> bool:
+    word = place.word
+    if place.open or "mix" not in place.accepts or word.type == "$END" or not (word.first or place.text(-1) == "}"):
+        return False
+    near = closest(word.text, ITEMS) if word.type == "NAME" else ""
+    if place.text(1) == "=":
+        near = f"a named expression begins with `mix`: `mix {word.text} = ...`"
+    elif place.text(1) == ":" or word.text == "else":
+        near = "rules for layers stand in `layers { }`; is a `}` too many before?"
+    message = f"{quoted(word.text)} does not begin an item of a spec"
+    problems.add("A017", message, word.span, expected="`model`, `mix`, `layers`, `recipe` or `driver`", help=near)
+    return True
+
+
+def _behind_braces(place: Place, problems: Problems) -> bool:
+    """`A { } | B` and `A { } { }`."""
+    if place.text(-1) != "}" or place.text(0) not in ("|", "{") or "+" not in place.accepts:
+        return False
+    if place.text(0) == "{":
+        message, help_text = "a second pair of braces behind one mixer", "write all attributes in one pair"
+    else:
+        message = "`|` cannot follow attributes, which belong to a whole union"
+        help_text = "write the braces behind the last key set; to add outputs of separate softmaxes, write `+`"
+    problems.add("A010", message, place.word.span, help=help_text)
+    return True
+
+
+def _range(place: Place, problems: Problems) -> bool:
+    """`0-3`, `3..`, `first(3)..7`."""
+    word = place.word
+    if word.type == "NUMBER" and word.text.startswith("-") and place.kind(-1) == "NUMBER":
+        low = place.words[place.at - 1]
+        span = Span(word.span.source, low.span.start, word.span.end)
+        meant = f"{low.text}..{word.text[1:]}"
+        help_text = f"a range is `{meant}`; there is no arithmetic"
+        problems.add("A010", f"{quoted(low.text)} is followed by another number", span, help=help_text, fix=meant)
+        return True
+    if ".." not in (word.text, place.text(-1)):
+        return False
+    message = f"unexpected {_found(place)}"
+    problems.add("A010", message, word.span, expected="a number on both sides of `..`, such as `0..3`")
+    return True
+
+
+def _argument_without_parentheses(place: Place, problems: Problems) -> bool:
+    """`window 1024`, `aligned 64`."""
+    word, name = place.word, place.words[place.at - 1]
+    if word.type != "NUMBER" or name.type != "NAME":
+        return False
+    span = Span(word.span.source, name.span.start, word.span.end)
+    call = f"{name.text}({word.text})"
+    setting = f"{name.text} = {word.text}"
+    if "(" not in place.accepts:
+        help_text, fix = f"write `{setting}`", setting
+    elif place.open and place.open[-1].sort == "(":
+        help_text, fix = f"write `{setting}` for the argument of that name, or `{call}`", setting
+    else:
+        help_text, fix = f"write `{call}`", call
+    problems.add(
+        "A010",
+        f"{quoted(word.text)} stands behind {quoted(name.text)} without a sign between them",
+        span,
+        help=help_text,
+        fix=fix,
+    )
+    return True
+
+
+def _block(place: Place, problems: Problems) -> bool:
+    """Blocks and operators where only a value can stand."""
+    text = place.word.text
+    setting = place.open and place.open[-1].sort in ("settings", "[")
+    if setting and text in OPERATORS and "," in place.accepts:
+        what = f"`{text}`"
+    elif setting and text in ("when", "heads", "choose", "route") and "NUMBER" in place.accepts:
+        what = f"the block `{text}`"
+    else:
+        return False
+    help_text = "operators and blocks stand in `mix` and in the cases of `layers`"
+    expected = "one value: a number, a name, a call such as `rms(1e-6)`, or a list of them"
+    problems.add("A010", f"{what} cannot stand in a setting", place.word.span, expected=expected, help=help_text)
+    return True
+
+
+KNOWN: tuple[Callable[[Place, Problems], bool], ...] = (
+    _unclosed,
+    _closes_nothing,
+    _cut_entry,
+    _empty,
+    _not_an_item,
+    _behind_braces,
+    _range,
+    _argument_without_parentheses,
+    _block,
+)
+
+
+def _unexpected(place: Place, problems: Problems) -> None:
+    after = f" after {quoted(place.text(-1))}" if place.at else ""
+    problems.add("A010", f"unexpected {_found(place)}{after}", place.word.span, expected=expected(place.accepts))
+
+
+def _found(place: Place) -> str:
+    if place.word.type == "$END":
+        return "end of the file"
+    return f"{quoted(place.word.text)} in the next line" if place.word.first and place.at else quoted(place.word.text)
+
+
+def expected(accepts: frozenset[str]) -> str:
+    """What could stand at a place, most telling first: ``an operator (`|`, `+`, `>>`), `,` or `}```."""
+    rest = set(accepts)
+    said: list[str] = []
+
+    def take(words: set[str], phrase: str) -> None:
+        if words <= rest:
+            said.append(phrase)
+            rest.difference_update(words, STARTS if "NAME" in words else ())
+
+    closing = "}" in rest
+    take({"layers", "NAME", "("}, "an argument, such as `64` or `aligned = 64`")
+    take({"NAME", "NUMBER", "("} if "else" not in rest else {"-"}, "an expression such as `full`")
+    take({"NAME", "else"}, "the next case on a line of its own" if closing else "a selector such as `all` or `every(4)`")
+    take({"NAME", "layers"}, "the next setting on a line of its own" if closing else "a key")
+    take({"NAME", "NUMBER"}, "a value")
+    take({"NAME"}, "a name")
+    take({"NUMBER"}, "a number")
+    take(set(ITEMS), "the next item (`model`, `mix`, `layers`, `recipe`, `driver`)")
+    take({"COMPARE"}, "a comparison such as `<`")
+    take(set(OPERATORS), "an operator (`|`, `+`, `>>`)")
+    take({"$END"}, "the end of the file")
+    said += [f"`{sign}`" for sign in sorted(rest - STARTS)]
+    return " or ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
+
+
+STARTS = {"NAME", "NUMBER", "[", "else", "when", "heads", "choose", "route", "layers"}
+"""What a value, an expression, a selector or a key can begin with, beside `(`."""

@@ -1,0 +1,30 @@
+"""Text to tree."""
+
+from __future__ import annotations
+
+from attnc.dsl import tree
+from attnc.dsl.problems import Problems
+from attnc.dsl.rules import check_file
+from attnc.dsl.scan import scan
+from attnc.dsl.source import Source, Span
+
+EMPTY = """write a model and say what its layers do, for example
+    model small { vocab = 32000, dim = 2048, layers = 24, heads = 16, norm = rms(1e-6) }
+    layers { every(6): full, else: window(1024) }"""
+
+
+def parse(source: Source) -> tree.File:
+    """The tree of a spec. Raises SpecError with all its syntax errors, in the order of their places."""
+    problems = Problems(source)
+    words = scan(source, problems)
+    if not words:
+        if not problems.found:
+            problems.add("A001", "the spec is empty; it needs a `model` and `layers`", Span(source, 0, 0), help=EMPTY)
+        problems.raise_any()
+    from attnc.dsl.recover import read_items  # noqa: PLC0415  (imports lark, which costs more than the whole room)
+
+    items = read_items(source, words, problems)
+    file = tree.File(items, source)
+    check_file(file, problems, whole=not problems.found)
+    problems.raise_any()
+    return file

@@ -1,0 +1,125 @@
+"""The place in the words at which the parser stopped, and questions about what stands around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attnc.dsl.source import Span
+from attnc.dsl.words import Word
+
+ITEMS = ("model", "mix", "layers", "recipe", "driver")
+LONGEST_SELECTOR = 64
+"""Words looked at in search of the colon after a selector; more only make recovery coarser."""
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """An open bracket: its index in the words, its sort, and the height of the parser's stack behind it."""
+
+    index: int
+    sort: Literal["(", "[", "settings", "cases"]
+    height: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """`at` is the index of the word that does not fit; `accepts` says what would, in the spelling of the language.
+
+    Words without one spelling stand in `accepts` as NAME, NUMBER and COMPARE. `resumed`: where the reading began last.
+    `closed`: the indices of the brackets that were opened and closed before.
+    """
+
+    words: list[Word]
+    at: int
+    open: tuple[Bracket, ...]
+    accepts: frozenset[str]
+    resumed: int = 0
+    closed: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def word(self) -> Word:
+        """The word that does not fit; the last of `words` marks the end of the file."""
+        return self.words[self.at]
+
+    def text(self, offset: int) -> str:
+        """The text of the word that stands `offset` words further; empty outside of the file."""
+        index = self.at + offset
+        return self.words[index].text if 0 <= index < len(self.words) else ""
+
+    def kind(self, offset: int) -> str:
+        """The terminal's name of the word that stands `offset` words further."""
+        index = self.at + offset
+        return self.words[index].type if 0 <= index < len(self.words) else ""
+
+    @property
+    def brace(self) -> int | None:
+        """The index in `open` of the innermost brace."""
+        return next((i for i in reversed(range(len(self.open))) if self.open[i].sort in ("settings", "cases")), None)
+
+    @property
+    def line_start(self) -> int:
+        """The index of the first word on this word's line."""
+        return next(i for i in range(self.at, -1, -1) if self.words[i].first or i == 0)
+
+    def begins_item(self, at: int) -> bool:
+        """Whether an item begins at this index. `layers` is also a key, so it needs its brace."""
+        words, text = self.words, self.words[at].text
+        after = [word.text for word in words[at + 1 : at + 3]]
+        if text == "layers":
+            return after[:1] == ["{"]
+        return text in ITEMS and (words[at].first or text == "recipe" or after[1:] in (["="], ["{"]))
+
+    def begins_setting(self, at: int) -> bool:
+        """Whether `key =` stands at this index."""
+        return self.words[at].text[:1].isalpha() and at + 1 < len(self.words) and self.words[at + 1].text == "="
+
+    def begins_case(self, at: int) -> bool:
+        """Whether `selector:` stands at this index, as far as can be seen without reading the selector."""
+        if not (self.words[at].type in ("NAME", "NUMBER") or self.words[at].text in ("[", "else")):
+            return False
+        for word in self.words[at + 1 : at + LONGEST_SELECTOR]:
+            if word.text == ":":
+                return True
+            if word.text in ("{", "}") or word.first:
+                return False
+        return False
+
+    @property
+    def outer_cases(self) -> int | None:
+        """Where the innermost brace holds settings: the index in `open` of the nearest brace around it that holds cases."""
+        brace = self.brace
+        if brace is None or self.open[brace].sort != "settings":
+            return None
+        return next((i for i in reversed(range(brace)) if self.open[i].sort == "cases"), None)
+
+    @property
+    def cut_entry(self) -> int | None:
+        """Where this word is the `=` or `:` of an entry that was taken for the end of the one before: that entry's index."""
+        start = self.line_start
+        if not self.resumed < start < self.at or self.brace is None:
+            return None
+        if self.words[start - 1].text not in ("=", ":", "|", "+", ">>", ",", "..", "("):
+            return None
+        sort = self.open[self.brace].sort
+        if self.word.text == "=" and sort == "settings" and start + 1 == self.at:
+            return start
+        colon = self.word.text == ":" and sort == "cases" and self.begins_case(start)
+        return start if colon and self.words[start - 1].text != "," else None
+
+    def odd_pair(self) -> Span | None:
+        """The first closing bracket that begins a line and is indented otherwise than the line of its opening one.
+
+        Only those inside of the innermost open bracket count: one of them may have closed what was meant to stay open.
+        """
+        for opened, closing in self.closed:
+            if self.open and opened > self.open[-1].index and self.words[closing].first:
+                if self._indent(closing) != self._indent(opened):
+                    return self.words[closing].span
+        return None
+
+    def _indent(self, at: int) -> int:
+        span = self.words[at].span
+        line = span.source.text.rfind("\n", 0, span.start) + 1
+        rest = span.source.text[line : span.start]
+        return len(rest) - len(rest.lstrip())

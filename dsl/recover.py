@@ -1,0 +1,202 @@
+"""Words into items. After a mistake, reading goes on at the next entry of the same brace or at the next item.
+
+The parser's stack is cut back to the last whole entry (or item), which is a state that the parser was in before, and
+is fed again from the word where the next one begins. Brackets are counted here, beside the parser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from lark import Token, Tree
+from lark.exceptions import UnexpectedToken
+
+from attnc.dsl import mistakes, tree
+from attnc.dsl.grammar import grammar
+from attnc.dsl.place import Bracket, Place
+from attnc.dsl.problems import Problems
+from attnc.dsl.repair import drop_empty_calls, repaired
+from attnc.dsl.source import Source, Span
+from attnc.dsl.words import Word
+
+
+def read_items(source: Source, words: list[Word], problems: Problems) -> tuple[tree.Item, ...]:
+    """The items of a text; if there were mistakes, those that could be read, perhaps with entries missing."""
+    reader = _Reader(source, drop_empty_calls(words, problems), problems)
+    at = 0
+    while at < len(reader.words):
+        at = reader.step(at)
+    return reader.finish()
+
+
+@dataclass(frozen=True)
+class _Resume:
+    """Where to read on: the word's index, and how many brackets are still open there."""
+
+    at: int
+    brackets: int
+
+
+class _Reader:
+    def __init__(self, source: Source, words: list[Word], problems: Problems) -> None:
+        end = Span(source, len(source.text), len(source.text))
+        self.end = Word("$END", "", end, first=True)
+        self.words = words
+        self.problems = problems
+        self.grammar = grammar()
+        self.parser = self.grammar.start()
+        self.open: list[Bracket] = []
+        self.closed: list[tuple[int, int]] = []
+        self.resumed = 0
+
+    def step(self, at: int) -> int:
+        """Read the word at `at`; the index of the next word to read."""
+        if self._lacks_comma(at):
+            place = self._place(at)
+            if "}" in place.accepts and not mistakes.lacks_comma(place, self.problems):
+                return self._recover(place)
+        word = self.words[at]
+        if self._feed(word):
+            self._count(at, word)
+            return at + 1
+        place = self._place(at)
+        instead = repaired(place, self.grammar, self.problems)
+        if instead is not None:
+            fits = self._feed(instead)
+            assert fits, f"a repair that does not fit: {instead}"
+            return at + 1
+        mistakes.report(place, self.problems)
+        return self._recover(place)
+
+    def finish(self) -> tuple[tree.Item, ...]:
+        """The items read, after the last word."""
+        self.words = [*self.words, self.end]
+        nothing = len(self.parser.parser_state.state_stack) == 1
+        if nothing and self.problems.found:
+            return ()
+        if not self._feed(self.end):
+            mistakes.report(self._place(len(self.words) - 1), self.problems)
+            self._cut(0)
+        return tuple(_whole(self.parser.parser_state.value_stack))
+
+    def _feed(self, word: Word) -> bool:
+        state = self.parser.parser_state
+        states, values = list(state.state_stack), list(state.value_stack)
+        try:
+            result = self.parser.feed_token(cast(Token, word))
+        except UnexpectedToken:
+            # The parser may have reduced before it noticed; what it expected is known in the state before.
+            state.state_stack[:], state.value_stack[:] = states, values
+            return False
+        if word.type == "$END":
+            state.value_stack[:] = result
+        return True
+
+    def _count(self, at: int, word: Word) -> None:
+        if word.text in ("(", "[", "{"):
+            sort = word.text if word.text != "{" else "cases" if "ELSE" in self.parser.choices() else "settings"
+            self.open.append(Bracket(at, cast(Any, sort), len(self.parser.parser_state.state_stack)))
+        elif word.text in (")", "]", "}"):
+            self.closed.append((self.open.pop().index, at))
+
+    def _accepts(self) -> frozenset[str]:
+        return frozenset(self.grammar.texts.get(name, name) for name in self.parser.accepts())
+
+    def _place(self, at: int) -> Place:
+        return Place(self.words, at, tuple(self.open), self._accepts(), self.resumed, tuple(self.closed))
+
+    def _lacks_comma(self, at: int) -> bool:
+        """Whether the word looks like the next entry of a brace, on the line of the one before, without a comma."""
+        word, before = self.words[at], self.words[at - 1]
+        if word.first or not self.open or self.open[-1].sort in ("(", "["):
+            return False
+        ends = before.type in ("NAME", "NUMBER") or before.text in (")", "]", "}")
+        return ends and (word.type in ("NAME", "NUMBER") or word.text in ("[", "else", "layers", "heads"))
+
+    def _recover(self, place: Place) -> int:
+        resume = _resume(place)
+        self._cut(resume.brackets)
+        self.resumed = at = resume.at
+        if self.open and len(self.parser.parser_state.state_stack) == self.open[-1].height:
+            while at < len(self.words) and self.words[at].text == ",":
+                at += 1
+            if at < len(self.words) and self.words[at].text == "}":
+                self._stand_in(self.words[at].span)
+        return at
+
+    def _cut(self, brackets: int) -> None:
+        """Back to the last whole entry of the innermost of so many brackets, or to the last whole item."""
+        del self.open[brackets:]
+        state = self.parser.parser_state
+        height = self.open[-1].height if self.open else 1
+        # A state lies below each value, so `height` states hold `height - 1` values.
+        values = state.value_stack[height - 1 :]
+        whole = next((i for i, value in enumerate(values) if not _is_whole(value)), len(values))
+        del state.state_stack[height + whole :], state.value_stack[height - 1 + whole :]
+
+    def _stand_in(self, span: Span) -> None:
+        """An entry without names, where a brace lost all that it had: a brace is never empty."""
+        separator = ":" if self.open[-1].sort == "cases" else "="
+        name = Word("NAME", "", span, first=False)
+        for word in (name, Word(self.grammar.signs[separator], separator, span, first=False), name):
+            self._feed(word)
+
+
+def _resume(place: Place) -> _Resume:
+    cut = place.cut_entry
+    brace = place.brace
+    if cut is not None and brace is not None:
+        return _Resume(cut, brace + 1)
+    skipped: list[str] = []
+    outside = len(place.open) - 1 - brace if brace is not None else 0
+    for at in range(place.at, len(place.words)):
+        word = place.words[at]
+        if place.begins_item(at):
+            return _Resume(at, 0)
+        if brace is None:
+            continue
+        if "{" not in skipped:
+            level = outside + len(skipped)
+            brackets = _entry_begins(place, at, brace, level)
+            if brackets:
+                return _Resume(at, brackets)
+        if word.text in ("(", "[", "{"):
+            skipped.append(word.text)
+        elif word.text == "}":
+            if "{" not in skipped:
+                return _Resume(at, brace + 1)
+            while skipped.pop() != "{":
+                pass
+        elif word.text in (")", "]"):
+            if skipped and skipped[-1] != "{":
+                skipped.pop()
+            elif not skipped and outside:
+                outside -= 1
+    return _Resume(len(place.words), 0 if brace is None else brace + 1)
+
+
+def _entry_begins(place: Place, at: int, brace: int, level: int) -> int:
+    """How many brackets are open where the next entry begins at `at`; 0 where none begins."""
+    word = place.words[at]
+    if word.text == "," and level == 0:
+        return brace + 1
+    if not word.first:
+        return 0
+    if place.open[brace].sort == "cases":
+        return brace + 1 if place.begins_case(at) else 0
+    if place.outer_cases is not None and place.begins_case(at):
+        return place.outer_cases + 1
+    return brace + 1 if level == 0 and place.begins_setting(at) else 0
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value of the parser's stack is a whole entry or item, or a row of them (lark's own Tree)."""
+    return isinstance(value, (tree.Setting, tree.Case, Tree, tree.Model, tree.Mix, tree.Layers, tree.Recipe, tree.Driver))
+
+
+def _whole(values: list[Any]) -> list[tree.Item]:
+    items: list[tree.Item] = []
+    for value in values:
+        items += _whole(value.children) if isinstance(value, Tree) else [value]
+    return items

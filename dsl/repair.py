@@ -1,0 +1,87 @@
+"""Mistakes whose intention is so plain that reading goes on as if the right word stood there. Each is reported."""
+
+from __future__ import annotations
+
+from attnc.dsl.diagnostic import Edit, closest
+from attnc.dsl.excerpt import quoted
+from attnc.dsl.grammar import RESERVED, Grammar
+from attnc.dsl.place import ITEMS, Place
+from attnc.dsl.problems import Problems
+from attnc.dsl.source import Span
+from attnc.dsl.words import Word
+
+
+def drop_empty_calls(words: list[Word], problems: Problems) -> list[Word]:
+    """`full()` is read as `full`."""
+    kept: list[Word] = []
+    at = 0
+    while at < len(words):
+        word = words[at]
+        kept.append(word)
+        at += 1
+        if word.type == "NAME" and [following.text for following in words[at : at + 2]] == ["(", ")"]:
+            source, end = word.span.source, words[at + 1].span.end
+            brackets = Span(source, words[at].span.start, end)
+            whole = Span(source, word.span.start, end)
+            message, help_text = f"{quoted(word.text)} has empty parentheses", f"write {quoted(word.text)}"
+            problems.add("A013", message, whole, help=help_text, fix=Edit(brackets, ""))
+            at += 2
+    return kept
+
+
+def repaired(place: Place, grammar: Grammar, problems: Problems) -> Word | None:
+    """The word to read in place of the one that does not fit, or None."""
+    if place.cut_entry is not None:
+        return None
+    return _separator(place, grammar, problems) or _item(place, grammar, problems) or _reserved(place, problems)
+
+
+def _separator(place: Place, grammar: Grammar, problems: Problems) -> Word | None:
+    """`rope: none` in settings, `else = full` in cases, `length = 8192: full`."""
+    word = place.word
+    if word.text not in ("=", ":", "=="):
+        return None
+    if word.text == "=" and "COMPARE" in place.accepts and place.text(2) == ":":
+        problems.add("A018", "conditions compare with `==`", word.span, help="write `==`", fix="==")
+        return Word("COMPARE", "==", word.span, word.first)
+    for sign, use in (("=", "a key and its value"), (":", "a selector and its expression")):
+        if sign in place.accepts and sign != word.text:
+            problems.add(
+                "A018", f"`{sign}` stands between {use}, not `{word.text}`", word.span, help=f"write `{sign}`", fix=sign
+            )
+            return Word(grammar.signs[sign], sign, word.span, word.first)
+    return None
+
+
+def _item(place: Place, grammar: Grammar, problems: Problems) -> Word | None:
+    """`layer { ... }`, `Modell x { ... }`: a word near to an item's, followed by what follows that item's word."""
+    word = place.word
+    if place.open or "mix" not in place.accepts or word.type != "NAME":
+        return None
+    for item, follows in (
+        ("layers", place.text(1)),
+        ("recipe", place.text(1)),
+        ("model", place.text(2)),
+        ("driver", place.text(2)),
+    ):
+        if follows == "{" and closest(word.text, [item]):
+            problems.add("A017", f"{quoted(word.text)} is not an item of a spec", word.span, help=f"write `{item}`", fix=item)
+            return Word(grammar.words[item], item, word.span, word.first)
+    return None
+
+
+def _reserved(place: Place, problems: Problems) -> Word | None:
+    """A reserved word where only a name can stand."""
+    word = place.word
+    if word.text not in RESERVED or "NAME" not in place.accepts:
+        return None
+    if place.begins_item(place.at) or place.text(1) in ("{", "(") or (word.text == "else" and place.text(1) == ":"):
+        return None
+    words = ", ".join(f"`{reserved}`" for reserved in RESERVED)
+    message = f"`{word.text}` is a reserved word and cannot be a name here"
+    help_text = f"choose another name; reserved are {words}"
+    problems.add("A015", message, word.span, help=help_text)
+    return Word("NAME", word.text, word.span, word.first)
+
+
+assert set(ITEMS) < set(RESERVED)
