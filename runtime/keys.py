@@ -91,6 +91,22 @@ class KeyPart:
     bases: tuple[int, ...]
     places: tuple[int, ...]
 
+    def select(self, sequences: Sequence[int]) -> KeyPart:
+        """The same storage for some of its sequences only, in the order given."""
+        index = torch.tensor(sequences, dtype=torch.int64, device=self.k_begin.device)
+        counts = tuple(self.counts[s] for s in sequences)
+        return replace(
+            self,
+            k_begin=self.k_begin[index],
+            v_begin=self.v_begin[index],
+            stored=self.stored[index],
+            base=self.base[index],
+            max_stored=max(counts, default=0),
+            counts=counts,
+            bases=tuple(self.bases[s] for s in sequences),
+            places=tuple(self.places[s] for s in sequences),
+        )
+
     @property
     def even(self) -> bool:
         """Whether all sequences hold equally many keys from the same position on, at equal distances: one view serves all."""
