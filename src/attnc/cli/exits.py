@@ -27,17 +27,25 @@ class CommandError(Exception):
         self.help = help
 
 
-NOT_THE_SPEC = {
-    "A501": Exit.USAGE,
-    "A502": Exit.USAGE,
-    "A505": Exit.ENVIRONMENT,
-    "A510": Exit.USAGE,
-    "A511": Exit.ENVIRONMENT,
-}
-"""Diagnostics that say nothing about a spec: a path that names none, a disk that refuses."""
+USAGE_CODES = {"A111", "A501", "A502", "A510", "A520", "A532"}
+"""A path or an option that names the wrong thing."""
+
+ENVIRONMENT_CODES = {"A505", "A511", "A531", "A533"}
+"""A disk that refuses, a package that is missing."""
+
+SPEC_FILES = {"A503", "A504"}
+"""Spec files that hold no text; all other A5 codes are about weights and other files that come with a spec."""
 
 
 def exit_code(codes: Iterable[str]) -> Exit:
     """The exit code for diagnostics of these codes: the spec's, unless none of them is about a spec."""
-    found = {NOT_THE_SPEC.get(code, Exit.SPEC) for code in codes}
-    return Exit.SPEC if Exit.SPEC in found else min(found)
+    found = {_exit_code(code) for code in codes}
+    return Exit.SPEC if Exit.SPEC in found else max(found)
+
+
+def _exit_code(code: str) -> Exit:
+    if code in USAGE_CODES:
+        return Exit.USAGE
+    if code in ENVIRONMENT_CODES:
+        return Exit.ENVIRONMENT
+    return Exit.DIFFERENT if code.startswith("A5") and code not in SPEC_FILES else Exit.SPEC
