@@ -12,8 +12,8 @@ and j <= i if causal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -25,17 +25,23 @@ from .sizes import UNBOUNDED, Number, Share, resolve
 
 @dataclass(frozen=True)
 class Near:
-    """Keys around the query: its block of `align` (begun `shift` per cent of it earlier), `back` before, `ahead` after."""
+    """Keys around the query: its block of `align` (blocks begin `shift` earlier), `back` before, `ahead` after.
+
+    A share in `shift` is of `align`, rounded up; other shares are of the length.
+    """
 
     align: Number = 1
-    shift: float = 0.0
+    shift: Number = 0
     back: Number = 0
     ahead: Number = 0
 
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """KV heads first..last (both included) and the keys that their queries see."""
+    """KV heads first..last (both included) and the keys that their queries see.
+
+    visible: the same in plain tensors, visible(i [n, 1], j [1, L], length) -> bool [n, L]; the provider `reference` asks it.
+    """
 
     first: int
     last: int
@@ -43,6 +49,7 @@ class HeadGroup:
     near: tuple[Near, ...] = ()
     strides: tuple[int, ...] = ()
     powers: tuple[int, ...] = ()
+    visible: Callable[[Tensor, Tensor, int], Tensor] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,16 @@ def row(group: HeadGroup, form: Form, length: int) -> tuple[int, ...]:
     near = []
     for part in group.near:
         align = resolve(part.align, length)
-        near += [align, int(align * part.shift / 100), resolve(part.back, length), resolve(part.ahead, length)]
+        near += [align, _shift(part.shift, align), resolve(part.back, length), resolve(part.ahead, length)]
     near += EMPTY * (form.nears - len(group.near))
     strides = group.strides + (0,) * (form.strides - len(group.strides))
     powers = group.powers + (0,) * (form.powers - len(group.powers))
     return (resolve(group.sink, length), *near, *strides, *powers)
+
+
+def _shift(shift: Number, align: int) -> int:
+    """A share of a block is rounded up, so that what the blocks begin later by is rounded down."""
+    return align - int(align * (100 - shift.percent) / 100) if isinstance(shift, Share) else shift
 
 
 def has_shares(groups: Sequence[HeadGroup]) -> bool:

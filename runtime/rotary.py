@@ -114,4 +114,4 @@ def rotate_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin = cos.unsqueeze(-2).to(wide), sin.unsqueeze(-2).to(wide)
     first, second, rest = x[..., :half].to(wide), x[..., half : 2 * half].to(wide), x[..., 2 * half :]
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+    return torch.cat((turned, rest.expand(*turned.shape[:-1], -1)), dim=-1) if rest.shape[-1] else turned
