@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 TOP = Path(__file__).parent.parent
 ROOMS = ("dsl", "compiler", "codegen", "runtime", "specs")
@@ -91,3 +96,49 @@ main()
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     assert "gemma3.attn" in run.stdout
+
+
+def pins() -> dict[str, str]:
+    """The pinned packages by their canonical names."""
+    lines = [line for line in (TOP / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    found = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines]
+    assert all(found), "a line that is no exact pin"
+    named = {canonicalize_name(match[1]): match[2] for match in found if match}
+    assert len(named) == len(lines), "a package pinned twice"
+    return named
+
+
+def own_needs() -> list[Requirement]:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text("utf-8"))["project"]
+    texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    return [Requirement(text) for text in texts]
+
+
+def test_every_package_that_is_needed_is_pinned_once():
+    pinned = pins()
+    waiting, seen = own_needs(), set()
+    while waiting:
+        wanted = waiting.pop()
+        key = (canonicalize_name(wanted.name), frozenset(wanted.extras))
+        if key not in seen:
+            seen.add(key)
+            waiting += [
+                needed for needed in map(Requirement, metadata.requires(wanted.name) or ()) if holds(needed, wanted.extras)
+            ]
+    names = {name for name, _ in seen}
+    assert len(names) > 30
+    ours = {
+        name for name in names if not name.startswith(("nvidia", "cuda"))
+    }  # torch itself pins the CUDA libraries that it brings
+    assert ours <= set(pinned), ours - set(pinned)
+
+
+def holds(needed: Requirement, extras: set[str]) -> bool:
+    """Whether a requirement's marker holds here, for one of these extras or without one."""
+    return needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras or {""})
+
+
+def test_the_ranges_of_pyproject_hold_the_pins():
+    pinned = pins()
+    wrong = [str(wanted) for wanted in own_needs() if not wanted.specifier.contains(pinned[canonicalize_name(wanted.name)])]
+    assert not wrong
