@@ -21,6 +21,7 @@ CODES = {
     "A016": "two entries on one line without a comma",
     "A017": "not an item of a spec",
     "A018": "`:` and `=` exchanged",
+    "A019": "a spec has more than 50000 words",
     "A020": "no `model`",
     "A021": "a second `model`",
     "A022": "no `layers`",

@@ -45,15 +45,15 @@ class Grammar:
 @cache
 def grammar() -> Grammar:
     """The compiled grammar."""
-    from lark import Lark  # noqa: PLC0415
-    from lark.lexer import PatternStr  # noqa: PLC0415
+    from lark import Lark
+    from lark.lexer import PatternStr
 
     text = files(__package__).joinpath("grammar.lark").read_text("utf-8")
     lark = Lark(
         text,
         parser="lalr",
         lexer="basic",
-        transformer=cast(Any, Builder()),
+        transformer=cast("Any", Builder()),
         keep_all_tokens=True,
         maybe_placeholders=False,
     )

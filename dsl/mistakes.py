@@ -6,18 +6,19 @@ from collections.abc import Callable
 
 from attnc.dsl.diagnostic import Edit, closest
 from attnc.dsl.excerpt import quoted
+from attnc.dsl.expected import CLOSES, EXPRESSION, INSIDE, INSIDE_PLURAL, OPERATORS, expected
 from attnc.dsl.place import ITEMS, Place
 from attnc.dsl.problems import Problems
 from attnc.dsl.source import Span
 
-CLOSES = {"(": ")", "[": "]", "settings": "}", "cases": "}"}
-INSIDE_PLURAL = {"(": "the arguments", "[": "the values", "settings": "the settings", "cases": "the cases"}
-INSIDE = {"(": "an argument", "[": "a value", "settings": "a setting, `key = value`", "cases": "a case, `selector: expression`"}
-OPERATORS = ("|", "+", ">>")
-
 
 def report(place: Place, problems: Problems) -> None:
-    """Report the one mistake at `place`: the first of the known ones that fits, or what was found and what was expected."""
+    """Report the one mistake at `place`: the first of the known ones that fits, or what was found and what was expected.
+
+    A word that was reported when it was cut from the text says nothing new.
+    """
+    if any(known.span.start <= place.word.span.start < known.span.end for known in problems.found):
+        return
     for known in KNOWN:
         if known(place, problems):
             return
@@ -25,8 +26,10 @@ def report(place: Place, problems: Problems) -> None:
 
 
 def lacks_comma(place: Place, problems: Problems) -> bool:
-    """Report an entry on the line of the one before; False if it is rather an argument without parentheses."""
-    if _argument_without_parentheses(place, problems):
+    """Report an entry on the line of the one before; False if it is no entry at all, which is reported too."""
+    begins = place.begins_case if place.open[-1].sort == "cases" else place.begins_setting
+    if not begins(place.at):
+        report(place, problems)
         return False
     before = place.words[place.at - 1].span
     gap = Edit(Span(before.source, before.end, before.end), ",")
@@ -37,29 +40,32 @@ def lacks_comma(place: Place, problems: Problems) -> bool:
 
 
 def _unclosed(place: Place, problems: Problems) -> bool:
-    """A bracket is open at the file's end, at the next item, at a case behind settings, or at a bracket that closes another."""
+    """A bracket is open where something stands that cannot stand inside of it."""
     if not place.open:
         return False
-    innermost, text = place.open[-1], place.word.text
-    at_item = place.kind(0) != "$END" and (place.begins_item(place.at) or (text == "{" and place.begins_item(place.at - 1)))
-    at_case = place.outer_cases is not None and place.word.first and place.begins_case(place.at)
-    closes_other = text in (")", "]", "}") and text != CLOSES[innermost.sort]
-    if not (place.kind(0) == "$END" or at_item or at_case or closes_other):
+    innermost, text, at_end = place.open[-1], place.word.text, place.kind(0) == "$END"
+    if at_end:
+        where = ""
+    elif text in (")", "]", "}") and text != CLOSES[innermost.sort]:
+        where = "this closes another bracket"
+    elif place.begins_item(place.at) or (text == "{" and place.begins_item(place.at - 1)):
+        where = "a new item begins here"
+    elif place.inside_cases and place.word.first and place.begins_case(place.at):
+        where = "a new case begins here"
+    elif text == ":" and place.inside_cases and ")" in place.accepts:
+        where = "this ends a selector"
+    else:
         return False
     opened = place.words[innermost.index]
-    close = CLOSES[innermost.sort]
-    if place.kind(0) == "$END":
-        where, notes = "", ()
-    else:
-        begins = (
-            "this closes another bracket" if closes_other else "a new item begins here" if at_item else "a new case begins here"
-        )
-        where, notes = f" before {quoted(text)}", ((begins, place.word.span),)
+    notes = () if at_end else ((where, place.word.span),)
     odd = place.odd_pair()
-    if odd and not closes_other:
+    if odd and where != "this closes another bracket":
         notes = (*notes, ("this bracket closes one that is indented otherwise", odd))
-    message = f"`{opened.text}` is not closed{where}"
-    help_text = f"write `{close}` where {INSIDE_PLURAL[innermost.sort]} end"
+    message = f"`{opened.text}` is not closed" + ("" if at_end else f" before {quoted(text)}")
+    before = place.words[innermost.index - 1]
+    grouping = innermost.sort == "(" and before.type != "NAME" and before.text not in ("choose", "route")
+    ends = "the expression ends" if grouping else f"{INSIDE_PLURAL[innermost.sort]} end"
+    help_text = f"write `{CLOSES[innermost.sort]}` where {ends}"
     problems.add("A011", message, opened.span, notes=notes, help=help_text)
     return True
 
@@ -72,13 +78,16 @@ def _closes_nothing(place: Place, problems: Problems) -> bool:
     return True
 
 
-def _cut_entry(place: Place, problems: Problems) -> bool:
-    """`heads =` at the end of a line, the next setting below."""
+def _nothing_behind(place: Place, problems: Problems) -> bool:
+    """`heads =` at the end of a line, the next setting below; `full +` at the end of a brace."""
     start = place.cut_entry
-    if start is None:
+    if start is not None:
+        what = "a value" if place.word.text == "=" else EXPRESSION
+    elif place.text(-1) in ("=", ":", *OPERATORS) and (place.word.first or place.text(0) in (",", "}", ")", "]")):
+        start, what = place.at, expected(place.accepts)
+    else:
         return False
     before = place.words[start - 1]
-    what = "a value" if place.word.text == "=" else "an expression such as `full`"
     after = Span(before.span.source, before.span.end, before.span.end)
     problems.add("A014", f"nothing stands behind {quoted(before.text)}", after, expected=what)
     return True
@@ -89,17 +98,14 @@ def _empty(place: Place, problems: Problems) -> bool:
     if before + text not in ("()", "[]", "{}"):
         return False
     span = Span(place.word.span.source, place.words[place.at - 1].span.start, place.word.span.end)
-    inside = INSIDE[place.open[-1].sort] if before != "(" else "an expression such as `full`"
-    if (
-        place.open[-1].sort == "settings"
-        and len(place.open) > 0
-        and place.text(-2) not in ITEMS
-        and place.text(-3) not in ITEMS
-    ):
-        problems.add("A013", "the braces are empty", span, help="delete them, or write a setting, `key = value`", fix="")
-    else:
-        what = {"(": "parentheses", "[": "brackets", "{": "braces"}[before]
-        problems.add("A013", f"the {what} are empty", span, expected=inside)
+    at_item = place.text(-2) in ITEMS or place.text(-3) in ITEMS
+    if before == "{" and place.open[-1].sort == "settings" and not at_item:
+        help_text = "delete them, or write a setting, `key = value`"
+        problems.add("A013", "the braces are empty", span, help=help_text, fix="")
+        return True
+    what = {"(": "parentheses", "[": "brackets", "{": "braces"}[before]
+    inside = EXPRESSION if before == "(" else INSIDE[place.open[-1].sort]
+    problems.add("A013", f"the {what} are empty", span, expected=inside)
     return True
 
 
@@ -150,24 +156,17 @@ def _range(place: Place, problems: Problems) -> bool:
 def _argument_without_parentheses(place: Place, problems: Problems) -> bool:
     """`window 1024`, `aligned 64`."""
     word, name = place.word, place.words[place.at - 1]
-    if word.type != "NUMBER" or name.type != "NAME":
+    if word.type != "NUMBER" or name.type != "NAME" or word.first:
         return False
     span = Span(word.span.source, name.span.start, word.span.end)
-    call = f"{name.text}({word.text})"
-    setting = f"{name.text} = {word.text}"
+    call, setting = f"{name.text}({word.text})", f"{name.text} = {word.text}"
     if "(" not in place.accepts:
         help_text, fix = f"write `{setting}`", setting
     elif place.open and place.open[-1].sort == "(":
         help_text, fix = f"write `{setting}` for the argument of that name, or `{call}`", setting
     else:
         help_text, fix = f"write `{call}`", call
-    problems.add(
-        "A010",
-        f"{quoted(word.text)} stands behind {quoted(name.text)} without a sign between them",
-        span,
-        help=help_text,
-        fix=fix,
-    )
+    problems.add("A010", f"unexpected {quoted(word.text)} after {quoted(name.text)}", span, help=help_text, fix=fix)
     return True
 
 
@@ -182,15 +181,15 @@ def _block(place: Place, problems: Problems) -> bool:
     else:
         return False
     help_text = "operators and blocks stand in `mix` and in the cases of `layers`"
-    expected = "one value: a number, a name, a call such as `rms(1e-6)`, or a list of them"
-    problems.add("A010", f"{what} cannot stand in a setting", place.word.span, expected=expected, help=help_text)
+    one = "one value: a number, a name, a call such as `rms(1e-6)`, or a list of them"
+    problems.add("A010", f"{what} cannot stand in a setting", place.word.span, expected=one, help=help_text)
     return True
 
 
 KNOWN: tuple[Callable[[Place, Problems], bool], ...] = (
     _unclosed,
     _closes_nothing,
-    _cut_entry,
+    _nothing_behind,
     _empty,
     _not_an_item,
     _behind_braces,
@@ -209,33 +208,3 @@ def _found(place: Place) -> str:
     if place.word.type == "$END":
         return "end of the file"
     return f"{quoted(place.word.text)} in the next line" if place.word.first and place.at else quoted(place.word.text)
-
-
-def expected(accepts: frozenset[str]) -> str:
-    """What could stand at a place, most telling first: ``an operator (`|`, `+`, `>>`), `,` or `}```."""
-    rest = set(accepts)
-    said: list[str] = []
-
-    def take(words: set[str], phrase: str) -> None:
-        if words <= rest:
-            said.append(phrase)
-            rest.difference_update(words, STARTS if "NAME" in words else ())
-
-    closing = "}" in rest
-    take({"layers", "NAME", "("}, "an argument, such as `64` or `aligned = 64`")
-    take({"NAME", "NUMBER", "("} if "else" not in rest else {"-"}, "an expression such as `full`")
-    take({"NAME", "else"}, "the next case on a line of its own" if closing else "a selector such as `all` or `every(4)`")
-    take({"NAME", "layers"}, "the next setting on a line of its own" if closing else "a key")
-    take({"NAME", "NUMBER"}, "a value")
-    take({"NAME"}, "a name")
-    take({"NUMBER"}, "a number")
-    take(set(ITEMS), "the next item (`model`, `mix`, `layers`, `recipe`, `driver`)")
-    take({"COMPARE"}, "a comparison such as `<`")
-    take(set(OPERATORS), "an operator (`|`, `+`, `>>`)")
-    take({"$END"}, "the end of the file")
-    said += [f"`{sign}`" for sign in sorted(rest - STARTS)]
-    return " or ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
-
-
-STARTS = {"NAME", "NUMBER", "[", "else", "when", "heads", "choose", "route", "layers"}
-"""What a value, an expression, a selector or a key can begin with, beside `(`."""

@@ -21,7 +21,7 @@ def parse(source: Source) -> tree.File:
         if not problems.found:
             problems.add("A001", "the spec is empty; it needs a `model` and `layers`", Span(source, 0, 0), help=EMPTY)
         problems.raise_any()
-    from attnc.dsl.recover import read_items  # noqa: PLC0415  (imports lark, which costs more than the whole room)
+    from attnc.dsl.recover import read_items  # imports lark, which costs more than the whole room
 
     items = read_items(source, words, problems)
     file = tree.File(items, source)

@@ -94,6 +94,12 @@ class Place:
         return next((i for i in reversed(range(brace)) if self.open[i].sort == "cases"), None)
 
     @property
+    def inside_cases(self) -> bool:
+        """Whether the innermost bracket is not the brace of cases, but one around it is."""
+        sorts = [bracket.sort for bracket in self.open]
+        return "cases" in sorts and sorts[-1] != "cases"
+
+    @property
     def cut_entry(self) -> int | None:
         """Where this word is the `=` or `:` of an entry that was taken for the end of the one before: that entry's index."""
         start = self.line_start
@@ -113,9 +119,9 @@ class Place:
         Only those inside of the innermost open bracket count: one of them may have closed what was meant to stay open.
         """
         for opened, closing in self.closed:
-            if self.open and opened > self.open[-1].index and self.words[closing].first:
-                if self._indent(closing) != self._indent(opened):
-                    return self.words[closing].span
+            inside = self.open and opened > self.open[-1].index and self.words[closing].first
+            if inside and self._indent(closing) != self._indent(opened):
+                return self.words[closing].span
         return None
 
     def _indent(self, at: int) -> int:

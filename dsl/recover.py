@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-from lark import Token, Tree
+from lark import Tree
 from lark.exceptions import UnexpectedToken
 
 from attnc.dsl import mistakes, tree
@@ -45,7 +45,7 @@ class _Reader:
         self.words = words
         self.problems = problems
         self.grammar = grammar()
-        self.parser = self.grammar.start()
+        self.parser: Any = self.grammar.start()
         self.open: list[Bracket] = []
         self.closed: list[tuple[int, int]] = []
         self.resumed = 0
@@ -84,7 +84,7 @@ class _Reader:
         state = self.parser.parser_state
         states, values = list(state.state_stack), list(state.value_stack)
         try:
-            result = self.parser.feed_token(cast(Token, word))
+            result = self.parser.feed_token(word)
         except UnexpectedToken:
             # The parser may have reduced before it noticed; what it expected is known in the state before.
             state.state_stack[:], state.value_stack[:] = states, values
@@ -96,7 +96,7 @@ class _Reader:
     def _count(self, at: int, word: Word) -> None:
         if word.text in ("(", "[", "{"):
             sort = word.text if word.text != "{" else "cases" if "ELSE" in self.parser.choices() else "settings"
-            self.open.append(Bracket(at, cast(Any, sort), len(self.parser.parser_state.state_stack)))
+            self.open.append(Bracket(at, cast("Any", sort), len(self.parser.parser_state.state_stack)))
         elif word.text in (")", "]", "}"):
             self.closed.append((self.open.pop().index, at))
 
@@ -144,8 +144,7 @@ class _Reader:
 
 
 def _resume(place: Place) -> _Resume:
-    cut = place.cut_entry
-    brace = place.brace
+    cut, brace = place.cut_entry, place.brace
     if cut is not None and brace is not None:
         return _Resume(cut, brace + 1)
     skipped: list[str] = []
@@ -157,29 +156,30 @@ def _resume(place: Place) -> _Resume:
         if brace is None:
             continue
         if "{" not in skipped:
-            level = outside + len(skipped)
-            brackets = _entry_begins(place, at, brace, level)
+            brackets = _entry_begins(place, at, brace, outside + len(skipped))
             if brackets:
                 return _Resume(at, brackets)
-        if word.text in ("(", "[", "{"):
-            skipped.append(word.text)
-        elif word.text == "}":
-            if "{" not in skipped:
-                return _Resume(at, brace + 1)
-            while skipped.pop() != "{":
-                pass
-        elif word.text in (")", "]"):
-            if skipped and skipped[-1] != "{":
-                skipped.pop()
-            elif not skipped and outside:
-                outside -= 1
+        if word.text in (")", "]") and not skipped:
+            outside = max(0, outside - 1)
+        _skip(word.text, skipped)
     return _Resume(len(place.words), 0 if brace is None else brace + 1)
 
 
+def _skip(text: str, skipped: list[str]) -> None:
+    """Keep count of the brackets that were opened in the words skipped."""
+    if text in ("(", "[", "{"):
+        skipped.append(text)
+    elif text == "}":
+        while skipped.pop() != "{":
+            pass
+    elif text in (")", "]") and skipped and skipped[-1] != "{":
+        skipped.pop()
+
+
 def _entry_begins(place: Place, at: int, brace: int, level: int) -> int:
-    """How many brackets are open where the next entry begins at `at`; 0 where none begins."""
+    """How many brackets are open where the brace goes on at `at`, with an entry, a comma or its end; 0 where it does not."""
     word = place.words[at]
-    if word.text == "," and level == 0:
+    if word.text == "}" or (word.text == "," and level == 0):
         return brace + 1
     if not word.first:
         return 0

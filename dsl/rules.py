@@ -30,11 +30,9 @@ def check_file(file: tree.File, problems: Problems, *, whole: bool) -> None:
 
 def _count_items(file: tree.File, problems: Problems, whole: bool) -> None:
     for sort, word, code in AT_MOST_ONE:
-        first, *others = [item for item in file.items if isinstance(item, sort)] or [None]
-        for other in others:
-            assert first and other
-            notes = ((f"the first `{word}`", _head(first, word)),)
-            problems.add(code, f"a spec has one `{word}`; this is another", _head(other, word), notes=notes)
+        heads = [_head(item, word) for item in file.items if isinstance(item, sort)]
+        for head in heads[1:]:
+            problems.add(code, f"a spec has one `{word}`; this is another", head, notes=((f"the first `{word}`", heads[0]),))
     if not whole:
         return
     end = Span(file.source, len(file.source.text), len(file.source.text))

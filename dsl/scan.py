@@ -12,6 +12,8 @@ from attnc.dsl.stray import misspelt_name, misspelt_number, stray
 from attnc.dsl.words import Word
 
 MOST_BYTES = 2**20
+MOST_WORDS = 50_000
+"""Hundreds of times the longest spec known; bounds the time that a hostile one takes."""
 MOST_NESTING = 32
 MOST_LETTERS = 64
 MOST_DIGITS = 24
@@ -90,6 +92,9 @@ class _Scan:
                 self.problems.raise_any()
         elif text in (")", "]", "}") and self.open:
             self.open.pop()
+        if len(self.words) == MOST_WORDS:
+            self.problems.add("A019", f"a spec of more than {MOST_WORDS} words", span, help="name what comes again with `mix`")
+            self.problems.raise_any()
         self.words.append(Word(kind, text, span, self.fresh, value))
         self.fresh = False
 
@@ -138,9 +143,9 @@ class _Scan:
         end, meant = stray(self.source, at, self.problems)
         if meant in self.grammar.signs:
             self._add(self.grammar.signs[meant], meant, at, end)
-        elif meant in ("<=", ">="):
+        elif meant in ("<=", ">=", "=="):
             self._add("COMPARE", meant, at, end)
-        elif meant:
+        elif meant[:1].isalpha():
             self._meant(meant, at, end)
         return end
 

@@ -113,6 +113,8 @@ def stray(source: Source, at: int, problems: Problems) -> tuple[int, str]:
         end += 1
     span = Span(source, at, end)
     meant = LOOK_ALIKES.get(sign, "") or unicodedata.normalize("NFKC", sign)
+    if meant == "-" and source.text[at - 1 : at].isdigit():
+        meant = ".."
     name = "" if " " < sign < "\x7f" else f" ({_unicode_name(sign)})"
     message = f"unexpected character {quoted(sign)}{name}"
     if sign.isascii() or not meant.isascii() or meant == sign:

@@ -10,16 +10,12 @@ from dataclasses import dataclass, field
 from attnc.dsl.source import Source, Span
 
 
-def _span() -> Span:
-    return field(compare=False, repr=False)
-
-
 @dataclass(frozen=True)
 class Name:
     """A word: a kind, a mix, a key, a choice."""
 
     text: str
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Number:
 
     value: int | float
     share: bool
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Range:
 
     low: Number
     high: Number
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class List:
     """`[q, k, 0..3]`."""
 
     items: tuple[Value, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Argument:
 
     key: Name | None
     value: Expression
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Call:
 
     name: Name
     arguments: tuple[Argument, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -72,14 +68,14 @@ class Setting:
 
     key: Name
     value: Value
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Else:
     """The selector `else`."""
 
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class Compare:
     left: Value
     operator: str
     right: Value
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class Case:
 
     selector: Selector
     body: Expression
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class Block:
     word: Name
     arguments: tuple[Argument, ...]
     cases: tuple[Case, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ class Union:
     """`A | B`: key sets under one softmax."""
 
     parts: tuple[Expression, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ class With:
 
     body: Expression
     settings: tuple[Setting, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ class Add:
     """`A + B`: outputs added."""
 
     parts: tuple[Expression, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ class Chain:
     """`A >> B`: B reads A's output."""
 
     parts: tuple[Expression, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 Value = Number | Range | List | Name | Call
@@ -155,7 +151,7 @@ class Model:
 
     name: Name
     settings: tuple[Setting, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ class Mix:
 
     name: Name
     body: Expression
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -172,7 +168,7 @@ class Layers:
     """`layers { cases }`."""
 
     cases: tuple[Case, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -180,7 +176,7 @@ class Recipe:
     """`recipe { settings }`."""
 
     settings: tuple[Setting, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -189,7 +185,7 @@ class Driver:
 
     name: Name
     settings: tuple[Setting, ...]
-    span: Span = _span()
+    span: Span = field(compare=False, repr=False)
 
 
 Item = Model | Mix | Layers | Recipe | Driver

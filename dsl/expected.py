@@ -1,0 +1,41 @@
+"""What could stand at a place, in the words of the language."""
+
+from __future__ import annotations
+
+from attnc.dsl.place import ITEMS
+
+EXPRESSION = "an expression such as `full`"
+OPERATORS = ("|", "+", ">>")
+CLOSES = {"(": ")", "[": "]", "settings": "}", "cases": "}"}
+INSIDE = {"(": "an argument", "[": "a value", "settings": "a setting, `key = value`", "cases": "a case, `selector: expression`"}
+INSIDE_PLURAL = {"(": "the arguments", "[": "the values", "settings": "the settings", "cases": "the cases"}
+
+STARTS = {"NAME", "NUMBER", "[", "else", "when", "heads", "choose", "route", "layers"}
+"""What a value, an expression, a selector or a key can begin with, beside `(`."""
+
+
+def expected(accepts: frozenset[str]) -> str:
+    """The phrase for what a parser accepts, most telling first: ``an operator (`|`, `+`, `>>`), `,` or `}```."""
+    rest = set(accepts)
+    said: list[str] = []
+
+    def take(words: set[str], phrase: str) -> None:
+        if words <= rest:
+            said.append(phrase)
+            rest.difference_update(words, STARTS if "NAME" in words else ())
+
+    closing = "}" in rest
+    take({"layers", "NAME", "("}, "an argument, such as `64` or `aligned = 64`")
+    if "else" in rest:
+        take({"NAME"}, "the next case on a line of its own" if closing else "a selector such as `all` or `every(4)`")
+    take({"NAME", "NUMBER", "("}, EXPRESSION)
+    take({"NAME", "layers"}, "the next setting on a line of its own" if closing else "a key")
+    take({"NAME", "NUMBER"}, "a value")
+    take({"NAME"}, "a name")
+    take({"NUMBER"}, "a number")
+    take(set(ITEMS), "the next item (`model`, `mix`, `layers`, `recipe`, `driver`)")
+    take({"COMPARE"}, "a comparison such as `<`")
+    take(set(OPERATORS), "an operator (`|`, `+`, `>>`)")
+    take({"$END"}, "the end of the file")
+    said += [f"`{sign}`" for sign in sorted(rest - STARTS)]
+    return " or ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
