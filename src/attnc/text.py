@@ -1,4 +1,4 @@
-"""Text in and out of a model: tokenizer, chat template, end of the answer. Needs the package tokenizers, and jinja2 for chats."""
+"""Text in and out of a model: tokenizer, chat template, end of the answer. Needs the packages tokenizers and jinja2."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Text:
 
     @classmethod
     def load(cls, folder: Path) -> Text:
-        """The tokenizer of a built or imported folder. Errors: A531 without the package, A534 without a tokenizer that can be read."""
+        """The tokenizer of a built or imported folder. Errors: A531 without the package, A534 without a readable tokenizer."""
         if importlib.util.find_spec("tokenizers") is None:
             raise problem("A531", "the package tokenizers is not installed", file=folder, help="pip install tokenizers")
         from tokenizers import Tokenizer
@@ -53,7 +53,9 @@ class Text:
         template = (folder / TEMPLATE).read_text(encoding="utf-8") if (folder / TEMPLATE).is_file() else ""
         ends = defaults.get("eos_token_id", [])
         found = frozenset(ends if isinstance(ends, list) else [ends])
-        return cls(tokenizer, folder, found, template, _names(settings), {k: v for k, v in defaults.items() if "token" not in k})
+        return cls(
+            tokenizer, folder, found, template, _names(settings), {k: v for k, v in defaults.items() if "token" not in k}
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token numbers of a text, with the tokens that the tokenizer puts before it."""
@@ -64,7 +66,7 @@ class Text:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def chat(self, messages: Messages) -> list[int]:
-        """Token numbers of a chat up to where the answer begins. Errors: A534 where the folder has no chat template, or a broken one."""
+        """Token numbers of a chat up to where its answer begins. Errors: A534 without a chat template, or with a broken one."""
         return list(self.tokenizer.encode(self.prompt(messages), add_special_tokens=False).ids)
 
     def prompt(self, messages: Messages) -> str:
@@ -76,7 +78,9 @@ class Text:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         # the same surroundings that transformers gives to templates
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _now

@@ -64,7 +64,9 @@ def family_of(config: Config) -> Family:
     if found not in FAMILIES:
         near = closest(str(found), FAMILIES) if found else ""
         expected = f"model types that can be imported: {', '.join(FAMILIES)}"
-        raise problem("A522", f"model_type = {found!r} cannot be imported", span=config.span("model_type"), help=near or expected)
+        raise problem(
+            "A522", f"model_type = {found!r} cannot be imported", span=config.span("model_type"), help=near or expected
+        )
     family = FAMILIES[found]
     named = config.get("architectures", [family.architecture])
     if family.architecture not in named:
@@ -160,7 +162,9 @@ def rows(config: Config, family: Family, layers: int) -> tuple[Row, ...]:
     positions = ropes(config, bases)
     rotated = _rotated(config, family, layers)
     kinds = _layer_types(config, family, layers, rotated)
-    window = f"window({config.integer('sliding_window', family.defaults.get('sliding_window'))})" if set(kinds) != {_FULL} else ""
+    window = (
+        f"window({config.integer('sliding_window', family.defaults.get('sliding_window'))})" if set(kinds) != {_FULL} else ""
+    )
     return tuple(
         Row("full" if kind == _FULL else window, positions[kind] if has else Rope(None))
         for kind, has in zip(kinds, rotated, strict=True)

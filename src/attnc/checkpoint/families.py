@@ -1,7 +1,8 @@
 """The table of config keys: what each family of checkpoints says, what it may leave unsaid, and what has no effect.
 
-Every key of a config.json is in exactly one of four sets: read (the importer uses it), fixed (only the named values can be said),
-ignored (no effect on what the model computes), or unknown, which stops the import. Defaults are those of transformers 5.23.
+Every key of a config.json is in exactly one of four sets: read (the importer uses it), fixed (only the named values can be
+said), ignored (no effect on what the model computes), or unknown, which stops the import. Defaults are those of
+transformers 5.23.
 """
 
 from __future__ import annotations

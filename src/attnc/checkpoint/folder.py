@@ -20,7 +20,11 @@ def configuration(folder: Path) -> Config:
         names = sorted(file.name for file in folder.iterdir())
         gguf = [name for name in names if name.endswith(".gguf")]
         near = closest("config.json", names)
-        advice = f"name the file: {folder / gguf[0]}" if gguf else near or "a Hugging Face folder holds config.json beside its weights"
+        advice = (
+            f"name the file: {folder / gguf[0]}"
+            if gguf
+            else near or "a Hugging Face folder holds config.json beside its weights"
+        )
         raise problem("A520", f"the folder `{folder.name}` has no config.json", file=folder, help=advice)
     return Config.read(path)
 

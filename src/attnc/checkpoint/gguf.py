@@ -42,8 +42,8 @@ class Checkpoint:
 def load(path: Path, tokenizer: Path) -> Checkpoint:
     """Read `path`, and write its tokenizer's files into the folder `tokenizer`.
 
-    Weights come out in float32. GGUF's blocks hold an fp16 scale (and offset) times small whole numbers: such a product has more
-    digits than fp16 or bf16 keep, so a narrower format would change the model. Errors: A522, A524, A527, A530, A531.
+    Weights come out in float32. GGUF's blocks hold an fp16 scale (and offset) times small whole numbers: such a product has
+    more digits than fp16 or bf16 keep, so a narrower format would change the model. Errors: A522, A524, A527, A530, A531.
     """
     header = gguf_header.read(path)
     gguf_header.check(path, header)

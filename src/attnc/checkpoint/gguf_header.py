@@ -59,7 +59,9 @@ def read(path: Path) -> Header:
         try:
             version, count, entries = struct.unpack("<IQQ", file.read(20))
             if version not in (2, 3) or count > MOST_ENTRIES or entries > MOST_ENTRIES:
-                raise problem("A530", f"{path.name} is of GGUF version {version}, or damaged; versions 2 and 3 are read", file=path)
+                raise problem(
+                    "A530", f"{path.name} is of GGUF version {version}, or damaged; versions 2 and 3 are read", file=path
+                )
             values = dict(_entry(file) for _ in range(entries))
             infos = dict(_info(file) for _ in range(count))
         except (struct.error, ValueError, KeyError, UnicodeDecodeError):

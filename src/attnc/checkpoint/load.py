@@ -38,9 +38,9 @@ class Checkpoint:
 def import_checkpoint(path: Path, out: Path) -> ImportReport:
     """Make the spec `out` (NAME.attn) and the folder NAME/ beside it from the checkpoint at `path`.
 
-    `path` is a Hugging Face folder or a GGUF file. NAME/ holds model.safetensors in the checkpoint's number format (float32 for
-    GGUF), the tokenizer's files, chat_template.jinja, generation_config.json and import.json. Nothing is left behind on an error,
-    and only an earlier import is ever replaced.
+    `path` is a Hugging Face folder or a GGUF file. NAME/ holds model.safetensors in the checkpoint's number format (float32
+    for GGUF), the tokenizer's files, chat_template.jinja, generation_config.json and import.json. Nothing is left behind on an
+    error, and only an earlier import is ever replaced.
 
     Errors: SpecError with the codes of attnc.checkpoint.CODES, and those of the checker for sizes that no spec may have.
     """

@@ -10,8 +10,8 @@ from attnc.compiler.value import Value
 class ImportReport(Value):
     """Printed by `attnc import`, and kept as import.json beside the weights.
 
-    `files`: what the import wrote into `folder`; `digest`: SHA-256 of the spec as it was written. Both tell what a later import of
-    the same name may replace.
+    `files`: what the import wrote into `folder`; `digest`: SHA-256 of the spec as it was written. Both tell what a later import
+    of the same name may replace.
     """
 
     schema_version: Literal[1] = 1

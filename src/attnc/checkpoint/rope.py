@@ -1,4 +1,4 @@
-"""Rotary positions of a config.json, in the forms of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`)."""
+"""Rotary positions of a config.json, as transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`) write them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Safetensors files: 8 bytes with the header's length, a JSON header, then the numbers of all tensors.
 
-Read and written here byte by byte, so that a checkpoint of any size and number format passes through without being held in memory,
-and so that a damaged file is told from a good one before anything is written.
+Read and written here byte by byte, so that a checkpoint of any size and number format passes through without being held in
+memory, and so that a damaged file is told from a good one before anything is written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,20 @@ from typing import BinaryIO
 from attnc.checkpoint.problem import problem
 from attnc.dsl.diagnostic import SpecError
 
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 """Bytes of one number; formats with less than a byte, or unknown ones, are read but not measured."""
 
 HEADER_LIMIT = 100_000_000
@@ -67,7 +80,9 @@ def read(path: Path) -> dict[str, Tensor]:
     end = max((tensor.end for tensor in found.values()), default=length + 8)
     if end > size:
         last = min((tensor for tensor in found.values() if tensor.end > size), key=lambda tensor: tensor.begin)
-        raise _damaged(path, f"it is cut off: {size} of {end} bytes are there, and `{last.name}` is the first tensor that is not whole")
+        raise _damaged(
+            path, f"it is cut off: {size} of {end} bytes are there, and `{last.name}` is the first tensor that is not whole"
+        )
     return found
 
 

@@ -10,7 +10,12 @@ from typing import Any
 from attnc.checkpoint.config import Config
 from attnc.checkpoint.problem import problem
 
-TOKENIZER, SETTINGS, TEMPLATE, GENERATION = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
+TOKENIZER, SETTINGS, TEMPLATE, GENERATION = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 SPECIAL = ("special_tokens_map.json", "added_tokens.json")
 
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -18,7 +23,7 @@ SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
 
 def copy(source: Path, folder: Path, config: Config) -> None:
-    """Copy tokenizer files from `source` to `folder`, and write the chat template and the generation defaults as files of their own."""
+    """Copy tokenizer files from `source` to `folder`; chat template and generation defaults become files of their own."""
     for name in (TOKENIZER, SETTINGS, *SPECIAL):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -40,7 +45,7 @@ def _template(source: Path) -> str:
 
 
 def generation(source: Path, config: Config) -> dict[str, Any]:
-    """Token numbers and sampling defaults: generation_config.json where there is one, else the configuration. `eos_token_id` is a list."""
+    """Token numbers and sampling defaults, from generation_config.json, else the configuration; `eos_token_id` is a list."""
     stated = _object(source / GENERATION)
     found: dict[str, Any] = {}
     for key in TOKENS:

@@ -59,7 +59,9 @@ def _one(tensor: Tensor, shape: tuple[int, ...]) -> list[SpecError]:
         errors.append(problem("A528", message, file=tensor.file))
     if tensor.dtype not in READABLE:
         message = f"{tensor.name} has number format {tensor.dtype}; {', '.join(READABLE)} are read"
-        errors.append(problem("A529", message, file=tensor.file, help="quantised checkpoints are not read: take the original one"))
+        errors.append(
+            problem("A529", message, file=tensor.file, help="quantised checkpoints are not read: take the original one")
+        )
     return errors
 
 
@@ -69,5 +71,3 @@ def _compare(missing: list[str], found: Mapping[str, Tensor], expected: Mapping[
     if len(missing) == len(expected) and found:
         return f"the checkpoint's names are other ones: {some(sorted(found))}"
     return "is a shard of the checkpoint missing?"
-
-
