@@ -81,8 +81,6 @@ class Reference:
             rows.append(torch.cat(outputs).transpose(0, 1))
         return torch.cat(rows).to(q.dtype) if rows else q.new_zeros(0, q.shape[1], parts[0].v_width)
 
-        runs = [run for part in parts if part.counts[s] for run in part.read(first, last, s)]
-
     def _heads(
         self,
         q: Tensor,
