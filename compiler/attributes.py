@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from attnc.compiler.declare import Bounds, Budgeted, Positional
+from attnc.compiler.declare import Bounds, Budgeted, NotBuilt, Positional
 from attnc.compiler.value import Value
 
 
@@ -93,24 +93,24 @@ class Attributes(Value):
     qk_heads: Heads
     head_dim: Annotated[int, Bounds(1, 1024), Budgeted("training")]
     value_dim: Annotated[int, Bounds(1, 1024), Budgeted("training")]
-    kv_latent: Annotated[int | None, Bounds(1, 65536)] = None
+    kv_latent: Annotated[int | None, Bounds(1, 65536), NotBuilt()] = None
     rope: Annotated[float | None, Bounds(1, 1e13)] = 10000.0
     rope_dim: Annotated[int | None, Bounds(2, 1024)] = None
     rope_scale: LinearScale | Yarn | Llama3 | None = None
-    positions: Literal["absolute", "chunk", "consecutive", "stingy"] = "absolute"
+    positions: Annotated[Literal["absolute", "chunk", "consecutive", "stingy"], NotBuilt("stingy")] = "absolute"
     qk_norm: Literal["rms", "l2"] | None = None
     short_conv: Annotated[int | None, Bounds(2, 8)] = None
-    activation: Literal["silu", "gelu"] | None = None
-    input_ema: Annotated[int | None, Bounds(1, 64)] = None
+    activation: Annotated[Literal["silu", "gelu"] | None, NotBuilt()] = None
+    input_ema: Annotated[int | None, Bounds(1, 64), NotBuilt()] = None
     share_qk: bool = False
     qk_from: Literal["previous"] | None = None
     init_qk: Normal | None = None
-    score: Literal["softmax", "uniform"] | Softplus | Grouped = "softmax"
+    score: Annotated[Literal["softmax", "uniform"] | Softplus | Grouped, NotBuilt(Grouped)] = "softmax"
     temperature: Annotated[float | LogPosition, Bounds(1e-6, 1e6), Budgeted("tuned")] = 1.0
     sink_logit: Literal["learned"] | None = None
     output_norm: Literal["rms"] | None = None
     output_gate: Literal["sigmoid", "silu", "linear"] | None = None
     scale: Annotated[float | LearnedScale, Bounds(-1e6, 1e6)] = 1.0
     causal: bool = True
-    proportional: bool = False
-    distribute: Mesh | None = None
+    proportional: Annotated[bool, NotBuilt()] = False
+    distribute: Annotated[Mesh | None, NotBuilt()] = None

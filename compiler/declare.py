@@ -40,7 +40,10 @@ class Divides:
 
 @dataclass(frozen=True)
 class NotBuilt:
-    """Values of the language that the compiler does not build yet: words, or classes of `word(...)` values."""
+    """Values of the language that the compiler does not build yet: words, or classes of `word(...)` values.
+
+    Without values: everything but the default.
+    """
 
     values: tuple[str | type, ...]
 

@@ -24,9 +24,22 @@ class Field:
     bounds: Bounds | None
     budgeted: Budgeted | None
     divides: Divides | None
-    not_built: tuple[str | type, ...]
+    not_built: NotBuilt | None
     positional: bool
     required: bool
+    default: Any
+
+    @property
+    def literals(self) -> tuple[Any, ...]:
+        """The words and numbers that the field's Literal types name."""
+        return tuple(word for member in self.types if typing.get_origin(member) is Literal for word in typing.get_args(member))
+
+    def builds(self, value: Any) -> bool:
+        """Whether this version of the compiler builds the value."""
+        if self.not_built is None or (not self.required and value == self.default):
+            return True
+        refused = self.not_built.values
+        return bool(refused) and not any(type(value) is one or value == one for one in refused)
 
 
 @functools.cache
@@ -36,7 +49,6 @@ def fields(owner: type[Value]) -> dict[str, Field]:
     for name, info in owner.model_fields.items():
         if name in ("kind", "word"):
             continue
-        not_built = _marker(info.metadata, NotBuilt)
         found[info.alias or name] = Field(
             key=info.alias or name,
             name=name,
@@ -44,9 +56,10 @@ def fields(owner: type[Value]) -> dict[str, Field]:
             bounds=_marker(info.metadata, Bounds),
             budgeted=_marker(info.metadata, Budgeted),
             divides=_marker(info.metadata, Divides),
-            not_built=not_built.values if not_built else (),
+            not_built=_marker(info.metadata, NotBuilt),
             positional=_marker(info.metadata, Positional) is not None,
             required=info.is_required(),
+            default=info.default,
         )
     return found
 

@@ -1,0 +1,67 @@
+"""The checker's codes: A1 names and bounds, A2 ownership and shapes, A3 causality. One row a code; `attnc explain` prints them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Code(NamedTuple):
+    """`title` is one line; `page` says what the rule is for and what to write instead."""
+
+    title: str
+    page: str
+
+
+CODES: dict[str, Code] = {
+    "A100": Code("unknown name", "A mixer is a kind of the language or a mix that the file defines before it uses it."),
+    "A101": Code("not built yet", "The word belongs to the language, but this version of the compiler has no kernels for it."),
+    "A102": Code("unknown key", "A kind, a block or a brace takes only the keys that its row in docs/language.md names."),
+    "A103": Code("wrong sort of value", "Each key says what it takes: a whole number, a share, one of some words, a list."),
+    "A104": Code("number out of bounds", "Every number has bounds, both included, so that no spec can ask for absurd sizes."),
+    "A105": Code(
+        "something is missing", "A required setting, argument or item is absent; only what has a default may be left out."
+    ),
+    "A106": Code("said twice", "A key, a mix, a case or an item may be given once; the second one would hide the first."),
+    "A107": Code(
+        "a budget cannot stand here",
+        "`budget(lo..hi, default = x)` stands for a number that the tuner may move. Numbers that decide shapes of trained "
+        "weights, or that the kind's row does not mark, cannot be budgets.",
+    ),
+    "A108": Code("a budget that contradicts itself", "In `budget(lo..hi, default = x)` lo <= x <= hi, all of one sort."),
+    "A109": Code("a name that is taken", "A mix may not take the name of a kind or of a word of the language."),
+    "A110": Code("too large an expression", "A mix may name others, but the whole has at most 256 kinds and 64 levels."),
+    "A111": Code("`--set` cannot do this", "`--set model.KEY=VALUE` replaces one setting of the model, and nothing else."),
+    "A200": Code("two rules for a layer", "Every layer is owned by exactly one rule; the order of rules decides nothing."),
+    "A201": Code("layers without a rule", "Every layer needs a rule; `else` takes all the others."),
+    "A202": Code(
+        "a selector that fits no layer", "Layers count from 0 to layers - 1, and a rule must pick at least one of them."
+    ),
+    "A203": Code(
+        "a key set where a mixer is wanted, or the reverse",
+        "`|` joins key sets under one softmax. A key set with attributes in braces is a mixer already, so the braces go "
+        "after the whole union: `(A | B) { key = value }`.",
+    ),
+    "A204": Code("sizes that do not divide", "Heads share KV heads evenly, blocks tile windows evenly, widths split evenly."),
+    "A205": Code(
+        "two owners of a KV group", "All query heads that read one KV head have one owner, and each group has one case."
+    ),
+    "A206": Code(
+        "KV groups without an owner", "The cases of `heads` cover all KV groups of the layer; `else` takes the others."
+    ),
+    "A207": Code("a share that is no whole number of groups", "A share of a layer's KV groups must come out even."),
+    "A208": Code(
+        "alternatives that cannot share weights",
+        "The cases of heads, when and choose use the same q, k, v and o, so their heads and widths agree.",
+    ),
+    "A209": Code(
+        "nothing earlier to take q and k from", "`qk_from = previous` needs an earlier layer with q and k of its own."
+    ),
+    "A210": Code("`when` cases that do not decide", "The first case that holds is taken, so `else` comes last and is there."),
+    "A211": Code(
+        "a condition that cannot be tested", "Conditions compare `length`, `phase` or `dim` with a number or a phase."
+    ),
+    "A212": Code("a rotated width that does not fit", "Rotary pairs need an even rope_dim, at most head_dim."),
+    "A213": Code("an attribute that has no meaning here", "The attribute belongs to another kind or contradicts a neighbour."),
+    "A214": Code("a block where it cannot stand", "Some blocks decide per head or per token and cannot hold one another."),
+    "A300": Code("a kind that looks back only", "The kind is defined for causal order and cannot see both directions."),
+}

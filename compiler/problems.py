@@ -1,0 +1,36 @@
+"""All mistakes of a file, collected while checking goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attnc.compiler.codes import CODES
+from attnc.dsl.diagnostic import Diagnostic, closest
+from attnc.dsl.source import Span
+
+Note = tuple[str, Span]
+
+
+class Problems:
+    """A list of diagnostics; a checker's function adds to it and goes on with what it could understand."""
+
+    def __init__(self) -> None:
+        self.found: list[Diagnostic] = []
+
+    def add(self, code: str, message: str, span: Span, expected: str, help: str, notes: Iterable[Note] = ()) -> None:  # noqa: A002
+        """Record a mistake. `expected` and `help` are never empty: the user learns what would have been right."""
+        assert code in CODES, code
+        assert expected, message
+        assert help, message
+        self.found.append(Diagnostic(code, message, span, expected, tuple(notes), help))
+
+
+def words(options: Iterable[str]) -> str:
+    """`` `a`, `b` or `c` ``."""
+    quoted = [f"`{option}`" for option in options]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}" if quoted else "nothing"
+
+
+def nearest(word: str, options: Iterable[str], otherwise: str) -> str:
+    """A help line with the closest of `options`, or `otherwise`."""
+    return closest(word, options) or otherwise

@@ -1,0 +1,193 @@
+"""Syntax expression -> typed expression: names resolved, arguments read, types checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from attnc.compiler.attributes import Attributes
+from attnc.compiler.expressions import (
+    Attributed,
+    Cases,
+    Keys,
+    Lone,
+    Several,
+    Typed,
+    Wrong,
+    join,
+    renamed,
+    size_and_depth,
+    type_of,
+)
+from attnc.compiler.mixers import DECLARED_LATER, MIXERS
+from attnc.compiler.origin import one_line
+from attnc.compiler.place import Invalid, Place
+from attnc.compiler.problems import nearest, words
+from attnc.compiler.read_value import read_arguments, read_settings
+from attnc.compiler.tuning import ChooseArguments, GateArguments, RouteArguments
+from attnc.dsl import tree
+from attnc.dsl.excerpt import quoted
+
+MOST_KINDS = 256
+MOST_LEVELS = 64
+
+
+@dataclass
+class Names:
+    """The mixes defined so far, in the order of the file, and all that the file defines anywhere."""
+
+    mixes: dict[str, Typed] = field(default_factory=dict)
+    later: dict[str, tree.Mix] = field(default_factory=dict)
+
+
+def read_expression(node: tree.Expression, names: Names, place: Place) -> Typed:
+    """The typed expression of `node`; Wrong parts stand where mistakes were reported."""
+    match node:
+        case tree.Name() | tree.Call():
+            typed = _named(node, names, place)
+        case tree.Union():
+            typed = _union(node, names, place)
+        case tree.With(body=body, settings=settings):
+            inner = read_expression(body, names, place)
+            given = read_settings(settings, Attributes, "a mixer", place)
+            typed = Attributed(inner, given, inner.name, node)
+        case tree.Add(parts=parts):
+            typed = Several("sum", tuple(read_expression(part, names, place) for part in parts), None, "sum", node)
+        case tree.Chain(parts=parts):
+            typed = Several("chain", tuple(read_expression(part, names, place) for part in parts), None, "chain", node)
+        case tree.Block():
+            typed = _block(node, names, place)
+        case _:
+            message = f"{quoted(one_line(node))} is not a mixer"
+            place.problems.add("A103", message, node.span, "a kind, a mix or a block", "write a kind such as `full`")
+            typed = Wrong(node)
+    return _limited(typed, place)
+
+
+def _limited(typed: Typed, place: Place) -> Typed:
+    size, depth = size_and_depth(typed)
+    if size <= MOST_KINDS and depth <= MOST_LEVELS:
+        return typed
+    expected = f"at most {MOST_KINDS} kinds, {MOST_LEVELS} levels deep"
+    message = f"the expression has {size} kinds, {depth} levels deep, once its mixes are filled in"
+    place.problems.add("A110", message, typed.node.span, expected, "use fewer mixes within mixes")
+    return Wrong(typed.node)
+
+
+def _named(node: tree.Name | tree.Call, names: Names, place: Place) -> Typed:
+    """A kind, a mix or `gate(...)`."""
+    name = node if isinstance(node, tree.Name) else node.name
+    word, arguments = name.text, () if isinstance(node, tree.Name) else node.arguments
+    if word in MIXERS:
+        kind = read_arguments(word, arguments, node.span, MIXERS[word].parameters, place)
+        if isinstance(kind, Invalid):
+            return Wrong(node, word)
+        return Keys((kind,), word, node) if MIXERS[word].type == "keys" else Lone(kind, word, node)
+    if word in names.mixes:
+        if arguments:
+            message = f"the mix `{word}` takes no arguments"
+            place.problems.add("A102", message, node.span, f"`{word}` alone", f"write `{word}`, or a kind with arguments")
+            return Wrong(node, word)
+        return renamed(names.mixes[word], word)
+    if word == "gate":
+        return _gate(node, arguments, names, place)
+    _unknown(name, names, place)
+    return Wrong(node, word)
+
+
+def _unknown(name: tree.Name, names: Names, place: Place) -> None:
+    word, problems = name.text, place.problems
+    known = (*MIXERS, *names.mixes, "gate")
+    if word in DECLARED_LATER:
+        help_line = f"this version builds {words((*MIXERS, 'gate'))}"
+        problems.add("A101", f"kind `{word}` is not built yet", name.span, "a kind that this version builds", help_line)
+    elif word in names.later:
+        notes = [("defined here", names.later[word].name.span)]
+        message = f"the mix `{word}` is used before it is defined"
+        problems.add("A100", message, name.span, "a mix defined above", f"move `mix {word}` up", notes)
+    elif word == "budget":
+        message = "a budget stands for a number, not for a mixer"
+        problems.add("A103", message, name.span, "a kind, a mix or a block", "write it as an argument: `window(budget(...))`")
+    else:
+        expected = f"a kind, {words(MIXERS)}, or a mix"
+        help_line = nearest(word, (*known, *DECLARED_LATER), f"define it above: `mix {word} = ...`")
+        problems.add("A100", f"there is no kind or mix `{word}`", name.span, expected, help_line)
+
+
+def _gate(node: tree.Name | tree.Call, arguments: tuple[tree.Argument, ...], names: Names, place: Place) -> Typed:
+    branches = tuple(read_expression(argument.value, names, place) for argument in arguments if argument.key is None)
+    rest = tuple(argument for argument in arguments if argument.key is not None)
+    typed = read_arguments("gate", rest, node.span, GateArguments, place)
+    if len(branches) < 2:
+        message = f"`gate` weighs branches, but has {len(branches)}"
+        place.problems.add("A105", message, node.span, "two or more mixers", "write `gate(A, B)`")
+        return Wrong(node, "gate")
+    if isinstance(typed, Invalid):
+        return Wrong(node, "gate")
+    if typed.by == "product" and len(branches) != 2:
+        message = f"`by = product` multiplies two branches, not {len(branches)}"
+        place.problems.add("A213", message, node.span, "two mixers", "use `by = sigmoid` or `softmax`")
+        return Wrong(node, "gate")
+    return Several("gate", branches, typed, "gate", node)
+
+
+def _union(node: tree.Union, names: Names, place: Place) -> Typed:
+    parts = [read_expression(part, names, place) for part in node.parts]
+    for part, written in zip(parts, node.parts, strict=True):
+        if type_of(part) == "mixer":
+            _not_keys(part, written, place)
+            return Wrong(node)
+    typed = parts[0]
+    for part in parts[1:]:
+        typed = _limited(join(typed, part, node), place)
+    return typed
+
+
+def _not_keys(part: Typed, written: tree.Expression, place: Place) -> None:
+    shown = quoted(one_line(written))
+    if isinstance(part, Attributed):
+        message = f"{shown} is a mixer, because it has attributes; `|` joins key sets"
+        help_line = "put the attributes after the whole union: `(A | B) { key = value }`"
+    elif isinstance(part, Lone):
+        message = f"`{part.kind.kind}` is a mixer; `|` joins key sets"
+        help_line = "write `A + B` to add outputs"
+    else:
+        message = f"{shown} is a mixer; `|` joins key sets"
+        help_line = "write `A + B` to add outputs"
+    place.problems.add("A203", message, written.span, "a key set", help_line)
+
+
+def _block(node: tree.Block, names: Names, place: Place) -> Typed:
+    word = node.word.text
+    arguments: ChooseArguments | RouteArguments | None = None
+    sound = True
+    if word in ("choose", "route"):
+        owner = ChooseArguments if word == "choose" else RouteArguments
+        read = read_arguments(word, node.arguments, node.span, owner, place)
+        sound = not isinstance(read, Invalid)
+        arguments = None if isinstance(read, Invalid) else read
+        sound &= _names_only(node, place)
+    inside = [place.at(one_line(case.selector)) for case in node.cases]
+    cases = tuple((case, read_expression(case.body, names, at)) for case, at in zip(node.cases, inside, strict=True))
+    return Cases(word, arguments, cases, word, node) if sound else Wrong(node, word)
+
+
+def _names_only(node: tree.Block, place: Place) -> bool:
+    """The cases of choose and route are named, each differently."""
+    seen: dict[str, tree.Name] = {}
+    for case in node.cases:
+        selector = case.selector
+        if not isinstance(selector, tree.Name):
+            message = f"a case of `{node.word.text}` is a name, not {quoted(one_line(selector))}"
+            place.problems.add("A103", message, selector.span, "a name, such as `dense`", "give the alternative a name")
+            return False
+        if selector.text in seen:
+            notes = [("first used here", seen[selector.text].span)]
+            message = f"two alternatives are called `{selector.text}`"
+            place.problems.add("A106", message, selector.span, "each name once", "rename one", notes)
+            return False
+        seen[selector.text] = selector
+    if len(seen) < 2:
+        message = f"`{node.word.text}` decides between alternatives, but has one"
+        place.problems.add("A105", message, node.span, "two or more cases", "add an alternative, or write it without the block")
+        return False
+    return True

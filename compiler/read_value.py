@@ -1,0 +1,218 @@
+"""Syntax value -> typed value, by the declaration of the field that it fills."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from attnc.compiler.budgets import read_budget
+from attnc.compiler.fields import Field, expectation, fields, is_value, items, number, options, tag
+from attnc.compiler.origin import one_line
+from attnc.compiler.place import INVALID, Invalid, Place, named
+from attnc.compiler.problems import Problems, nearest, words
+from attnc.compiler.value import Between, Share, Value
+from attnc.dsl import tree
+from attnc.dsl.excerpt import quoted
+from attnc.dsl.source import Span
+
+
+Anything = TypeVar("Anything", bound=Value)
+
+
+def read(value: tree.Expression, field: Field, owner: str, place: Place) -> Any:
+    """The typed value that `value` writes for `field` of `owner`, or INVALID after reporting why not."""
+    result = _read(value, field, owner, place)
+    if result is INVALID or field.builds(result):
+        return result
+    message = f"`{field.key} = {one_line(value)}` of {named(owner)} is not built yet"
+    help_line = f"leave `{field.key}` out" if not field.required else f"use another `{field.key}`"
+    place.problems.add("A101", message, value.span, "a value that this version builds", help_line)
+    return INVALID
+
+
+def _read(value: tree.Expression, field: Field, owner: str, place: Place) -> Any:
+    match value:
+        case tree.Number():
+            result = _number(value, field, owner, place)
+        case tree.Range(low=low, high=high) if Between in field.types:
+            result = _range(low, high, field, owner, place)
+        case tree.List(items=parts) if items(field.types):
+            inner = replace(field, types=items(field.types))
+            read_parts = [read(part, inner, owner, place) for part in parts]
+            result = INVALID if INVALID in read_parts else tuple(read_parts)
+        case tree.Call(name=tree.Name(text="budget")):
+            result = read_budget(value, field, owner, place, read, read_arguments)
+        case tree.Name(text=word) | tree.Call(name=tree.Name(text=word)):
+            result = _word(value, word, field, owner, place)
+        case _:
+            result = _mismatch(value, field, owner, place)
+    return result
+
+
+def read_call(value: tree.Name | tree.Call, owner: type[Anything], place: Place) -> Anything | Invalid:
+    """`yarn(32, original = 4096)` as a value of class `owner`, whose word was already recognised."""
+    word = value.text if isinstance(value, tree.Name) else value.name.text
+    arguments = () if isinstance(value, tree.Name) else value.arguments
+    return read_arguments(word, arguments, value.span, owner, place)
+
+
+def read_arguments(
+    word: str, arguments: tuple[tree.Argument, ...], span: Span, owner: type[Anything], place: Place
+) -> Anything | Invalid:
+    """Arguments by place and by key as a value of class `owner`; every one is read before INVALID is returned."""
+    declared = fields(owner)
+    by_place = [field for field in declared.values() if field.positional]
+    given: dict[str, Any] = {}
+    sound = True
+    for argument in arguments:
+        found = _argument_field(argument, word, declared, by_place, place.problems)
+        if found is None:
+            sound = False
+            continue
+        if found.key in given:
+            message = f"`{found.key}` of `{word}` is given by place and by key"
+            place.problems.add("A106", message, argument.span, "each once", f"remove one `{found.key}`")
+            sound = False
+            continue
+        given[found.key] = read(argument.value, found, word, place.at(word))
+        sound &= given[found.key] is not INVALID
+    for field in declared.values():
+        if field.required and field.key not in given and sound:
+            message = f"`{word}` needs {'a number' if field.positional else f'`{field.key}`'}"
+            shown = f"{word}({'...' if field.positional else f'{field.key} = ...'})"
+            place.problems.add("A105", message, span, f"`{field.key}`: {expectation(field)}", f"write `{shown}`")
+            sound = False
+    if not sound:
+        return INVALID
+    result = owner(**given)
+    return result if _divides(result, word, span, place.problems) else INVALID
+
+
+def read_settings(
+    settings: tuple[tree.Setting, ...], owner: type[Value], word: str, place: Place
+) -> dict[str, tuple[Any, Span]]:
+    """`{ key = value }` by the fields of `owner`: key -> typed value and the span of its setting; INVALID values are kept."""
+    declared = fields(owner)
+    given: dict[str, tuple[Any, Span]] = {}
+    for setting in settings:
+        key = setting.key.text
+        if key not in declared:
+            help_line = nearest(key, declared, f"remove `{key}`")
+            place.problems.add("A102", f"{word} has no key `{key}`", setting.key.span, f"one of {words(declared)}", help_line)
+        else:
+            given[key] = (read(setting.value, declared[key], word, place), setting.span)
+    return given
+
+
+def _argument_field(
+    argument: tree.Argument, word: str, declared: dict[str, Field], by_place: list[Field], problems: Problems
+) -> Field | None:
+    """The field that an argument fills; by place, the first that is left. Takes it out of `by_place`."""
+    if argument.key is None:
+        if by_place:
+            return by_place.pop(0)
+        listed = f"keys {words(declared)}" if declared else "no arguments"
+        problems.add(
+            "A102", f"`{word}` takes no further argument by place", argument.span, listed, "give it by its key, or remove it"
+        )
+        return None
+    key = argument.key.text
+    if key not in declared:
+        listed = f"one of {words(declared)}" if declared else "no arguments"
+        problems.add(
+            "A102", f"`{word}` has no key `{key}`", argument.key.span, listed, nearest(key, declared, f"remove `{key}`")
+        )
+        return None
+    if declared[key] in by_place:
+        by_place.remove(declared[key])
+    return declared[key]
+
+
+def _number(value: tree.Number, field: Field, owner: str, place: Place) -> Any:
+    if value.share:
+        if Share not in field.types:
+            return _mismatch(value, field, owner, place)
+        low, high = (field.bounds.share_low, field.bounds.share_high) if field.bounds else (0.0, 100.0)
+        return Share(percent=float(value.value)) if in_bounds(value, low, high, field, owner, place) else INVALID
+    whole = isinstance(value.value, int)
+    if whole and value.value in field.literals:
+        return value.value
+    if not (float in field.types or (whole and int in field.types)):
+        return _mismatch(value, field, owner, place)
+    low, high = (field.bounds.low, field.bounds.high) if field.bounds else (-(2.0**53), 2.0**53)
+    if not in_bounds(value, low, high, field, owner, place):
+        return INVALID
+    return value.value if int in field.types and whole else float(value.value)
+
+
+def in_bounds(value: tree.Number, low: float, high: float, field: Field, owner: str, place: Place) -> bool:
+    """Whether a number lies in low..high; reports it if not."""
+    if low <= value.value <= high:
+        return True
+    unit = "%" if value.share else ""
+    bounds = f"{number(low)}{unit} to {number(high)}{unit}"
+    bound = low if math.isnan(value.value) or value.value < low else high
+    place.problems.add(
+        "A104",
+        f"`{field.key}` of {named(owner)} must lie in {bounds}",
+        value.span,
+        expectation(field),
+        f"the nearest value allowed is {number(bound)}{unit}",
+    )
+    return False
+
+
+def _range(low: tree.Number, high: tree.Number, field: Field, owner: str, place: Place) -> Any:
+    ends = (low.value, high.value)
+    if low.share or high.share or not all(isinstance(end, int) for end in ends):
+        return _mismatch(low if low.share else high, field, owner, place)
+    bounds = field.bounds
+    assert bounds is not None, f"{owner}.{field.key} is a range without bounds"
+    if not all([in_bounds(end, bounds.low, bounds.high, field, owner, place) for end in (low, high)]):
+        return INVALID
+    if ends[0] > ends[1]:
+        message = f"the range {ends[0]}..{ends[1]} is empty"
+        place.problems.add("A104", message, low.span, "the smaller end first", f"write `{ends[1]}..{ends[0]}`")
+        return INVALID
+    return Between(low=int(ends[0]), high=int(ends[1]))
+
+
+def _word(value: tree.Name | tree.Call, word: str, field: Field, owner: str, place: Place) -> Any:
+    """A word with or without arguments: `none`, `true`, one of some words, or a `word(...)` class."""
+    classes = {tag(member): member for member in field.types if is_value(member)}
+    if word in classes:
+        return read_call(value, classes[word], place.at(field.key))
+    if isinstance(value, tree.Name):
+        if word == "none" and type(None) in field.types:
+            return None
+        if word in ("true", "false") and bool in field.types:
+            return word == "true"
+        if word in field.literals:
+            return word
+    return _mismatch(value, field, owner, place)
+
+
+def _mismatch(value: tree.Expression, field: Field, owner: str, place: Place) -> Invalid:
+    word = value.text if isinstance(value, tree.Name) else value.name.text if isinstance(value, tree.Call) else ""
+    shown = quoted(one_line(value))
+    help_line = nearest(word, options(field.types), f"give `{field.key}` {expectation(field)}")
+    place.problems.add("A103", f"`{field.key}` of {named(owner)} cannot be {shown}", value.span, expectation(field), help_line)
+    return INVALID
+
+
+def _divides(value: Value, word: str, span: Span, problems: Problems) -> bool:
+    """The declared `Divides` of a value class hold."""
+    for field in fields(type(value)).values():
+        if field.divides is None:
+            continue
+        part, whole = getattr(value, field.name), getattr(value, field.divides.field)
+        if part == 1 or (isinstance(whole, int) and whole % part == 0):
+            continue
+        shown = f"{field.key} = {part} does not divide {field.divides.field} = {whole} of `{word}`"
+        better = max(part, round(whole / part) * part) if isinstance(whole, int) else part
+        problems.add(
+            "A204", shown, span, f"{field.divides.field} a multiple of {field.key}", f"use {better} for `{field.divides.field}`"
+        )
+        return False
+    return True
