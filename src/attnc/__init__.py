@@ -10,7 +10,8 @@ Nothing below is imported before it is used.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["SpecError", "check", "plan"]
 
 
-def check(text_or_path: str | Path) -> Spec:
-    """The checked spec of a file, or of a text (what has a brace or a line break is a text). Raises SpecError."""
-    from attnc.compiler.check import check
+def check(text_or_path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> Spec:
+    """The checked spec of a file, or of a text (whatever has a brace or a line break). Raises SpecError.
 
-    return check(text_or_path)
+    `overrides` replaces settings of the model before checking: {"model.layers": "12"}.
+    """
+    from attnc import compiler
+
+    if isinstance(text_or_path, str) and ("{" in text_or_path or "\n" in text_or_path):
+        return compiler.check_text(text_or_path, overrides=overrides)
+    return compiler.check_path(text_or_path, overrides)
 
 
 def plan(spec: Spec, device: str = "cpu", length: int = 8192, batch: int = 1) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def read_spec(file: str) -> Spec:
+def read_spec(file: str, overrides: Mapping[str, str] | None = None) -> Spec:
     """The checked spec of a file, or of the standard input for `-`. Raises SpecError."""
-    if file == "-":
-        return attnc.check(sys.stdin.buffer.read().decode("utf-8", "replace"))
-    return attnc.check(Path(file))
+    if file != "-":
+        return attnc.check(Path(file), overrides)
+    from attnc.compiler import check_text
+
+    return check_text(sys.stdin.buffer.read().decode("utf-8", "replace"), "<stdin>", overrides)
