@@ -52,7 +52,7 @@ class Grouped(Value):
 
 
 class LogPosition(Value):
-    """`log_position(floor_scale = 8192, attn_scale = 0.1)`: logits times 1 + attn_scale log(1 + floor((i + 1) / floor_scale))."""
+    """`log_position(floor_scale = 8192)`: logits times 1 + attn_scale log(1 + floor((i + 1) / floor_scale))."""
 
     word: Literal["log_position"] = "log_position"
     floor_scale: Annotated[float, Bounds(1, 2**24)] = 8192

@@ -31,7 +31,7 @@ COUNTED_ROWS = 2048
 
 
 class Near(Value):
-    """An interval of keys around the query: its block of `align` (blocks begin `shift` earlier), `back` more before, `ahead` after.
+    """An interval of keys around the query: its block of `align` (begun `shift` earlier), `back` more before, `ahead` after.
 
     `align`, `back` and `ahead` count tokens or are shares of the length; a share in `back` or `ahead` counts the own block too.
     `shift` counts tokens or is a share of `align`, rounded up. `resolve` turns shares into tokens.
@@ -85,7 +85,7 @@ def visible(i: Any, j: Any, intervals: Intervals) -> Any:
 
 
 def union(parts: Iterable[Intervals]) -> Intervals:
-    """All keys of all `parts`, in normal form. Contained parts are dropped where that is provable for every query and length."""
+    """All keys of all `parts`, in normal form: a part is dropped if another provably holds it for every query and length."""
     found = list(parts)
     assert found, "a union of nothing"
     causal = found[0].causal
@@ -125,10 +125,8 @@ def _contains_blocks(outer: Near, inner: Near, causal: bool) -> bool:
     assert isinstance(inner.shift, int)
     larger, smaller = max(outer.align, inner.align), min(outer.align, inner.align)
     nested = larger % smaller == 0 and (outer.shift - inner.shift) % smaller == 0
-    if nested:
-        more = inner.align - smaller  # nothing if the inner blocks lie within the outer ones
-    else:
-        more = inner.align - 1  # as if the inner interval were a window of its longest reach
+    # nested: nothing more if the inner blocks lie within the outer ones; else as if the inner were a window of its reach
+    more = inner.align - (smaller if nested else 1)
     sides = [(outer.back, inner.back)] if causal else [(outer.back, inner.back), (outer.ahead, inner.ahead)]
     return all(isinstance(o, int) and isinstance(i, int) and o >= i + more for o, i in sides)
 

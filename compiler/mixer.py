@@ -1,4 +1,4 @@
-"""What every file of compiler/mixers says about its kind: one value `MIXER`, read by checker, planner, emitter, docs and tests."""
+"""What every file of compiler/mixers says about its kind: one value `MIXER`, read by all stages, docs and tests."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ class Weight(Value):
     start: Literal["normal", "zeros", "ones"] = "normal"
 
 
+KindClass = type[Kind]
+
+
 @dataclass(frozen=True)
 class Mixer:
     """A kind of the language.
@@ -42,20 +45,20 @@ class Mixer:
     `kept`       what decoding keeps.
     `reference`  mixers: the formula, imports only torch; see compiler/mixers/conv.py for the pattern.
     `weights`    learned tensors beside q, k, v and o: weights(kind, attributes, model).
-    `state`      mixers: what decoding carries of one sequence whatever its length, name -> shape: state(kind, attributes, model).
+    `state`      mixers: what decoding carries of a sequence of any length, name -> shape: state(kind, attributes, model).
     `own_keys`   key sets: learned keys of its own, which stand before the sequence's and have no position.
     `examples`   values for goldens, docs and smoke tests.
     """
 
     name: str
     type: Literal["keys", "mixer", "change"]
-    parameters: type[Kind]
+    parameters: KindClass
     examples: tuple[Kind, ...]
     mask: Callable[..., Any] | None = None
-    sizes: Callable[[Any, int], dict[str, int]] = lambda kind, length: {}
-    intervals: Callable[[Any, bool], Intervals | None] = lambda kind, causal: None
-    kept: Callable[[Any], Kept | None] = lambda kind: Kept()
+    sizes: Callable[[Any, Any], dict[str, Any]] = lambda _kind, _length: {}
+    intervals: Callable[[Any, bool], Intervals | None] = lambda _kind, _causal: None
+    kept: Callable[[Any], Kept] = lambda _kind: Kept()
     reference: Callable[..., Any] | None = None
-    weights: Callable[..., tuple[Weight, ...]] = lambda kind, attributes, model: ()
-    state: Callable[..., dict[str, tuple[int, ...]]] = lambda kind, attributes, model: {}
-    own_keys: Callable[[Any], int] = lambda kind: 0
+    weights: Callable[..., tuple[Weight, ...]] = lambda _kind, _attributes, _model: ()
+    state: Callable[..., dict[str, tuple[int, ...]]] = lambda _kind, _attributes, _model: {}
+    own_keys: Callable[[Any], int] = lambda _kind: 0

@@ -1,13 +1,13 @@
-"""Attributes by inheritance: inner settings win over outer ones, those over the model's; then defaults; then what must agree."""
+"""Attributes by inheritance: inner settings win over outer ones, those over the model's; then come defaults."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from attnc.compiler.attributes import Attributes, Llama3, LogPosition, Softplus, Yarn
+from attnc.compiler.attributes import Attributes, Llama3, LogPosition, Yarn
 from attnc.compiler.mixer import Kind
-from attnc.compiler.model_settings import Given
 from attnc.compiler.mixers import MIXERS
+from attnc.compiler.model_settings import Given
 from attnc.compiler.place import INVALID
 from attnc.compiler.problems import Problems
 from attnc.compiler.spec import Model
@@ -83,8 +83,8 @@ def _agree(attributes: Attributes, where: dict[str, Span], span: Span, problems:
         message = f"low {a.rope_scale.low:g} of `llama3` is not below high {a.rope_scale.high:g}"
         problems.add("A104", message, place("rope_scale"), "low < high", "exchange the two")
     if a.sink_logit and a.score != "softmax":
-        shown = a.score.word if isinstance(a.score, Softplus) else a.score
-        message = f"`sink_logit` is one more logit of a softmax, but the score is `{shown}`"
+        score = a.score if isinstance(a.score, str) else a.score.word
+        message = f"`sink_logit` is one more logit of a softmax, but the score is `{score}`"
         problems.add("A213", message, place("sink_logit"), "`score = softmax`", "leave `sink_logit` or `score` out")
     if a.score == "uniform" and a.temperature != 1.0:
         shown = "log_position" if isinstance(a.temperature, LogPosition) else f"{a.temperature:g}"

@@ -161,11 +161,10 @@ def _block(node: tree.Block, names: Names, place: Place) -> Typed:
     arguments: ChooseArguments | RouteArguments | None = None
     sound = True
     if word in ("choose", "route"):
-        owner = ChooseArguments if word == "choose" else RouteArguments
+        owner: type[ChooseArguments | RouteArguments] = ChooseArguments if word == "choose" else RouteArguments
         read = read_arguments(word, node.arguments, node.span, owner, place)
-        sound = not isinstance(read, Invalid)
         arguments = None if isinstance(read, Invalid) else read
-        sound &= _names_only(node, place)
+        sound = _names_only(node, place) and arguments is not None
     inside = [place.at(one_line(case.selector)) for case in node.cases]
     cases = tuple((case, read_expression(case.body, names, at)) for case, at in zip(node.cases, inside, strict=True))
     return Cases(word, arguments, cases, word, node) if sound else Wrong(node, word)

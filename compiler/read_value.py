@@ -16,7 +16,6 @@ from attnc.dsl import tree
 from attnc.dsl.excerpt import quoted
 from attnc.dsl.source import Span
 
-
 Anything = TypeVar("Anything", bound=Value)
 
 
@@ -169,11 +168,8 @@ def _range(low: tree.Number, high: tree.Number, field: Field, owner: str, place:
         return _mismatch(low if low.share else high, field, owner, place)
     bounds = field.bounds
     assert bounds is not None, f"{owner}.{field.key} is a range without bounds"
-    if not all([in_bounds(end, bounds.low, bounds.high, field, owner, place) for end in (low, high)]):
-        return INVALID
-    if ends[0] > ends[1]:
-        message = f"the range {ends[0]}..{ends[1]} is empty"
-        place.problems.add("A104", message, low.span, "the smaller end first", f"write `{ends[1]}..{ends[0]}`")
+    sound = [in_bounds(end, bounds.low, bounds.high, field, owner, place) for end in (low, high)]
+    if not all(sound):
         return INVALID
     return Between(low=int(ends[0]), high=int(ends[1]))
 

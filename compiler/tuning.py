@@ -1,4 +1,4 @@
-"""What decides a `choose`, a `budget` or a `route`: tuner's methods, routers and rules, and the blocks' arguments, as declared values."""
+"""What decides a `choose`, a `budget` or a `route`: methods, routers and rules, and the blocks' arguments."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -33,6 +35,10 @@ class Text(str):
     __slots__ = ()
 
 
+@overload
+def tokens_of(count: Tokens, length: int) -> int: ...
+@overload
+def tokens_of(count: Tokens, length: int | Text) -> int | Text: ...
 def tokens_of(count: Tokens, length: int | Text) -> int | Text:
     """`count` as a number of tokens of a sequence of `length`; as source where the length is source."""
     if isinstance(count, Share):
@@ -40,6 +46,10 @@ def tokens_of(count: Tokens, length: int | Text) -> int | Text:
     return count
 
 
+@overload
+def part_of(number: int, share: Share) -> int: ...
+@overload
+def part_of(number: int | Text, share: Share) -> int | Text: ...
 def part_of(number: int | Text, share: Share) -> int | Text:
     """A share of a number of tokens, rounded down, 0 allowed; as source where the number is source."""
     if isinstance(number, Text):
@@ -55,7 +65,7 @@ class Between(Value):
 
 
 class Origin(Value):
-    """The `.attn` line that a value comes from; `text` is printed from the tree, so it holds nothing of the file but checked words."""
+    """The `.attn` line that a value comes from; `text` is printed from the tree, so it holds nothing but checked words."""
 
     file: str
     line: int

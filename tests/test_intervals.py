@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import key_sets
 
 from attnc.compiler.intervals import Intervals, pairs, resolve, union, visible
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
-from strategies import key_sets
 
 UNIONS = st.lists(key_sets(), min_size=1, max_size=4)
 

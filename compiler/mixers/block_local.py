@@ -15,7 +15,7 @@ from attnc.compiler.value import Share, Text, Tokens, part_of, tokens_of
 
 
 class BlockLocal(Kind):
-    """`block_local(256)`, `block_local(25%, shift = 50%)`; n counts tokens or is a share of the length, shift is a share of n."""
+    """`block_local(256)`, `block_local(25%, shift = 50%)`; n: tokens or a share of the length; shift: a share of n."""
 
     kind: Literal["block_local"] = "block_local"
     n: Annotated[Tokens, Positional(), Bounds(1, 2**24), Budgeted("tuned")]
@@ -39,7 +39,7 @@ def _intervals(kind: BlockLocal, causal: bool) -> Intervals:
     if isinstance(kind.n, Share):
         shift = Share(percent=100 - kind.shift.percent) if 0 < kind.shift.percent < 100 else 0
     else:
-        shift = -_sizes(kind, 0)["shift"] % kind.n
+        shift = -part_of(kind.n, kind.shift) % kind.n
     return Intervals(near=(Near(align=kind.n, shift=shift),), causal=causal)
 
 

@@ -54,5 +54,5 @@ MIXER = Mixer(
     examples=(Conv(n=3), Conv(n=4, expand=2)),
     reference=gated_convolution,
     weights=_weights,
-    state=lambda kind, attributes, model: {"conv": (kind.n - 1, kind.expand * model.dim)},
+    state=lambda kind, _attributes, model: {"conv": (kind.n - 1, kind.expand * model.dim)},
 )

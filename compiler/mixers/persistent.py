@@ -1,4 +1,4 @@
-"""`persistent(n)`: n learned keys and values without position, seen by every query (arXiv 1907.01470; Titans, arXiv 2501.00663).
+"""`persistent(n)`: n learned keys and values without position, seen by every query (arXiv 1907.01470, 2501.00663).
 
 They are not keys of the sequence, so no interval describes them: they stand before the sequence's keys, and nothing of them
 is kept in a cache.
@@ -27,10 +27,10 @@ def persistent_mask(i: Any, j: Any, *, causal: bool) -> Any:  # noqa: ARG001
 
 
 def _weights(kind: Persistent, attributes: Any, _model: Any) -> tuple[Weight, ...]:
-    """Keys [kv_heads, n, head_dim] and values [kv_heads, n, value_dim]."""
+    """Keys [n, kv_heads, head_dim] and values [n, kv_heads, value_dim]."""
     return (
-        Weight(name="persistent_key", shape=(attributes.kv_heads, kind.n, attributes.head_dim)),
-        Weight(name="persistent_value", shape=(attributes.kv_heads, kind.n, attributes.value_dim)),
+        Weight(name="persistent_key", shape=(kind.n, attributes.kv_heads, attributes.head_dim)),
+        Weight(name="persistent_value", shape=(kind.n, attributes.kv_heads, attributes.value_dim)),
     )
 
 
@@ -40,7 +40,7 @@ MIXER = Mixer(
     parameters=Persistent,
     examples=(Persistent(n=2),),
     mask=persistent_mask,
-    kept=lambda kind: Kept(pinned=0, recent=0),
+    kept=lambda _kind: Kept(pinned=0, recent=0),
     weights=_weights,
     own_keys=lambda kind: kind.n,
 )

@@ -29,6 +29,6 @@ MIXER = Mixer(
     parameters=PowerOfTwo,
     examples=(PowerOfTwo(n=2),),
     mask=power_of_two_mask,
-    sizes=lambda kind, length: {"n": kind.n},
+    sizes=lambda kind, _length: {"n": kind.n},
     intervals=lambda kind, causal: Intervals(powers=(kind.n,), causal=causal),
 )

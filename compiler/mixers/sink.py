@@ -37,7 +37,7 @@ MIXER = Mixer(
     parameters=Sink,
     examples=(Sink(n=3),),
     mask=sink_mask,
-    sizes=lambda kind, length: {"n": kind.n},
+    sizes=lambda kind, _length: {"n": kind.n},
     intervals=lambda kind, causal: Intervals(sink=kind.n, causal=causal),
     kept=lambda kind: Kept(pinned=kind.n, recent=0),
 )

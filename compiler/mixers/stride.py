@@ -28,6 +28,6 @@ MIXER = Mixer(
     parameters=Stride,
     examples=(Stride(n=3),),
     mask=stride_mask,
-    sizes=lambda kind, length: {"n": kind.n},
+    sizes=lambda kind, _length: {"n": kind.n},
     intervals=lambda kind, causal: Intervals(strides=(kind.n,), causal=causal),
 )

@@ -1,4 +1,4 @@
-"""`window(n, aligned = 1)`: the last n keys, the own one included; `aligned = g`: the own block of g and the n/g - 1 before it."""
+"""`window(n, aligned = 1)`: the last n keys, the own one included; `aligned = g`: whole blocks of g, the own one the last."""
 
 from __future__ import annotations
 
