@@ -126,3 +126,27 @@ class ShortConv(nn.Module):
         """x [T, width], state [S, n - 1, width] or None (zeros) -> (y [T, width], new state)."""
         mixed, state = depthwise(x, self.weight, batch, state)
         return F.silu(mixed), state
+
+
+def log_position(q: Tensor, positions: Tensor, floor_scale: float, attn_scale: float) -> Tensor:
+    """q [T, H, D] times 1 + attn_scale log(1 + floor((i + 1) / floor_scale)) at positions i [T] (Llama 4's temperature)."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    factor = 1 + attn_scale * torch.log1p(torch.floor((positions.to(wide) + 1) / floor_scale))
+    return (q.to(wide) * factor.view(-1, 1, 1)).to(q.dtype)
+
+
+class ProductGate(nn.Module):
+    """The product of the branches, each after an RMS norm of its own: `gate(A, B, by = product)` (Titans' MAG, arXiv 2501.00663)."""
+
+    def __init__(self, width: int, eps: float, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(f"{name}_norm", RMSNorm(width, eps))
+
+    def forward(self, *branches: Tensor) -> Tensor:
+        """Branches [T, W] -> [T, W]."""
+        product = torch.ones_like(branches[0])
+        for name, branch in zip(self.names, branches, strict=True):
+            product = product * self.get_submodule(f"{name}_norm")(branch)
+        return product

@@ -1,0 +1,1 @@
+"""The eager backend: what a model means, in plain PyTorch."""

@@ -1,0 +1,154 @@
+"""The whole back half: a checked spec becomes a folder that stands alone."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attnc.compiler.cache_spec import CacheRow, cache_spec
+
+import attnc
+from attnc.codegen import folder as folders
+from attnc.codegen import kernels, module, weight_files
+from attnc.codegen.eager import emit as eager
+from attnc.codegen.problem import complaint
+from attnc.compiler import graph as graphs
+from attnc.compiler import parameters, passes
+from attnc.compiler.cost import Workload
+from attnc.compiler.device import device
+from attnc.compiler.graph import Graph
+from attnc.compiler.plan import Choice, Plan, choose
+from attnc.compiler.spec import Spec
+from attnc.compiler.value import Value
+from attnc.dsl import SpecError
+
+SCHEMA_VERSION = 1
+PORTABLE_GPU = "h100"
+"""The table by which launches on a GPU are planned where a build names no GPU."""
+
+
+class Options(Value):
+    """The words of the command line. `weights`: a folder with model.safetensors; `seed`: random weights instead."""
+
+    device: str = "cpu"
+    targets: tuple[str, ...] = ()
+    weights: Path | None = None
+    seed: int | None = None
+    strict: bool = False
+    length: int = 8192
+    batch: int = 1
+
+
+class Built(Value):
+    """plan.json: how the folder was made and how it runs. `files` lists every file, so that nothing else is ever removed."""
+
+    schema_version: int = SCHEMA_VERSION
+    attnc: str
+    name: str
+    file: str
+    parameters: int
+    launches: dict[str, str]
+    plans: dict[str, Plan]
+    cache: tuple[CacheRow, ...]
+    kernels: dict[str, str]
+    resources: tuple[dict[str, Any], ...] = ()
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a build says at its end."""
+
+    folder: Path
+    built: Built
+    decisions: tuple[str, ...] = field(default=())
+
+
+def build(spec: Spec, folder: Path, options: Options) -> Report:
+    """Writes `folder`. Raises SpecError: A401 with `strict` where a reference must run, A51x where files do not fit."""
+    folders.refuse_strangers(folder)
+    graph = passes.run(graphs.build(spec))
+    plans = plan_all(graph, options)
+    chosen = plans["cpu" if options.device == "cpu" else "cuda"]
+    decisions = tuple(dict.fromkeys(_decision(choice) for choice in chosen.references()))
+    if options.strict and decisions:
+        help_line = "build without `--strict` to run the reference there"
+        raise SpecError([complaint("A401", decision, spec.file, help_line) for decision in decisions])
+    texts, launches = write_texts(spec, graph, plans)
+    weights = parameters.parameters(spec, graph)
+    copies = weight_files.carried(options.weights, weights)
+    built = Built(
+        attnc=attnc.__version__,
+        name=spec.model.name,
+        file=spec.file,
+        parameters=parameters.total(weights),
+        launches=launches,
+        plans=plans,
+        cache=cache_spec(spec, "bfloat16"),
+        kernels={name: kernels.digest(text) for name, text in texts.items() if name.startswith("kernels/softmax")},
+        resources=_resources(texts, options.targets),
+        files=(),
+    )
+    started = ["model.safetensors"] if options.seed is not None and options.weights is None else []
+    built = built.model_copy(update={"files": tuple(sorted([*texts, *copies, *started, "plan.json"]))})
+    texts["plan.json"] = json.dumps(built.model_dump(mode="json"), indent=1) + "\n"
+    with tempfile.TemporaryDirectory() as space:
+        if started:
+            assert options.seed is not None
+            copies["model.safetensors"] = weight_files.start(weights, options.seed, Path(space))
+        folders.write(folder, texts, copies)
+    return Report(folder, built, decisions)
+
+
+def plan_all(graph: Graph, options: Options) -> dict[str, Plan]:
+    """The plan for each kind of device that a folder may be loaded on; the one that was not named gets the portable one."""
+    gpu = options.device if device(options.device).is_gpu else PORTABLE_GPU
+    load = Workload(length=options.length, batch=options.batch)
+    return {"cuda": choose(graph, device(gpu), load), "cpu": choose(graph, device("cpu"), load)}
+
+
+def write_texts(spec: Spec, graph: Graph, plans: Mapping[str, Plan]) -> tuple[dict[str, str], dict[str, str]]:
+    """Every generated and vendored file by its path in the folder, and the graph node of every launch."""
+    reference, visible = eager.emit(graph)
+    model, launches = module.emit(spec, graph, plans, visible, attnc.__version__)
+    texts = {
+        "__init__.py": module.render("package.py.j2", name=spec.model.name, version=attnc.__version__),
+        "model.py": model,
+        "reference.py": reference,
+        "spec.attn": spec.text,
+    }
+    texts |= {f"kernels/{name}": text for name, text in kernels.emit(graph, launches, spec.model).items()}
+    texts |= {f"runtime/{name}": text for name, text in vendored()}
+    return texts, launches
+
+
+def vendored() -> list[tuple[str, str]]:
+    """The files of the room runtime/, as they stand."""
+    files = importlib.resources.files("attnc.runtime").iterdir()
+    return sorted((file.name, file.read_text("utf-8")) for file in files if file.name.endswith(".py"))
+
+
+def _decision(choice: Choice) -> str:
+    """One line for a part that runs its reference, with why nothing faster does."""
+    reasons = "; ".join(f"{refusal.provider}: {refusal.reason}" for refusal in choice.refused)
+    _, _, what = choice.node.partition("/")
+    return f"{what} runs its reference in {choice.phase} ({reasons})"
+
+
+def _resources(texts: Mapping[str, str], targets: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+    """What every kernel uses on every target, compiled without a GPU."""
+    if not targets:
+        return ()
+    from attnc.codegen.triton.compile import compile_ahead
+
+    found = []
+    for name, text in texts.items():
+        if name.startswith("kernels/softmax"):
+            for target in targets:
+                found += [{"file": name} | asdict(resources) for resources in compile_ahead(text, target, "bf16")]
+    return tuple(found)

@@ -1,0 +1,76 @@
+"""The kernels of a built folder: one file for each distinct kernel, and a table from launches to files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from attnc.codegen.triton import emit as triton
+from attnc.compiler.families import FAMILIES, Softmax
+from attnc.compiler.graph import Graph, Mix
+from attnc.compiler.plan import unsaid
+from attnc.compiler.spec import Model
+
+INDEX = '''"""The generated kernels of each launch: many new queries of a sequence run `prefill`, a few run `decode`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ..runtime.sizes import DECODE_TOKENS
+from ..runtime.softmax import Kernel
+
+# launch -> (prefill, decode)
+FILES = {{
+{rows}
+}}
+
+
+def kernel(launch: str) -> Kernel:
+    """The kernel of a launch; its files are imported now, which needs triton."""
+    prefill, decode = (import_module(f".{{name}}", __package__).attend for name in FILES[launch])
+
+    def attend(q: Any, part: Any, rows: Any, form: Any, batch: Any, *more: Any) -> Any:
+        return (decode if batch.max_new <= DECODE_TOKENS else prefill)(q, part, rows, form, batch, *more)
+
+    return attend
+'''
+
+
+def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, str]:
+    """File name below kernels/ -> text, for every launch that the softmax family can say."""
+    numbers: dict[Softmax, int] = {}
+    rows = []
+    for launch, node in launches.items():
+        kernel = family(graph.network.nodes[node]["node"], model)
+        if kernel is not None:
+            number = numbers.setdefault(kernel, len(numbers))
+            names = ", ".join(f'"{skeleton}_{number}"' for skeleton in FAMILIES["softmax"])
+            rows.append(f'    "{launch}": ({names}),')
+    files = {"__init__.py": INDEX.format(rows="\n".join(rows))}
+    for kernel, number in numbers.items():
+        for skeleton in FAMILIES["softmax"]:
+            files[f"{skeleton}_{number}.py"] = triton.emit(skeleton, kernel)
+    return files
+
+
+def family(mix: Mix, model: Model) -> Softmax | None:
+    """The kernel of the softmax family that serves a mix, or None where it cannot be said."""
+    a = mix.attributes
+    if unsaid(mix) is not None or max(a.head_dim, a.value_dim) > 256:
+        return None
+    unions = [group.intervals for variant in mix.variants for group in variant.groups if group.intervals is not None]
+    return Softmax.of(
+        unions,
+        head_width=a.head_dim,
+        value_width=a.value_dim,
+        group=a.heads // a.kv_heads,
+        cap=model.score_cap is not None,
+        sink_logit=a.sink_logit is not None,
+    )
+
+
+def digest(text: str) -> str:
+    """What names a kernel's text in records of runs on a GPU."""
+    return hashlib.sha256(text.encode()).hexdigest()

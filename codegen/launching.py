@@ -1,0 +1,136 @@
+"""One launch as source: its head groups, guards and numbers, the storage it needs, and its rotary positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from attnc.codegen.parts import Group, Launch, Variant
+from attnc.compiler.attributes import Attributes, LinearScale, Llama3, Softplus, Yarn
+from attnc.compiler.graph import Guard, HeadGroup, Mix, Project
+from attnc.compiler.intervals import UNBOUNDED, Intervals, Near
+from attnc.compiler.kept import kept_heads
+from attnc.compiler.mixer import Kind
+from attnc.compiler.spec import Model
+from attnc.compiler.value import Share, Tokens
+
+Masks = Mapping[tuple[tuple[Kind, ...], bool], str]
+"""(union of key sets, causal) -> its mask function in reference.py."""
+
+
+def launch(mix: Mix, name: str, model: Model, visible: Masks) -> Launch:
+    """The launch of a mix; head numbers count from the launch's first KV group."""
+    a = mix.attributes
+    variants = tuple(
+        Variant(
+            guards=", ".join(map(_guard, variant.guards)),
+            groups=tuple(_group(group, mix.first, visible[group.keys, a.causal]) for group in variant.groups),
+        )
+        for variant in mix.variants
+    )
+    cap = None if model.score_cap is None else repr(model.score_cap)
+    return Launch(name, variants, a.causal, repr(scale(a, model)), cap, reference_text(a))
+
+
+def scale(a: Attributes, model: Model) -> float:
+    """The factor of the logits; plain means have none at all, softplus has log(head_dim) (arXiv 2501.13428)."""
+    if a.score == "uniform":
+        return 0.0
+    base = model.score_scale if model.score_scale is not None else a.head_dim**-0.5
+    if isinstance(a.score, Softplus):
+        base = math.log(a.head_dim)
+    return base / a.temperature if isinstance(a.temperature, int | float) else base
+
+
+def reference_text(a: Attributes) -> str:
+    """The runtime's Reference where it is not the plain softmax at absolute positions; else empty."""
+    texts = []
+    if isinstance(a.score, Softplus):
+        texts.append(f"partial(reference.softplus_weights, exponent={float(a.score.exponent)!r})")
+    if a.positions == "consecutive" and a.rope is not None:
+        texts.append(f"rope={rope_text(a)}")
+    return f"Reference({', '.join(texts)})" if texts else ""
+
+
+def rope_text(a: Attributes) -> str | None:
+    """The runtime's Rope with the positions that it turns by, or None."""
+    if a.rope is None:
+        return None
+    match a.rope_scale:
+        case LinearScale(factor=factor):
+            stretch = f", LinearScale({factor!r})"
+        case Yarn(factor=factor, original=original):
+            assert original is not None, "the checker fills in the trained length"
+            stretch = f", Yarn({factor!r}, {original})"
+        case Llama3(factor=factor, low=low, high=high, original=original):
+            stretch = f", Llama3({factor!r}, {low!r}, {high!r}, {original})"
+        case _:
+            stretch = ""
+    return f"Rope({a.rope_dim}, {float(a.rope)!r}{stretch})"
+
+
+def plan_text(mix: Mix, project: Project, at: int) -> str:
+    """The runtime's LayerPlan of a launch: what each head group keeps, over all variants that decoding can reach."""
+    slots = []
+    for first, last, kept in kept_heads(mix):
+        keep = "Growing()" if kept.recent is None else f"Ring({_number(kept.pinned)}, {_number(kept.recent)})"
+        slots.append(f"Slots({first - mix.first}, {last - mix.first}, {keep})")
+    a = mix.attributes
+    widths = f"key_width={a.head_dim}, value_width={a.value_dim}"
+    source = ", keys_from=self.source" if project.qk_layer is not None else ""
+    states = _conv_states(project) if at == 0 and a.short_conv is not None else ""
+    return f"LayerPlan(({', '.join(slots)},), {widths}{source}{states})"
+
+
+def _conv_states(project: Project) -> str:
+    a = project.attributes
+    widths = {"q": a.heads * a.head_dim, "k": a.kv_heads * a.head_dim} if project.qk_layer is None else {}
+    if a.share_qk:
+        widths.pop("k", None)
+    widths["v"] = a.kv_heads * a.value_dim
+    assert a.short_conv is not None, "asked only where there is a convolution"
+    texts = [f'State("{name}_conv", ({a.short_conv - 1}, {width}))' for name, width in widths.items()]
+    return f", states=({', '.join(texts)},)"
+
+
+def _guard(guard: Guard) -> str:
+    condition = guard.condition
+    right = f'"{condition.right}"' if condition.left == "phase" else str(int(condition.right))
+    holds = "" if guard.holds else ", holds=False"
+    return f'Guard("{condition.left}", "{condition.operator}", {right}{holds})'
+
+
+def _group(group: HeadGroup, base: int, visible: str) -> Group:
+    numbers = group.intervals if group.intervals is not None else Intervals()
+    texts = [str(group.first - base), str(group.last - base)]
+    if numbers.sink:
+        texts.append(f"sink={_number(numbers.sink)}")
+    if numbers.near:
+        texts.append(f"near=({', '.join(_near(near, numbers.causal) for near in numbers.near)},)")
+    if numbers.strides:
+        texts.append(f"strides={tuple(numbers.strides)!r}")
+    if numbers.powers:
+        texts.append(f"powers={tuple(numbers.powers)!r}")
+    texts.append(f"visible=reference.{visible}")
+    return Group(f"HeadGroup({', '.join(texts)})", str(group.origin))
+
+
+def _near(near: Near, causal: bool) -> str:
+    if near.back == UNBOUNDED and (causal or near.ahead == UNBOUNDED):
+        return "FULL"
+    texts = []
+    for name, default in (("align", 1), ("shift", 0), ("back", 0), ("ahead", 0)):
+        number = getattr(near, name)
+        if number != default:
+            own = near.align if name in ("back", "ahead") and isinstance(number, Share) else 0
+            texts.append(f"{name}={_number(number, own)}")
+    return f"Near({', '.join(texts)})"
+
+
+def _number(number: Tokens, minus: Tokens = 0) -> str:
+    """A count as source; `minus` tokens are taken from a share (a share in `back` counts the own block)."""
+    if isinstance(number, Share):
+        assert isinstance(minus, int), "a share reaches back over blocks of a fixed size"
+        plus = f", plus=-{minus}" if minus else ""
+        return f"Share({number.percent!r}{plus})"
+    return str(number)

@@ -1,0 +1,184 @@
+"""Spec, graph and plan to the text of model.py, which reads from top to bottom like a model written by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import jinja2
+
+from attnc.codegen import composing, projecting
+from attnc.codegen.launching import Masks
+from attnc.codegen.parts import Names, Part
+from attnc.compiler import parameters
+from attnc.compiler.graph import Graph
+from attnc.compiler.plan import Plan
+from attnc.compiler.spec import PHASES, Chain, Gate, Layer, Mixer, Mixing, Model, Spec, Sum
+
+Entry = tuple[int, Part, int, str]
+"""A layer, its class, its first slot, and what else its class is given, as source."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run of layers `first..last` that are built alike; launch slots go up by `step`."""
+
+    block: str
+    mixer: str
+    first: int
+    last: int
+    slot: int
+    step: int
+    more: str
+
+    @property
+    def end(self) -> int:
+        """One past the run's last slot."""
+        return self.slot + (self.last - self.first + 1) * self.step
+
+
+@dataclass
+class _Classes:
+    """The classes of one module, each written once: layers that are equal but for their number share one."""
+
+    spec: Spec
+    graph: Graph
+    visible: Masks
+    names: Names = field(default_factory=Names)
+    parts: list[Part] = field(default_factory=list)
+    known: dict[tuple[int, bool], Part] = field(default_factory=dict)
+
+    def of_layer(self, layer: Layer) -> Part:
+        handed = projecting.hands_on(self.graph, layer.index)
+        key = (id(layer.mixer), handed)  # layers of one rule hold the same mixer
+        if key not in self.known:
+            self.known[key] = self.write(layer.mixer, layer.index, "")
+        return self.known[key]
+
+    def write(self, mixer: Mixer, layer: int, scope: str) -> Part:
+        """The class of one expression, after the classes of its parts."""
+        match mixer:
+            case Sum(names=names, parts=parts) | Chain(names=names, parts=parts) | Gate(names=names, parts=parts):
+                inner = [self.write(p, layer, f"{scope}.{n}" if scope else n) for n, p in zip(names, parts, strict=True)]
+                part = composing.combine(mixer, inner, self.names, self.spec.model)
+            case Mixing():
+                part = projecting.apply(self.graph, layer, scope, self.names, self.spec.model)
+            case _:
+                part = projecting.attention(self.graph, layer, scope, self.names, self.spec.model, self.visible)
+        self.parts.append(part)
+        return part
+
+
+def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, version: str) -> tuple[str, dict[str, str]]:
+    """The text of model.py, and for every launch of it the graph node that it runs.
+
+    `plans`: for each kind of device (`cuda`, `cpu`) the plan that holds there. `visible`: the mask functions of reference.py.
+    """
+    classes = _Classes(spec, graph, visible)
+    table, slot, slots = [], 0, []
+    for layer in spec.layers:
+        part = classes.of_layer(layer)
+        source = projecting.source_layer(graph, layer.index)
+        table.append((layer.index, part, slot, "" if source is None else f", {slots[source]}"))
+        slots.append(slot)
+        slot += part.slots
+    launches = {name: node for part in classes.parts for name, node in part.launches.items()}
+    model = spec.model
+    weights = parameters.parameters(spec, graph)
+    lines = "\n".join(line for part in classes.parts for line in (*part.modules, *part.body))
+    context = {
+        "uses_torch": "torch." in lines + head(model),
+        "uses_functional": "F." in lines,
+        "title": model.name,
+        "version": version,
+        "file": spec.file,
+        "digest": hashlib.sha256(spec.text.encode()).hexdigest()[:12],
+        "imports": _imports(classes.parts, model),
+        "providers": {device: _providers(plan, launches) for device, plan in plans.items()},
+        "classes": classes.parts,
+        "blocks": _blocks(table),
+        "table": _runs(table),
+        "layers": model.layers,
+        "model": model,
+        "norm": norm(model),
+        "sandwich": model.norm_place == "sandwich",
+        "feed_forward": feed_forward(model),
+        "residual": "" if model.residual_scale == 1 else f"{model.residual_scale!r} * ",
+        "embedding": "" if model.embedding_scale == 1 else f" * {model.embedding_scale!r}",
+        "head": head(model),
+        "parameters": f"{parameters.total(weights):,}",
+    }
+    return render("model.py.j2", **context), launches
+
+
+def render(template: str, **context: object) -> str:
+    """A template of codegen/templates; a name that is missing is our mistake."""
+    loader = jinja2.PackageLoader("attnc.codegen", "templates")
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # noqa: S701
+    return environment.get_template(template).render(context)
+
+
+def norm(model: Model) -> str:
+    """The expression that makes a norm."""
+    if model.norm.kind == "layer":
+        return f"nn.LayerNorm({model.dim}, eps={model.norm.epsilon!r})"
+    centre = ", centre=1" if model.norm.centre else ""
+    return f"RMSNorm({model.dim}, {model.norm.epsilon!r}{centre})"
+
+
+def feed_forward(model: Model) -> str:
+    """The expression that makes a feed-forward part; empty where there is none."""
+    if model.feed_forward is None:
+        return ""
+    bias = ", bias=True" if model.bias == "all" else ""
+    return f'FeedForward("{model.feed_forward.kind}", {model.dim}, {model.feed_forward.width}{bias})'
+
+
+def head(model: Model) -> str:
+    """The expression of the logits of x."""
+    text = "self.lm_head(x)"
+    if model.logit_scale != 1:
+        text = f"{model.logit_scale!r} * {text}"
+    if model.logit_cap is not None:
+        text = f"{model.logit_cap!r} * torch.tanh(({text}) / {model.logit_cap!r})"
+    return text
+
+
+def _imports(parts: list[Part], model: Model) -> list[str]:
+    """The import lines that the classes need, beside the template's own."""
+    wanted: dict[str, set[str]] = {"model": {"BuiltModel"}, "cache": {"LayerPlan"}, "call": {"Call"}}
+    if model.norm.kind == "rms":
+        wanted.setdefault("layers", set()).add("RMSNorm")
+    if model.feed_forward is not None:
+        wanted.setdefault("layers", set()).add("FeedForward")
+    for part in parts:
+        for file, names in part.needs.items():
+            wanted.setdefault(file, set()).update(names)
+    return [f"from .runtime.{file} import {', '.join(sorted(names))}" for file, names in sorted(wanted.items())]
+
+
+def _providers(plan: Plan, launches: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    return {launch: {phase: plan.provider(node, phase) for phase in PHASES} for launch, node in launches.items()}
+
+
+def _blocks(table: list[Entry]) -> list[dict[str, str]]:
+    places = list(dict.fromkeys(part.place for _, part, _, _ in table))
+    return [{"name": block_name(place, places), "place": place} for place in places]
+
+
+def block_name(place: str, places: list[str]) -> str:
+    """`Layer` where all layers keep their mixer in one place, else one name for each place."""
+    return "Layer" if len(places) == 1 else {"self_attn": "AttentionLayer", "mixer": "MixerLayer"}[place]
+
+
+def _runs(table: list[Entry]) -> list[Row]:
+    places = list(dict.fromkeys(part.place for _, part, _, _ in table))
+    runs: list[Row] = []
+    for index, part, slot, more in table:
+        last = runs[-1] if runs else None
+        if last is not None and (last.mixer, last.more, last.last) == (part.name, more, index - 1):
+            runs[-1] = replace(last, last=index)
+        else:
+            runs.append(Row(block_name(part.place, places), part.name, index, index, slot, part.slots, more))
+    return runs

@@ -1,0 +1,336 @@
+"""The layer graph: what is computed and what feeds what, in head groups. No kernel is chosen yet.
+
+    x -> Project -> Mix, one per head group and variant -> Combine(when) -> Combine(heads) -> y
+    x -> Apply -> y                             a kind that is a mixer by itself
+    x -> parts -> Combine(sum | gate) -> y      parts in a row for a chain
+
+Edges carry tensors; an edge labelled `qk` hands the q and k of one layer to a later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Literal
+
+import networkx as nx
+
+from attnc.compiler import intervals as arithmetic
+from attnc.compiler.attributes import Attributes
+from attnc.compiler.intervals import Intervals
+from attnc.compiler.mixer import Kind
+from attnc.compiler.mixers import MIXERS
+from attnc.compiler.spec import (
+    Attention,
+    Chain,
+    Choose,
+    Condition,
+    Gate,
+    HeadCase,
+    Heads,
+    Layer,
+    Mixer,
+    Mixing,
+    Route,
+    Router,
+    Spec,
+    Sum,
+    When,
+)
+from attnc.compiler.value import Origin, Value
+
+
+class Guard(Value):
+    """A condition that must hold, or (`holds` false) must not."""
+
+    condition: Condition
+    holds: bool
+
+
+class HeadGroup(Value):
+    """KV groups first..last (both included) that see one union of key sets. `intervals` is None where it cannot be said so."""
+
+    first: int
+    last: int
+    keys: tuple[Kind, ...]
+    intervals: Intervals | None
+    origin: Origin
+
+
+class Variant(Value):
+    """What a mix does while all guards hold: its head groups, in order."""
+
+    guards: tuple[Guard, ...]
+    groups: tuple[HeadGroup, ...]
+
+
+class Project(Value):
+    """x -> q, k, v of one set of projections. `qk_layer`: the earlier layer whose q and k are taken over."""
+
+    layer: int
+    scope: str
+    attributes: Attributes
+    qk_layer: int | None = None
+
+
+class Mix(Value):
+    """q, k, v -> o for KV groups first..last; after the passes one launch."""
+
+    layer: int
+    scope: str
+    first: int
+    last: int
+    attributes: Attributes
+    variants: tuple[Variant, ...]
+
+
+class RouteTokens(Value):
+    """Each token's key goes to one alternative; every query reads all of them, joined by learned weights."""
+
+    layer: int
+    scope: str
+    attributes: Attributes
+    router: Router
+    names: tuple[str, ...]
+    alternatives: tuple[tuple[Kind, ...], ...]
+    origin: Origin
+
+
+class Apply(Value):
+    """A kind that is a mixer by itself, projections included."""
+
+    layer: int
+    scope: str
+    kind: Kind
+    attributes: Attributes
+    origin: Origin
+
+
+class Combine(Value):
+    """Several tensors to one: the variants of a segment, the heads side by side (then o), or branches summed or gated."""
+
+    layer: int
+    scope: str
+    how: Literal["when", "heads", "sum", "gate"]
+    attributes: Attributes | None = None
+    names: tuple[str, ...] = ()
+    by: Literal["sigmoid", "softmax", "product"] | None = None
+    shared: tuple[str, ...] = ()
+
+
+Node = Project | Mix | RouteTokens | Apply | Combine
+
+
+@dataclass(frozen=True)
+class Graph:
+    """`nodes[name]["node"]` holds each node; passes return new graphs and never change one."""
+
+    network: nx.DiGraph
+
+    def nodes(self, layer: int | None = None) -> Iterator[tuple[str, Node]]:
+        """Nodes in execution order, of one layer or of all."""
+        names = self.network.graph["order"] if layer is None else self._names.get(layer, [])
+        for name in names:
+            yield name, self.network.nodes[name]["node"]
+
+    @cached_property
+    def _names(self) -> dict[int, list[str]]:
+        """The names of each layer's nodes."""
+        names: dict[int, list[str]] = {}
+        for name, node in self.nodes():
+            names.setdefault(node.layer, []).append(name)
+        return names
+
+    def inputs(self, name: str) -> list[str]:
+        """What a node reads, in order."""
+        return sorted(self.network.predecessors(name), key=lambda source: int(self.network.edges[source, name]["place"]))
+
+
+def build(spec: Spec) -> Graph:
+    """The graph of a whole spec, before any pass."""
+    return _Builder(spec).graph()
+
+
+class _Builder:
+    """Holds the graph while one spec is walked."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.network = nx.DiGraph(order=[])
+
+    def graph(self) -> Graph:
+        source = ""
+        for layer in self.spec.layers:
+            source = self.lower(layer.mixer, layer, "", source)
+        return Graph(self.network)
+
+    def add(self, name: str, node: Node, *sources: str) -> str:
+        self.network.add_node(name, node=node)
+        self.network.graph["order"].append(name)
+        for place, source in enumerate(s for s in sources if s):
+            self.network.add_edge(source, name, place=place, carries="tensor")
+        return name
+
+    def lower(self, mixer: Mixer, layer: Layer, scope: str, source: str) -> str:
+        """Adds what `mixer` needs, reading from node `source`; returns the node with its output."""
+        index = layer.index
+        match mixer:
+            case Sum(names=names, parts=parts) | Gate(names=names, parts=parts):
+                outputs = [self.lower(p, layer, _join(scope, n), source) for n, p in zip(names, parts, strict=True)]
+                how: Literal["sum", "gate"] = "sum" if isinstance(mixer, Sum) else "gate"
+                by, shared = (None, ()) if isinstance(mixer, Sum) else (mixer.by, mixer.shared)
+                node = Combine(layer=index, scope=scope, how=how, names=names, by=by, shared=shared)
+                return self.add(_name(index, scope, how), node, *outputs)
+            case Chain(names=names, parts=parts):
+                for name, part in zip(names, parts, strict=True):
+                    source = self.lower(part, layer, _join(scope, name), source)
+                return source
+            case Mixing(kind=kind, attributes=attributes, origin=origin):
+                apply = Apply(layer=index, scope=scope, kind=kind, attributes=attributes, origin=origin)
+                return self.add(_name(index, scope, kind.kind), apply, source)
+            case Route():
+                return self.route(mixer, index, scope, source)
+            case _:
+                return self.attend(mixer, index, scope, source)
+
+    def route(self, mixer: Route, index: int, scope: str, source: str) -> str:
+        leaves = [alternative.mixer for alternative in mixer.alternatives]
+        assert mixer.per == "token", "only routes per token are built so far"
+        assert mixer.router is not None, "a route per token has a router"
+        attributes = next(leaf.attributes for leaf in leaves if isinstance(leaf, Attention))
+        keys = tuple(leaf.keys for leaf in leaves if isinstance(leaf, Attention))
+        names = tuple(alternative.name for alternative in mixer.alternatives)
+        project = Project(layer=index, scope=scope, attributes=attributes)
+        node = RouteTokens(
+            layer=index,
+            scope=scope,
+            attributes=attributes,
+            router=mixer.router,
+            names=names,
+            alternatives=keys,
+            origin=mixer.origin,
+        )
+        top = self.add(_name(index, scope, "project"), project, source)
+        middle = self.add(_name(index, scope, "route"), node, top)
+        return self.add(
+            _name(index, scope, "heads"), Combine(layer=index, scope=scope, how="heads", attributes=attributes), middle
+        )
+
+    def attend(self, mixer: Mixer, index: int, scope: str, source: str) -> str:
+        """One set of projections with everything that shares it."""
+        found = variants(mixer, _kv_heads(mixer))
+        attributes = found[0][1][0].attributes
+        from_layer = self.qk_source(index) if attributes.qk_from else None
+        project = Project(layer=index, scope=scope, attributes=attributes, qk_layer=from_layer)
+        top = self.add(_name(index, scope, "project"), project, source)
+        if from_layer is not None:
+            self.network.add_edge(_name(from_layer, "", "project"), top, place=1, carries="qk")
+        segments = []
+        for first, last in _segments(found):
+            tops = []
+            for place, (guards, leaves) in enumerate(found):
+                leaf = next(one for one in leaves if one.first <= first <= one.last)
+                group = HeadGroup(first=first, last=last, keys=leaf.keys, intervals=leaf.intervals, origin=leaf.origin)
+                variant = Variant(guards=guards, groups=(group,))
+                node = Mix(layer=index, scope=scope, first=first, last=last, attributes=leaf.attributes, variants=(variant,))
+                label = f"mix.{first}-{last}" + (f".{place}" if len(found) > 1 else "")
+                tops.append(self.add(_name(index, scope, label), node, top))
+            if len(tops) > 1:
+                when = Combine(layer=index, scope=scope, how="when")
+                tops = [self.add(_name(index, scope, f"when.{first}-{last}"), when, *tops)]
+            segments += tops
+        heads = Combine(layer=index, scope=scope, how="heads", attributes=attributes)
+        return self.add(_name(index, scope, "heads"), heads, *segments)
+
+    def qk_source(self, index: int) -> int:
+        """The nearest earlier layer with q and k of its own."""
+        for earlier in range(index - 1, -1, -1):
+            name = _name(earlier, "", "project")
+            if name in self.network and self.network.nodes[name]["node"].qk_layer is None:
+                return earlier
+        raise AssertionError("the checker lets no layer take q and k from nowhere")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An attention leaf with the KV groups it owns."""
+
+    first: int
+    last: int
+    keys: tuple[Kind, ...]
+    intervals: Intervals | None
+    attributes: Attributes
+    origin: Origin
+
+
+def variants(mixer: Mixer, kv_heads: int) -> list[tuple[tuple[Guard, ...], list[Leaf]]]:
+    """All ways a set of heads can run: (guards, leaves that cover every KV group in order)."""
+    return _variants(mixer, 0, kv_heads - 1)
+
+
+def _variants(mixer: Mixer, first: int, last: int) -> list[tuple[tuple[Guard, ...], list[Leaf]]]:
+    match mixer:
+        case Attention(keys=keys, attributes=attributes, origin=origin):
+            return [((), [Leaf(first, last, keys, union(keys, attributes.causal), attributes, origin)])]
+        case Choose(alternatives=alternatives):
+            return _variants(alternatives[0].mixer, first, last)
+        case When(cases=cases):
+            found = []
+            before: tuple[Guard, ...] = ()
+            for case in cases:
+                here = before if case.condition is None else (*before, Guard(condition=case.condition, holds=True))
+                found += [((*here, *guards), leaves) for guards, leaves in _variants(case.mixer, first, last)]
+                if case.condition is not None:
+                    before = (*before, Guard(condition=case.condition, holds=False))
+            return found
+        case Heads(cases=cases):
+            per_case = [_variants(case.mixer, case.first, case.last) for case in cases]
+            return [
+                (tuple(guard for guards, _ in choice for guard in guards), [leaf for _, leaves in choice for leaf in leaves])
+                for choice in product(*per_case)
+            ]
+        case _:
+            raise AssertionError(f"{mixer.node} does not share projections")
+
+
+def union(keys: tuple[Kind, ...], causal: bool) -> Intervals | None:
+    """The union of key sets in normal form, or None where one of them is no static set of positions.
+
+    Learned keys of a kind's own are a part of their own beside the sequence's keys, so they do not count here.
+    """
+    parts = [MIXERS[key.kind].intervals(key, causal) for key in keys if not MIXERS[key.kind].own_keys(key)]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return arithmetic.union(known) if known else Intervals(causal=causal)
+
+
+def _segments(found: list[tuple[tuple[Guard, ...], list[Leaf]]]) -> list[tuple[int, int]]:
+    """The coarsest cut of the KV groups that no leaf crosses."""
+    starts = sorted({leaf.first for _, leaves in found for leaf in leaves})
+    end = max(leaf.last for _, leaves in found for leaf in leaves)
+    return [(start, following - 1) for start, following in zip(starts, [*starts[1:], end + 1], strict=True)]
+
+
+def _kv_heads(mixer: Mixer) -> int:
+    match mixer:
+        case Attention(attributes=attributes):
+            return attributes.kv_heads
+        case Choose(alternatives=(first, *_)):
+            return _kv_heads(first.mixer)
+        case When(cases=(case, *_)):
+            return _kv_heads(case.mixer)
+        case Heads(cases=(HeadCase(mixer=inner), *_)):
+            return _kv_heads(inner)
+        case _:
+            raise AssertionError(f"{mixer.node} does not share projections")
+
+
+def _join(scope: str, name: str) -> str:
+    return f"{scope}.{name}" if scope else name
+
+
+def _name(layer: int, scope: str, what: str) -> str:
+    return "/".join(part for part in (str(layer), scope, what) if part)

@@ -1,0 +1,153 @@
+"""Every learned tensor of a spec: its name in checkpoints, its shape, and how it starts. Known without torch.
+
+Tensors that Llama-like models have carry Llama's names; others lie beside their projections, or under `mixer.{part}`.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from attnc.compiler.attributes import Attributes, LearnedScale
+from attnc.compiler.graph import Apply, Combine, Graph, Mix, Node, Project, RouteTokens
+from attnc.compiler.mixer import Weight
+from attnc.compiler.mixers import MIXERS
+from attnc.compiler.spec import Model, Spec
+
+
+def parameters(spec: Spec, graph: Graph) -> tuple[Weight, ...]:
+    """All tensors, in the order of the modules."""
+    model = spec.model
+    found = [Weight(name="model.embed_tokens.weight", shape=(model.vocab, model.dim))]
+    for layer in spec.layers:
+        prefix = f"model.layers.{layer.index}"
+        inside = [*norms(model), *feed_forward(model)]
+        for _, node in graph.nodes(layer.index):
+            inside += of_node(node, model)
+        found += [weight.model_copy(update={"name": f"{prefix}.{weight.name}"}) for weight in inside]
+    found += norm("model.norm", model)
+    if not model.tie:
+        found.append(Weight(name="lm_head.weight", shape=(model.vocab, model.dim)))
+    return tuple(found)
+
+
+def total(weights: tuple[Weight, ...]) -> int:
+    """How many numbers they hold."""
+    return sum(prod(weight.shape) for weight in weights)
+
+
+def place(node: Node) -> str:
+    """Where below a layer the tensors of a node lie: `self_attn` for a layer's only projections, else `mixer.{part}`."""
+    if node.scope:
+        return f"mixer.{node.scope}"
+    return f"mixer.{node.kind.kind}" if isinstance(node, Apply) else "self_attn"
+
+
+def norm(name: str, model: Model) -> list[Weight]:
+    """A norm's weight, and bias for a layer norm; a weight that is added to one starts at zero."""
+    starts = Weight(name=f"{name}.weight", shape=(model.dim,), start="zeros" if model.norm.centre else "ones")
+    if model.norm.kind == "rms":
+        return [starts]
+    return [starts, Weight(name=f"{name}.bias", shape=(model.dim,), start="zeros")]
+
+
+def norms(model: Model) -> list[Weight]:
+    """The norms of one layer."""
+    names = ["input_layernorm"]
+    if model.norm_place == "sandwich":
+        names += ["post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    elif model.feed_forward is not None:
+        names += ["post_attention_layernorm"]
+    return [weight for name in names for weight in norm(name, model)]
+
+
+def feed_forward(model: Model) -> list[Weight]:
+    """The feed-forward part of one layer."""
+    if model.feed_forward is None:
+        return []
+    width, bias = model.feed_forward.width, model.bias == "all"
+    gated = model.feed_forward.kind in ("swiglu", "geglu")
+    found = linear("mlp.gate_proj", model.dim, width, bias=bias) if gated else []
+    return [*found, *linear("mlp.up_proj", model.dim, width, bias=bias), *linear("mlp.down_proj", width, model.dim, bias=bias)]
+
+
+def linear(name: str, inside: int, outside: int, *, bias: bool) -> list[Weight]:
+    """A linear map [outside, inside] with its bias."""
+    weight = Weight(name=f"{name}.weight", shape=(outside, inside))
+    return [weight, Weight(name=f"{name}.bias", shape=(outside,), start="zeros")] if bias else [weight]
+
+
+def of_node(node: Node, model: Model) -> list[Weight]:
+    """The tensors of one graph node, named from the layer on."""
+    prefix = place(node)
+    match node:
+        case Project():
+            return [w.model_copy(update={"name": f"{prefix}.{w.name}"}) for w in projections(node, model)]
+        case Mix():
+            return [w.model_copy(update={"name": f"{prefix}.{w.name}"}) for w in of_mix(node, model)]
+        case Apply():
+            weights = MIXERS[node.kind.kind].weights(node.kind, node.attributes, model)
+            return [w.model_copy(update={"name": f"{prefix}.{w.name}"}) for w in weights]
+        case RouteTokens(attributes=attributes, names=names):
+            router = Weight(name=f"{prefix}.router.weight", shape=(len(names), model.dim))
+            return [router, Weight(name=f"{prefix}.join.weight", shape=(attributes.heads * len(names), model.dim))]
+        case Combine(how="gate", by="product", names=names):
+            return [Weight(name=f"{_gate(node)}.{name}_norm.weight", shape=(model.dim,), start="ones") for name in names]
+        case Combine(how="gate", names=names):
+            return [Weight(name=f"{_gate(node)}.weight", shape=(len(names), model.dim))]
+        case _:
+            return []
+
+
+def _gate(node: Combine) -> str:
+    return f"mixer.{node.scope}.gate" if node.scope else "mixer.gate"
+
+
+def projections(node: Project, model: Model) -> list[Weight]:
+    """q, k, v and o with what stands between them."""
+    a, bias = node.attributes, model.bias in ("qkv", "all")
+    found: list[Weight] = []
+    if node.qk_layer is None:
+        found += linear("q_proj", model.dim, a.heads * a.head_dim, bias=bias)
+        if not a.share_qk:
+            found += linear("k_proj", model.dim, a.kv_heads * a.head_dim, bias=bias)
+    found += linear("v_proj", model.dim, a.kv_heads * a.value_dim, bias=bias)
+    found += linear("o_proj", a.heads * a.value_dim, model.dim, bias=model.bias == "all")
+    return [*found, *between(a, model, own_qk=node.qk_layer is None)]
+
+
+def between(a: Attributes, model: Model, *, own_qk: bool) -> list[Weight]:
+    """Short convolutions, norms of q and k, output norm and gate, output scale."""
+    found: list[Weight] = []
+    if a.short_conv is not None:
+        widths = {"q": a.heads * a.head_dim, "k": a.kv_heads * a.head_dim} if own_qk else {}
+        if a.share_qk:
+            widths.pop("k", None)
+        widths["v"] = a.kv_heads * a.value_dim
+        found += [Weight(name=f"{name}_conv.weight", shape=(width, a.short_conv)) for name, width in widths.items()]
+    if a.qk_norm == "rms" and own_qk:
+        names = ("q_norm",) if a.share_qk else ("q_norm", "k_norm")
+        found += [Weight(name=f"{name}.weight", shape=(a.head_dim,), start=_one(model)) for name in names]
+    if a.output_norm is not None:
+        found.append(Weight(name="output_norm.weight", shape=(a.value_dim,), start="ones"))
+    if a.output_gate is not None:
+        found += linear("output_gate", model.dim, a.heads * a.value_dim, bias=False)
+    if a.sink_logit is not None:
+        found.append(Weight(name="sink_logit", shape=(a.heads,), start="zeros"))
+    if isinstance(a.scale, LearnedScale):
+        found.append(Weight(name="scale", shape=(model.dim,), start="ones"))
+    return found
+
+
+def of_mix(node: Mix, model: Model) -> list[Weight]:
+    """What the key sets of a softmax learn."""
+    found: list[Weight] = []
+    seen = set()
+    for key in (key for variant in node.variants for group in variant.groups for key in group.keys):
+        if key not in seen:
+            seen.add(key)
+            found += MIXERS[key.kind].weights(key, node.attributes, model)
+    return found
+
+
+def _one(model: Model) -> str:
+    return "zeros" if model.norm.centre else "ones"

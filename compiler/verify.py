@@ -1,0 +1,39 @@
+"""What is true of every graph, whatever pass made it. A failure here is our mistake, never the user's."""
+
+from __future__ import annotations
+
+import networkx as nx
+
+from attnc.compiler.graph import Combine, Graph, Mix
+
+
+def verify(graph: Graph) -> None:
+    """Raises AssertionError with the node that breaks the rule."""
+    network = graph.network
+    order = network.graph["order"]
+    assert len(order) == len(set(order)) == network.number_of_nodes(), "the order names every node once"
+    place = {name: index for index, name in enumerate(order)}
+    for source, reader in network.edges:
+        assert place[source] < place[reader], f"{reader} runs before {source}, which it reads"
+    for name, node in graph.nodes():
+        if isinstance(node, Mix):
+            _verify_mix(name, node)
+        if isinstance(node, Combine) and node.how == "heads":
+            _verify_heads(graph, name, node)
+    assert nx.is_directed_acyclic_graph(network), "a graph has no cycle"
+
+
+def _verify_mix(name: str, mix: Mix) -> None:
+    assert mix.variants, f"{name} does something in every case"
+    for variant in mix.variants:
+        covered = [head for group in variant.groups for head in range(group.first, group.last + 1)]
+        assert covered == list(range(mix.first, mix.last + 1)), f"{name}: groups cover {covered}, not {mix.first}..{mix.last}"
+
+
+def _verify_heads(graph: Graph, name: str, node: Combine) -> None:
+    """Every KV group of the layer reaches the join exactly once in every case."""
+    assert node.attributes is not None, f"{name} knows how many heads it joins"
+    mixes = [graph.network.nodes[source]["node"] for source in graph.inputs(name)]
+    if all(isinstance(mix, Mix) for mix in mixes):
+        heads = sorted(head for mix in mixes for head in range(mix.first, mix.last + 1))
+        assert heads == list(range(node.attributes.kv_heads)), f"{name} joins KV groups {heads}"

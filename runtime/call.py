@@ -1,0 +1,39 @@
+"""One call of a model: where its sequences lie, what decoding keeps, and what layers hand to later ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .batch import Batch
+from .cache import Cache
+from .rotary import Rope, angles
+from .storage import LayerCache
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all layers of one call share.
+
+    handed  tensors that one layer computes and a later one reads, such as q and k
+    turns   cosines and sines of the call's positions, for each Rope once
+    losses  what layers add to the training loss, by name
+    """
+
+    batch: Batch
+    cache: Cache | None = None
+    handed: dict[str, Tensor] = field(default_factory=dict)
+    turns: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+    def slot(self, index: int) -> LayerCache | None:
+        """The storage of launch `index`, or None without a cache."""
+        return None if self.cache is None else self.cache.layer(index)
+
+    def angles(self, rope: Rope, every: int = 1) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [T, rotated / 2] at the call's positions; `every` > 1: at the numbers of their chunks instead."""
+        key = (rope, every)
+        if key not in self.turns:
+            self.turns[key] = angles(rope, self.batch.positions // every)
+        return self.turns[key]

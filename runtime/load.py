@@ -1,0 +1,41 @@
+"""A built folder to a model that runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from .model import BuiltModel
+from .softmax import Kernel
+from .weights import load_weights
+
+AnyModel = TypeVar("AnyModel", bound=BuiltModel)
+
+
+def load_model(
+    make: type[AnyModel],
+    folder: Path,
+    kernels: Callable[[str], Kernel],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    use: str = "plan",
+) -> AnyModel:
+    """An instance of the folder's `Model` with its weights; `dtype` None keeps theirs.
+
+    Raises WeightsError where the weights are missing or do not fit.
+    """
+    with torch.device("meta"):
+        model = make()
+    load_weights(model, folder / "model.safetensors", torch.device(device), dtype)
+    model.kernels = staticmethod(kernels)  # type: ignore[assignment]
+    model.use(use)
+    return model.eval()
+
+
+def planned_device(folder: Path) -> str:
+    """The GPU that the folder was planned for, as plan.json says."""
+    return str(json.loads((folder / "plan.json").read_text("utf-8"))["plans"]["cuda"]["device"])

@@ -1,0 +1,115 @@
+"""What every built model can do: one forward for training, prefill and decode; caches; a choice of who runs its launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .attention_torch import torch_attention
+from .batch import Batch
+from .cache import Cache
+from .call import Call
+from .mix import Mix
+from .output import Output
+from .softmax import Kernel, Provider, per_part
+from .storage import LayerPlan
+
+WAYS = ("plan", "torch", "reference", "triton")
+
+
+class BuiltModel(nn.Module):
+    """Base of the `Model` of every built folder; the folder's model.py says what it computes.
+
+    providers  kind of device -> launch -> phase -> provider, as planned
+    reference  the folder's reference.py
+    """
+
+    providers: ClassVar[Mapping[str, Mapping[str, Mapping[str, str]]]] = {}
+    reference: ClassVar[ModuleType]
+    kernels: Callable[[str], Kernel] | None = None
+    """launch name -> its generated kernel; set when a folder is loaded."""
+
+    model: nn.Module
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[T, W] -> [T, vocabulary]."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: Cache | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        offsets: Tensor | Sequence[int] | None = None,
+        phase: str | None = None,
+        total_lengths: Tensor | Sequence[int] | int | None = None,
+    ) -> Output:
+        """tokens [B, N] or embeddings [B, N, dim] -> logits [B, N, vocabulary], zeros at padding.
+
+        cache          from `new_cache`: the call's tokens follow what it holds, and are stored
+        lengths        [B], real tokens of each row, which stand at its end (left padding)
+        offsets        [S + 1], sequences packed one after another into one row
+        phase          train, prefill or decode; found by itself otherwise
+        total_lengths  [B] or one number: the whole prompts' lengths while they are read in chunks
+
+        Raises ValueError for inputs that do not fit, CacheError A508 where the cache is too short.
+        """
+        packed, batch = Batch.of(tokens, cache, lengths, offsets, phase, total_lengths)
+        if cache is not None:
+            cache.reserve(batch.sizes)
+        call = Call(batch, cache)
+        logits = batch.unpack(self.logits(self.model(packed, call)))
+        if cache is not None:
+            cache.advance(batch)
+        return Output(logits, cache, call.losses)
+
+    def new_cache(self, batch: int, max_length: int) -> Cache:
+        """An empty cache for `batch` sequences of up to `max_length` tokens, on the model's device and in its dtype."""
+        weight = next(self.parameters())
+        return Cache(self.plans(), batch, max_length, weight.dtype, weight.device)
+
+    def plans(self) -> list[LayerPlan]:
+        """What decoding keeps, one plan a launch, in the order of their slots."""
+        holders: list[Any] = [module for module in self.modules() if hasattr(module, "plans") and module is not self]
+        slots = [module.slot for module in holders]
+        assert slots == sorted(slots), f"launches are numbered in the order of the layers, not {slots}"
+        return [plan for module in holders for plan in module.plans()]
+
+    def mixes(self) -> list[Mix]:
+        """Every launch of every layer."""
+        return [mix for module in self.modules() for mix in getattr(module, "mixes", ())]
+
+    def use(self, way: str = "plan") -> BuiltModel:
+        """Who runs the launches: what was planned for this kind of device, or `torch`, `triton` or the `reference` for all."""
+        if way not in WAYS:
+            raise ValueError(f"a model runs by one of {', '.join(WAYS)}, not {way!r}")
+        planned = self.providers["cuda" if next(self.parameters()).device.type == "cuda" else "cpu"]
+        for mix in self.mixes():
+            phases = planned[mix.name]
+            mix.providers = {phase: self.provider(mix, name if way == "plan" else way) for phase, name in phases.items()}
+        return self
+
+    def provider(self, mix: Mix, name: str) -> Provider:
+        """The provider called `name` for one launch."""
+        match name:
+            case "torch":
+                return torch_attention
+            case "reference":
+                return mix.reference
+            case "triton":
+                assert self.kernels is not None, "generated kernels come with a built folder"
+                return per_part(self.kernels(mix.name))
+            case _:
+                raise ValueError(f"there is no provider {name!r}")
+
+    @torch.no_grad()
+    def start(self, seed: int) -> BuiltModel:
+        """Random weights from a seed; each tensor's numbers depend on its name and the seed alone."""
+        from .weights import initialise
+
+        initialise(self, seed)
+        return self
