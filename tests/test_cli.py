@@ -217,15 +217,19 @@ def test_a_light_command_imports_nothing_heavy(arguments):
     assert run.stderr.strip() == ""
 
 
-def test_check_takes_less_than_0_4_seconds_of_processor():
-    def seconds():
-        before = os.times()
-        process("check", FULL)
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    seconds()
-    assert min(seconds() for _ in range(3)) < 0.4
+def test_check_does_little_work():
+    # Calls are counted because seconds depend on what else the machine does: 0.8 million are 0.35 s on an idle one.
+    code = f"""
+import cProfile, pstats, sys
+profile = cProfile.Profile()
+profile.enable()
+from attnc.cli import run
+run(["check", {FULL!r}])
+profile.disable()
+print(pstats.Stats(profile).total_calls, file=sys.stderr)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 100_000 < int(run.stderr) < 1_000_000
 
 
 def test_doctor_reports_as_text_and_as_data(attnc_run):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -14,6 +13,8 @@ from attnc.cli.exits import Exit
 
 def installed(package: str) -> str | None:
     """The version of an installed package, which is not imported for it."""
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
