@@ -18,8 +18,9 @@ from attnc.checkpoint.report import ImportReport
 from attnc.checkpoint.spec_text import spec_text
 from attnc.checkpoint.tensors import Tensor, write
 from attnc.checkpoint.weights import fit
-from attnc.compiler import check
 from attnc.compiler.spec import Spec
+from attnc.dsl.parse import parse
+from attnc.dsl.source import Source
 
 WEIGHTS = "model.safetensors"
 
@@ -66,8 +67,10 @@ def _open(path: Path, scratch: Path) -> Checkpoint:
 
 
 def _import(found: Checkpoint, path: Path, spec: Path, folder: Path) -> ImportReport:
+    from attnc.compiler.check import check
+
     text = spec_text(spec.stem, f"{found.name}, imported from {path.name}.", body(found.config))
-    checked = check(text)
+    checked = check(parse(Source(str(spec), text)))
     tensors = fit(found.tensors, shapes(checked), checked.model.tie, path)
     with place.beside(folder) as made:
         size = write(made / WEIGHTS, tensors)

