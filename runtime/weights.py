@@ -1,0 +1,189 @@
+"""Weights of a module: read from safetensors files with exact complaints, or made from a seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Words of the file format for floats that need no scales to be read."""
+
+SHOWN = 8
+"""Names that a complaint lists before it counts the rest."""
+
+Start = float | tuple[float, float] | str
+"""A number that fills a tensor; (mean, standard deviation) of normal numbers; or a word of WORDS."""
+
+WORDS: dict[str, float | tuple[float, float]] = {"zeros": 0.0, "ones": 1.0, "normal": (0.0, 0.02)}
+
+CODES = {
+    "A541": "no such file of weights",
+    "A542": "not a safetensors file, or a damaged one",
+    "A543": "tensors that the model needs are missing",
+    "A544": "tensors that the model has no place for",
+    "A545": "tensors of another shape",
+    "A546": "tensors of another sort of numbers",
+}
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be loaded. `code`: one of CODES; `names`: the tensors (or files) concerned."""
+
+    def __init__(self, code: str, message: str, names: Sequence[str]) -> None:
+        super().__init__(f"{code}: {CODES[code]}: {message}")
+        self.code, self.names = code, tuple(names)
+
+
+def load_weights(
+    module: nn.Module,
+    files: Path | str | Sequence[Path | str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Read the tensors of one or several safetensors files into the module's parameters; raises WeightsError.
+
+    Nothing changes unless all fit: every parameter is there (of tied ones, one name is enough), nothing else is, shapes agree,
+    and floats go to floats. Parameters on the device `meta` come to be on `device` (default: the CPU), in `dtype` (default:
+    the file's); others keep theirs and take the numbers.
+    """
+    paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
+    shapes, homes = _contents(paths)
+    places = _places(module)
+    _complain(shapes, places)
+    with torch.no_grad():
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                for name in (name for name, home in homes.items() if home == path):
+                    _put(module, places, name, file.get_tensor(name), device, dtype)
+
+
+def _put(
+    module: nn.Module,
+    places: dict[str, Tensor],
+    name: str,
+    numbers: Tensor,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """Copy into a parameter or buffer; one on `meta` is replaced, under all the names that it goes by."""
+    old = places[name]
+    if not old.is_meta:
+        old.copy_(numbers)
+        return
+    moved = numbers.to(device=device or "cpu", dtype=dtype if old.is_floating_point() else None)
+    new: Tensor = nn.Parameter(moved, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else moved
+    for alias in [alias for alias, tensor in places.items() if tensor is old]:
+        parent, _, own = alias.rpartition(".")
+        setattr(module.get_submodule(parent), own, new)
+        places[alias] = new
+
+
+def _places(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and kept buffers, tied ones under each of their names."""
+    kept = module.state_dict(keep_vars=True)
+    buffers = {name: buffer for name, buffer in module.named_buffers(remove_duplicate=False) if name in kept}
+    return {**dict(module.named_parameters(remove_duplicate=False)), **buffers}
+
+
+def _contents(paths: Sequence[Path]) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, Path]]:
+    """({name: (shape, dtype word)}, {name: its file}) from the files' headers alone."""
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise WeightsError("A541", ", ".join(missing), missing)
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+    homes: dict[str, Path] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
+                new = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in found.items()}
+        except (SafetensorError, OSError) as error:
+            raise WeightsError("A542", f"{path}: {error}", [str(path)]) from error
+        twice = sorted(set(new) & set(shapes))
+        if twice:
+            raise WeightsError("A544", f"in {homes[twice[0]]} and again in {path}: {_listed(twice)}", twice)
+        shapes |= new
+        homes |= dict.fromkeys(new, path)
+    return shapes, homes
+
+
+def _complain(found: Mapping[str, tuple[tuple[int, ...], str]], places: Mapping[str, Tensor]) -> None:
+    present = {id(places[name]) for name in found if name in places}
+    first_names: dict[int, str] = {}
+    for name, tensor in places.items():
+        first_names.setdefault(id(tensor), name)
+    missing = [name for tensor, name in first_names.items() if tensor not in present]
+    if missing:
+        raise WeightsError("A543", _listed(missing), missing)
+    unexpected = sorted(set(found) - set(places))
+    if unexpected:
+        raise WeightsError("A544", _listed(unexpected), unexpected)
+    wrong = sorted(name for name, (shape, _) in found.items() if shape != tuple(places[name].shape))
+    if wrong:
+        notes = [f"{name} is {list(found[name][0])} where the model has {list(places[name].shape)}" for name in wrong]
+        raise WeightsError("A545", _listed(notes), wrong)
+    mixed = sorted(name for name, (_, dtype) in found.items() if (dtype in FLOATS) != places[name].is_floating_point())
+    if mixed:
+        notes = [f"{name} holds {found[name][1]} where the model has {places[name].dtype}" for name in mixed]
+        raise WeightsError("A546", _listed(notes), mixed)
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def initialise(module: nn.Module, seed: int, starts: Mapping[str, Start] | None = None) -> None:
+    """Fill every parameter from its name and the seed: the same numbers whatever else the module holds, and in which order.
+
+    How a tensor starts: by `starts[full name]`; else by an attribute of the module that holds it, `starts[own name]` or the
+    word `start`; else norms at 1, biases at 0, all others normal with standard deviation 0.02. Numbers are drawn on the CPU
+    in fp32. Tied parameters take their first name.
+    """
+    starts = starts or {}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parent, _, own = name.rpartition(".")
+            chosen = starts[name] if name in starts else _default(module.get_submodule(parent), own)
+            start = WORDS[chosen] if isinstance(chosen, str) else chosen
+            if isinstance(start, tuple):
+                mean, deviation = start
+                numbers = torch.randn(parameter.shape, generator=_generator(name, seed), dtype=torch.float32)
+                parameter.copy_(numbers * deviation + mean)
+            else:
+                parameter.fill_(start)
+
+
+def _default(module: nn.Module, name: str) -> Start:
+    own: Mapping[str, Start] = getattr(module, "starts", {})
+    word = getattr(module, "start", None)
+    if name in own:
+        return own[name]
+    if isinstance(word, str):
+        return word
+    if isinstance(module, nn.LayerNorm) and name == "weight":
+        return "ones"
+    return "zeros" if name == "bias" else "normal"
+
+
+def _generator(name: str, seed: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def stored_dtype(file: Path) -> torch.dtype:
+    """The dtype of the first tensor of a safetensors file. WeightsError A501, A502 as `load_safetensors`."""
+    shapes, _ = _contents([file])
+    words = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return words.get(next((word for _, word in shapes.values()), "F32"), torch.float32)
+
+
+def check_files(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """WeightsError if the files do not hold exactly float tensors of these names and shapes; only their headers are read."""
+    found, _ = _contents(files)
+    _complain(found, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
