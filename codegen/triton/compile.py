@@ -62,7 +62,8 @@ def load(text: str, folder: Path, name: str) -> ModuleType:
     path = folder / f"{name}.py"
     path.write_text(text, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -124,7 +125,8 @@ def _nvidia(asm: dict[str, Any], target: str) -> tuple[int, int, int]:
         command = [str(ptxas), "-v", f"--gpu-name={arch[1]}", str(ptx), "-o", str(Path(folder) / "kernel.cubin")]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr  # noqa: S603
     registers, frame, stores = (
-        int(_only(pattern, log)) for pattern in (r"Used (\d+) registers", r"(\d+) bytes stack frame", r"(\d+) bytes spill stores")
+        int(_only(pattern, log))
+        for pattern in (r"Used (\d+) registers", r"(\d+) bytes stack frame", r"(\d+) bytes spill stores")
     )
     return registers, stores, frame
 

@@ -23,7 +23,9 @@ def gpu_target(target: str) -> Any:
     return GPUTarget("hip", target, 64)
 
 
-def compile_kernel(kernel: Any, signature: dict[str, str], constants: dict[str, Any], aligned: frozenset[str], target: str) -> Any:
+def compile_kernel(
+    kernel: Any, signature: dict[str, str], constants: dict[str, Any], aligned: frozenset[str], target: str
+) -> Any:
     """Compile a jitted function without a GPU. `aligned` names the arguments that are multiples of 16, `constants` also holds
     num_warps and num_stages.
     """

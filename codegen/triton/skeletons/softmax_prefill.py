@@ -36,14 +36,20 @@ def read_row(row):
 
 @triton.jit
 def lower(numbers, i):
-    """The first key that query i sees, first keys and far keys aside."""
+    """The first key near query i that it sees."""
     sink, align, shift, back, ahead = numbers
     return (i + shift) // align * align - shift - back
 
 
 @triton.jit
 def upper(numbers, i):
-    """One past the last key that query i sees."""
+    """One past the last key near query i that it sees."""
+    return i + 1
+
+
+@triton.jit
+def horizon(i):
+    """One past the last key that causality shows to query i."""
     return i + 1
 
 
@@ -51,19 +57,13 @@ def upper(numbers, i):
 def keep(numbers, i, j):
     """Whether the query at i sees the key at j."""
     sink, align, shift, back, ahead = numbers
-    near = j >= (i + shift) // align * align - shift - back
-    return (near | (j < sink)) & (j <= i)
+    return ((j >= lower(numbers, i)) | (j < sink)) & (j <= i)
 
 
 @triton.jit
-def far_part(numbers):
-    """The one far pattern: its unit, whether its distances double, and how many such patterns there are."""
-    return 0, False, 0
-
-
-@triton.jit
-def adjust_score(score, cap):
-    return score
+def adjust_score(product, scale, cap):
+    """The logit of a query and a key, to base 2."""
+    return product * (scale * LOG2E)
 
 
 @triton.jit
@@ -74,11 +74,11 @@ def add_sink_logit(best, norm, sink_logit, head):
 
 @triton.jit
 def visit(numbers, first, last, base, slots, whole, BLOCK_K: tl.constexpr):
-    """Which key blocks the queries first..last see: (sink blocks, first near block, visits)."""
-    seen = tl.minimum(tl.maximum(upper(numbers, last) - base, 0), slots)
-    sink_blocks = tl.where(whole, 0, tl.cdiv(tl.minimum(tl.maximum(numbers[0] - base, 0), seen), BLOCK_K))
+    """Which key blocks the queries first..last see: how many of the first ones, the first near one, how many in all."""
+    sink_end = tl.minimum(tl.maximum(tl.minimum(numbers[0], horizon(last)) - base, 0), slots)
+    sink_blocks = tl.where(whole, 0, tl.cdiv(sink_end, BLOCK_K))
     begin = tl.where(whole, 0, tl.maximum(lower(numbers, first) - base, 0))
-    end = tl.where(whole, slots, seen)
+    end = tl.where(whole, slots, tl.minimum(tl.maximum(upper(numbers, last) - base, 0), slots))
     near_block = tl.maximum(begin // BLOCK_K, sink_blocks)
     near_blocks = tl.where(begin < end, tl.maximum(tl.cdiv(end, BLOCK_K) - near_block, 0), 0)
     return sink_blocks, near_block, sink_blocks + near_blocks
@@ -158,7 +158,7 @@ def attend_kernel(
         k_here = k + (k_first + begin.to(tl.int64) * k_stride)
         v_here = v + (v_first + begin.to(tl.int64) * v_stride)
         key = tl.load(k_here + k_inside, mask=here[None, :] & (d < D)[:, None], other=0.0)
-        score = adjust_score(tl.dot(query, key, input_precision="ieee") * scale_here, cap) * LOG2E
+        score = adjust_score(tl.dot(query, key, input_precision="ieee"), scale_here, cap)
         j = position(slot, base_here, stored_here, pinned_here, ring_here, slots, RINGS)[None, :]
         score = tl.where(keep(numbers, i, j), score, HIDDEN)
         peak = tl.maximum(best, tl.max(score, 1))
@@ -170,8 +170,9 @@ def attend_kernel(
         acc = tl.dot(weight.to(value.dtype), value, acc * fade[:, None], input_precision="ieee")
 
     peak, norm = add_sink_logit(best, norm, sink_logit, head)
-    acc = acc * (tl.exp2(best - peak) / tl.where(norm > 0.0, norm, 1.0))[:, None]
-    result = tl.where(norm > 0.0, (peak + tl.log2(norm)) * LN2, float("-inf"))
+    total = tl.where(norm > 0.0, norm, 1.0)
+    acc = acc * (tl.exp2(best - peak) / total)[:, None]
+    result = tl.where(norm > 0.0, (peak + tl.log2(total)) * LN2, float("-inf"))
     place = row * (kv_heads * GROUP) + head
     tl.store(o + place * E + e[None, :], acc.to(o.dtype.element_ty), mask=live[:, None] & (e < E)[None, :])
     tl.store(lse + place, result[:, None], mask=live[:, None])
@@ -220,9 +221,12 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     """
     tokens, heads, width = q.shape
     sequences, kv_heads, _ = rows.shape
-    assert (form.nears, form.strides, form.powers, form.causal) == FORM and rows.stride(1) == rows.shape[2]
-    assert (width, part.v_width, heads) == (HEAD_WIDTH, VALUE_WIDTH, kv_heads * GROUP) and q.stride(2) == 1
-    assert (cap is not None) == CAP and (sink_logit is not None) == SINK_LOGIT
+    assert (form.nears, form.strides, form.powers, form.causal) == FORM
+    assert (width, part.v_width, heads) == (HEAD_WIDTH, VALUE_WIDTH, kv_heads * GROUP)
+    assert q.stride(2) == 1
+    assert rows.stride(1) == rows.shape[2]
+    assert (cap is not None, sink_logit is not None) == (CAP, SINK_LOGIT)
+    assert q.dtype == part.k.dtype == part.v.dtype
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]

@@ -1,0 +1,105 @@
+"""A skeleton with its holes filled is a kernel file.
+
+A skeleton is a real, importable kernel. Its small functions are holes: here they are exchanged, whole and by their lines, for
+text made from the numbers of a `Softmax`, or for the functions of a file in skeletons/holes. The constants at its top are set.
+Nothing else changes, and nothing but bounded numbers and truth values enters the text.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from attnc.codegen.triton.blocks import blocks
+from attnc.codegen.triton.holes import made_holes
+from attnc.codegen.triton.known_bugs import BUGS, Candidate, features_of
+from attnc.compiler.families import FAMILIES, Softmax
+
+SKELETONS = Path(__file__).parent / "skeletons"
+
+
+def emit(skeleton: str, kernel: Softmax) -> str:
+    """The text of a kernel file: `skeleton` is softmax_prefill or softmax_decode. Same arguments, same bytes."""
+    assert skeleton in FAMILIES["softmax"], skeleton
+    source = (SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")
+    functions = gather(functions_of(source), made_holes(kernel), [read_holes(name) for name in chosen_holes(kernel)])
+    constants = {
+        "FORM": repr((kernel.nears, kernel.strides, kernel.powers, kernel.causal)),
+        "HEAD_WIDTH": repr(kernel.head_width),
+        "VALUE_WIDTH": repr(kernel.value_width),
+        "GROUP": repr(kernel.group),
+        "CAP": repr(kernel.cap),
+        "SINK_LOGIT": repr(kernel.sink_logit),
+        "BLOCKS": _table(blocks(skeleton, max(kernel.head_width, kernel.value_width))),
+    }
+    text = fill(source, functions, constants)
+    met = [bug.name for bug in BUGS if bug.meets(Candidate(features_of(text), head_width=kernel.head_width))]
+    assert not met, f"{skeleton} would meet {met}"
+    return text
+
+
+def fill(source: str, functions: Mapping[str, str], constants: Mapping[str, str]) -> str:
+    """`source` with these top-level functions and these constants' values exchanged; every name must be there."""
+    lines = source.splitlines()
+    missing = set(functions) | set(constants)
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.FunctionDef) and node.name in functions:
+            lines[_first_line(node) : node.end_lineno] = functions[node.name].splitlines()
+            missing.remove(node.name)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in constants:
+            name = node.targets[0].id
+            comment = lines[node.lineno - 1].partition("  #")  # a constant's comment stands on its first line
+            first, *rest = constants[name].splitlines()
+            lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {first}{''.join(comment[1:])}", *rest]
+            missing.remove(name)
+    assert not missing, f"not in the skeleton: {sorted(missing)}"
+    return "\n".join(lines) + "\n"
+
+
+def functions_of(source: str) -> dict[str, str]:
+    """The text of every top-level function, decorators included."""
+    lines = source.splitlines()
+    return {
+        node.name: "\n".join(lines[_first_line(node) : node.end_lineno])
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def read_holes(name: str) -> dict[str, str]:
+    """The functions of a file in skeletons/holes."""
+    return functions_of((SKELETONS / "holes" / f"{name}.py").read_text(encoding="utf-8"))
+
+
+def gather(skeleton: Mapping[str, str], made: Mapping[str, str], files: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The text of every hole. Made text goes before a file's, and a function that the skeleton lacks goes before the first hole
+    that follows it in its file.
+    """
+    holes = {name: text for name, text in made.items() if name in skeleton}
+    for functions in files:
+        helpers: list[str] = []
+        for name, text in functions.items():
+            if name in holes:
+                continue
+            helpers.append(made.get(name, text))
+            if name in skeleton:
+                holes[name] = "\n\n\n".join(helpers)
+                helpers = []
+        assert not helpers, "a file of holes ends with a function that fills none"
+    return holes
+
+
+def chosen_holes(kernel: Softmax) -> tuple[str, ...]:
+    """Which files of skeletons/holes a kernel needs."""
+    far = "far" if kernel.causal else "far_both_ways"
+    wanted = ((far, kernel.far > 0), ("cap", kernel.cap), ("sink_logit", kernel.sink_logit))
+    return tuple(name for name, is_wanted in wanted if is_wanted)
+
+
+def _table(rows: Mapping[tuple[str, int], tuple[int, ...]]) -> str:
+    return "\n".join(["{", *(f'    ("{architecture}", {size}): {row!r},' for (architecture, size), row in rows.items()), "}"])
+
+
+def _first_line(node: ast.FunctionDef) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1

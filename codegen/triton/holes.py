@@ -1,0 +1,140 @@
+"""The holes whose text follows from how many parts a row of numbers holds.
+
+The order of a row: sink; align, shift, back, ahead of each near interval; the strides; the powers of two. What the numbers
+mean is said in compiler/intervals.py.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attnc.compiler.families import Softmax
+
+NearNames = tuple[str, str, str, str]
+
+
+def made_holes(kernel: Softmax) -> dict[str, str]:
+    """The text of each such hole, by its name."""
+    names = Names.of(kernel)
+    holes = {
+        "read_row": _read_row(names),
+        "lower": _near("lower", "The first key near query i that it sees.", names, "tl.minimum", _begin, "NOWHERE"),
+        "upper": _near("upper", "One past the last key near query i that it sees.", names, "tl.maximum", _end, "0"),
+        "horizon": _horizon(kernel.causal),
+        "keep": _keep(names, kernel.causal),
+    }
+    if kernel.causal:
+        holes["upper"] = _function("upper(numbers, i)", "One past the last key near query i that it sees.", ["return i + 1"])
+    if kernel.far:
+        holes["far_part"] = _far_part(names)
+    return holes
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of a row's numbers, without an index where there is one part of a sort."""
+
+    nears: tuple[NearNames, ...]
+    strides: tuple[str, ...]
+    powers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, kernel: Softmax) -> Names:
+        """The names for a kernel."""
+
+        def tails(count: int) -> tuple[str, ...]:
+            return ("",) if count == 1 else tuple(f"_{index}" for index in range(count))
+
+        return cls(
+            tuple((f"align{tail}", f"shift{tail}", f"back{tail}", f"ahead{tail}") for tail in tails(kernel.nears)),
+            tuple(f"stride{tail}" for tail in tails(kernel.strides)),
+            tuple(f"power{tail}" for tail in tails(kernel.powers)),
+        )
+
+    @property
+    def far(self) -> tuple[str, ...]:
+        """The strides and the powers."""
+        return (*self.strides, *self.powers)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All names in the row's order."""
+        return ("sink", *(name for near in self.nears for name in near), *self.far)
+
+    @property
+    def unpack(self) -> str:
+        """The line that names a row's numbers."""
+        return f"{_listed(self.all)} = numbers"
+
+
+def _listed(items: tuple[str, ...]) -> str:
+    """`a, b`, or in brackets where that is long or needs them."""
+    line = ", ".join(items)
+    if len(items) > 1 and len(line) < 100:
+        return line
+    inside = textwrap.fill(f"{line},", 116, initial_indent="    ", subsequent_indent="    ", break_long_words=False)
+    return f"(\n{inside}\n)" if len(items) > 1 else f"({line},)"
+
+
+def _function(signature: str, doc: str, body: list[str]) -> str:
+    return "\n".join(["@triton.jit", f"def {signature}:", textwrap.indent("\n".join([f'"""{doc}"""', *body]), "    ")])
+
+
+def _read_row(names: Names) -> str:
+    loads = tuple("tl.load(row)" if index == 0 else f"tl.load(row + {index})" for index in range(len(names.all)))
+    return _function("read_row(row)", "The numbers of one sequence and KV head.", [f"return {_listed(loads)}"])
+
+
+def _begin(near: NearNames) -> str:
+    align, shift, back, _ = near
+    return f"(i + {shift}) // {align} * {align} - {shift} - {back}"
+
+
+def _end(near: NearNames) -> str:
+    align, shift, _, ahead = near
+    return f"((i + {shift}) // {align} + 1) * {align} - {shift} + {ahead}"
+
+
+def _near(name: str, doc: str, names: Names, function: str, term: Callable[[NearNames], str], nothing: str) -> str:
+    """The least begin or greatest end of the near intervals: all hold the query, so together they are one interval."""
+    terms = [term(near) for near in names.nears]
+    if not terms:
+        return _function(f"{name}(numbers, i)", doc, [f"return {nothing}"])
+    if len(terms) == 1:
+        return _function(f"{name}(numbers, i)", doc, [names.unpack, f"return {terms[0]}"])
+    rest = [f"bound = {function}(bound, {text})" for text in terms[1:]]
+    return _function(f"{name}(numbers, i)", doc, [names.unpack, f"bound = {terms[0]}", *rest, "return bound"])
+
+
+def _horizon(causal: bool) -> str:
+    doc = "One past the last key that causality shows to query i."
+    return _function("horizon(i)", doc, ["return i + 1" if causal else "return NOWHERE"])
+
+
+def _keep(names: Names, causal: bool) -> str:
+    body = [names.unpack, "seen = j < sink"]
+    if names.nears:
+        body.append(f"seen |= {'j >= lower(numbers, i)' if causal else '(j >= lower(numbers, i)) & (j < upper(numbers, i))'}")
+    for name in names.strides:
+        body += [f"step = tl.maximum({name}, 1)", f"seen |= ({name} > 0) & (i % step == j % step)"]
+    for name in names.powers:
+        body += [f"unit = tl.maximum({name}, 1)", "apart = tl.abs(i // unit - j // unit)"]
+        body += [f"seen |= ({name} > 0) & (apart & (apart - 1) == 0)"]
+    body.append(f"return seen & ({'j <= i' if causal else 'j < NOWHERE'})")
+    return _function("keep(numbers, i, j)", "Whether the query at i sees the key at j.", body)
+
+
+def _far_part(names: Names) -> str:
+    return _function(
+        "far_part(numbers)",
+        "The far pattern's unit, whether its distances double, and how many patterns there are.",
+        [
+            names.unpack,
+            f"unit = {' + '.join(names.far)}",  # where one pattern is active, the others are 0
+            f"doubling = {' + '.join(names.powers)} > 0" if names.powers else "doubling = unit < 0  # never",
+            f"patterns = {' + '.join(f'({name} > 0).to(tl.int32)' for name in names.far)}",
+            "return unit, doubling, patterns",
+        ],
+    )

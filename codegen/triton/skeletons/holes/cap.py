@@ -1,0 +1,22 @@
+"""Fills `adjust_score` where scores pass a soft cap."""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def tanh(x):
+    """The hyperbolic tangent from exp2; near 0 its series, where the quotient would cancel."""
+    falling = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+    far = (1.0 - falling) / (1.0 + falling)
+    y = x * x
+    series = 1.0 + y * (-1.0 / 3 + y * (2.0 / 15 + y * (-17.0 / 315 + y * (62.0 / 2835 - y * (1382.0 / 155925)))))
+    return tl.where(y < 0.0625, x * series, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def adjust_score(product, scale, cap):
+    """The logit of a query and a key under the soft cap, to base 2."""
+    return tanh(product * (scale / cap)) * (cap * LOG2E)

@@ -1,0 +1,78 @@
+"""The narrow waist between kinds and machines: families of kernels, and what is fixed when one of a family is emitted.
+
+A kind of the language names a family and fills in these values; a backend writes kernels for them. Neither knows the other,
+and neither ever sees text of a spec: everything here is a bounded number or a truth value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attnc.compiler.intervals import Intervals
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """One kernel of the softmax family: o_i = softmax_j(adjust(scale q_i . k_j), where j is kept) v_j over intervals of keys.
+
+    Fixed here is what changes the code; lengths, windows, sinks, strides and batch sizes are numbers of the launch, and one
+    kernel serves every head whose key set has at most these parts.
+
+    nears, strides, powers  how many parts of each sort a row of numbers holds (compiler/intervals.py says what they mean)
+    causal                  whether a query sees nothing after itself
+    head_width, value_width of a query or key and of a value, 1..256
+    group                   query heads for each KV head
+    cap                     whether scores pass a soft cap, c tanh(s / c)
+    sink_logit              whether each head has one more logit without a value
+    """
+
+    nears: int
+    strides: int = 0
+    powers: int = 0
+    causal: bool = True
+    head_width: int = 64
+    value_width: int = 64
+    group: int = 1
+    cap: bool = False
+    sink_logit: bool = False
+
+    def __post_init__(self) -> None:
+        limits = (
+            *((count, 0, 64) for count in (self.nears, self.strides, self.powers)),
+            *((width, 1, 256) for width in (self.head_width, self.value_width)),
+            (self.group, 1, 1024),
+        )
+        assert all(type(number) is int and least <= number <= most for number, least, most in limits), self
+        assert all(type(flag) is bool for flag in (self.causal, self.cap, self.sink_logit)), self
+
+    @classmethod
+    def of(
+        cls, unions: Iterable[Intervals], head_width: int, value_width: int, group: int, cap: bool, sink_logit: bool
+    ) -> Softmax:
+        """The smallest kernel that serves all of `unions`."""
+        parts = tuple(unions)
+        causal = {union.causal for union in parts}
+        assert len(causal) == 1, "the heads of one launch are all causal or none is"
+        return cls(
+            nears=max(len(union.near) for union in parts),
+            strides=max(len(union.strides) for union in parts),
+            powers=max(len(union.powers) for union in parts),
+            causal=causal.pop(),
+            head_width=head_width,
+            value_width=value_width,
+            group=group,
+            cap=cap,
+            sink_logit=sink_logit,
+        )
+
+    @property
+    def far(self) -> int:
+        """How many parts reach back without end but with gaps."""
+        return self.strides + self.powers
+
+
+FAMILIES = {"softmax": ("softmax_prefill", "softmax_decode")}
+"""Each family's kernels: for many new queries of a sequence, and for a few."""
