@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from attnc.dsl.build import Builder
@@ -48,7 +48,7 @@ def grammar() -> Grammar:
     from lark import Lark
     from lark.lexer import PatternStr
 
-    text = files(__package__).joinpath("grammar.lark").read_text("utf-8")
+    text = Path(__file__).with_name("grammar.lark").read_text("utf-8")
     lark = Lark(
         text,
         parser="lalr",
