@@ -10,18 +10,24 @@ Nothing below is imported before it is used.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    import torch
+
+    from attnc.codegen.build import Report
     from attnc.compiler.plan import Plan
     from attnc.compiler.spec import Spec
     from attnc.dsl.diagnostic import SpecError
+    from attnc.runtime.model import BuiltModel
 
-__all__ = ["SpecError", "check", "plan"]
+__all__ = ["SpecError", "build", "check", "load", "plan"]
 
 
 def check(text_or_path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> Spec:
@@ -48,6 +54,46 @@ def plan(spec: Spec, device: str = "cpu", length: int = 8192, batch: int = 1) ->
 
     load = Workload(length=length, batch=batch)
     return choose(passes.run(graph.build(spec)), devices.device(device), load)
+
+
+def build(
+    spec: Spec,
+    folder: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    targets: Sequence[str] = (),
+    weights: str | os.PathLike[str] | None = None,
+    init: int | None = None,
+    strict: bool = False,
+) -> Report:
+    """Writes a folder that stands alone: readable PyTorch, kernels, and weights from a folder or started from the seed `init`.
+
+    `device` names the table of costs, `targets` the architectures compiled ahead (`sm_90`). Raises SpecError: A401 where
+    `strict` and a reference would run in place of a kernel, A5 codes for weights that do not fit
+    and a folder that holds other files.
+    """
+    from attnc.codegen import build as codegen
+
+    options = codegen.Options(
+        device=device, targets=tuple(targets), weights=None if weights is None else Path(weights), seed=init, strict=strict
+    )
+    return codegen.build(spec, Path(folder), options)
+
+
+def load(
+    folder: str | os.PathLike[str], device: str = "cpu", dtype: torch.dtype | None = None, use: str = "plan"
+) -> BuiltModel:
+    """The model of a built folder, with its weights; runs the folder's own code. `dtype` None keeps that of the weights.
+
+    `use` says who runs the launches: `plan`, or `torch`, `triton` or `reference` for all. Raises FileNotFoundError where
+    there is no built folder, and the folder's WeightsError where weights are missing or do not fit.
+    """
+    from attnc.codegen.importing import import_folder
+
+    if not (Path(folder) / "plan.json").is_file():
+        raise FileNotFoundError(errno.ENOENT, "not a built folder", str(folder))
+    model: BuiltModel = import_folder(Path(folder)).load(device, dtype, use)
+    return model
 
 
 def __getattr__(name: str) -> Any:

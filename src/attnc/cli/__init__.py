@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import signal
 import sys
 
@@ -24,10 +25,10 @@ def main() -> None:
     """The process `attnc`: runs one command and ends with one of `Exit`'s codes."""
     with contextlib.suppress(AttributeError):  # no such signal on Windows
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `attnc show x | head` ends like every other tool
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(invoke(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
+def invoke(arguments: list[str]) -> int:
     """Runs one command and returns its exit code; whatever went wrong is said on stderr."""
     try:
         from attnc.cli.app import app
@@ -58,6 +59,12 @@ def explain(error: Exception) -> int:
             f"{error.name} is not installed", f"pip install {INSTALLABLE[error.name]}; attnc doctor says what else is missing"
         )
         return Exit.ENVIRONMENT
+    if re.fullmatch(r"A5\d\d", str(getattr(error, "code", ""))):  # a built folder's own errors, whose classes lie in the folder
+        complain(str(error))
+        return Exit.DIFFERENT
+    if isinstance(error, FileNotFoundError) and error.strerror == "not a built folder":
+        complain(f"{error.filename} is not a built folder", "attnc build SPEC -o DIR makes one")
+        return Exit.USAGE
     if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
         where = f": {error.filename}" if error.filename else ""
         complain(f"{error.strerror}{where}", "nothing was replaced")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def import_checkpoint(
-    path: Annotated[Path, typer.Argument(help="A Hugging Face folder with safetensors, or a GGUF file.", show_default=False)],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A Hugging Face folder with safetensors, or a GGUF file.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="NAME.attn", help="The spec; the weights go into NAME/.")],
     json: Json = False,
 ) -> None:

@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import attnc
+from attnc.cli.exits import CommandError, Exit
+from attnc.cli.output import note
 
 if TYPE_CHECKING:
     from attnc.compiler.spec import Spec
 
+NVIDIA = Path("/dev/nvidiactl")
+"""There on every machine whose NVIDIA driver is loaded; torch is only asked where it is."""
+
+PORTABLE = "h100"
+"""The table for a GPU that has none of its own."""
+
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Table of costs; default: this GPU's, else cpu.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -24,3 +35,30 @@ def read_spec(file: str, overrides: Mapping[str, str] | None = None) -> Spec:
     from attnc.compiler import check_text
 
     return check_text(sys.stdin.buffer.read().decode("utf-8", "replace"), "<stdin>", overrides)
+
+
+def device_name(given: str | None) -> str:
+    """The table of costs that is meant: the one given, or that of the GPU present, or the CPU's."""
+    from attnc.compiler.device import device_names
+
+    if given is None:
+        return _present()
+    if given not in device_names():
+        raise CommandError(Exit.USAGE, f"there is no device {given}", f"--device takes {', '.join(device_names())}")
+    return given
+
+
+def _present() -> str:
+    from attnc.compiler.device import device_names
+
+    if not NVIDIA.exists():
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    words = torch.cuda.get_device_name().lower().replace("-", " ").split()
+    known = [name for name in device_names() if name in words]
+    if not known:
+        note(f"note: there is no table of costs for {torch.cuda.get_device_name()}; {PORTABLE}'s is used")
+    return known[0] if known else PORTABLE

@@ -1,0 +1,107 @@
+"""`attnc build`: a spec becomes a folder that stands alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import attnc
+from attnc.cli.exits import CommandError, Exit
+from attnc.cli.options import Device, Json, device_name, read_spec
+from attnc.cli.output import bytes_text, note, print_json, print_pairs
+
+if TYPE_CHECKING:
+    from attnc.codegen.build import Report
+    from attnc.compiler.spec import Spec
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+LENGTHS = {"8k": 8192, "128k": 131072, "1M": 1048576}
+CACHE_TYPE = "bfloat16"
+
+
+def build(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A spec; - reads the standard input.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder; replaced only if a build wrote it.")],
+    device: Device = None,
+    target: Annotated[
+        str, typer.Option(metavar="T,T", help=f"Also compile ahead for {', '.join(TARGETS)}.", show_default=False)
+    ] = "",
+    weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Take weights and tokenizer from there.")] = None,
+    init: Annotated[int | None, typer.Option(metavar="SEED", help="Start weights from a seed.")] = None,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="model.KEY=VALUE", help="Replace a setting of the model.")
+    ] = [],  # noqa: B006
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse to run a reference where no kernel can.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a folder of PyTorch and kernels."""
+    if weights is not None and init is not None:
+        raise CommandError(Exit.USAGE, "--weights and --init exclude each other", "leave one of them out")
+    spec = read_spec(file, overrides(settings))
+    report = attnc.build(
+        spec, out, device=device_name(device), targets=targets(target), weights=weights, init=init, strict=strict
+    )
+    for decision in report.decisions:
+        note(f"note: {decision}")
+    if json:
+        print_json(report.built)
+    else:
+        _print(spec, report)
+
+
+def overrides(settings: list[str]) -> dict[str, str]:
+    """`model.KEY=VALUE` options as a mapping."""
+    for text in settings:
+        if "=" not in text:
+            raise CommandError(Exit.USAGE, f"--set {text} has no value", "write --set model.KEY=VALUE")
+    return dict(text.split("=", 1) for text in settings)
+
+
+def targets(text: str) -> tuple[str, ...]:
+    """The architectures named in `sm_80,sm_90`."""
+    found = tuple(word.strip() for word in text.split(",") if word.strip())
+    unknown = [word for word in found if word not in TARGETS]
+    if unknown:
+        raise CommandError(Exit.USAGE, f"there is no target {unknown[0]}", f"--target takes {', '.join(TARGETS)}")
+    return found
+
+
+def _print(spec: Spec, report: Report) -> None:
+    from attnc.compiler.cache_spec import cache_bytes, full_attention_bytes
+
+    built = report.built
+    print_pairs(
+        [
+            ("folder", str(report.folder)),
+            ("model", f"{built.name}, {len(spec.layers)} layers, {built.parameters:,} parameters"),
+            ("kernels", f"{len(built.kernels)} generated" if built.kernels else "none generated"),
+        ]
+    )
+    typer.echo(f"\ncache of one sequence, {CACHE_TYPE}")
+    ours = {name: cache_bytes(spec, tokens, CACHE_TYPE) for name, tokens in LENGTHS.items()}
+    full = {name: full_attention_bytes(spec, tokens, CACHE_TYPE) for name, tokens in LENGTHS.items()}
+    for title, row in (("tokens", dict.fromkeys(LENGTHS, None)), ("this model", ours), ("full attention", full)):
+        cells = [name if size is None else bytes_text(size) for name, size in row.items()]
+        typer.echo(f"  {title:<14}" + "".join(f"{cell:>11}" for cell in cells))
+    shares = "".join(f"{ours[name] / full[name]:>11.1%}" if full[name] else f"{'':>11}" for name in LENGTHS)
+    typer.echo(f"  {'share':<14}{shares}")
+    if built.resources:
+        typer.echo("\ncompiled ahead")
+        for line in _resources(report):
+            typer.echo(f"  {line}")
+
+
+def _resources(report: Report) -> list[str]:
+    """One line a compiled kernel."""
+    rows = [("kernel", "target", "dtype", "registers", "shared", "spills")]
+    for used in report.built.resources:
+        rows.append(
+            (
+                *(str(used[key]) for key in ("kernel", "target", "dtype", "registers")),
+                *(bytes_text(used[key]) for key in ("shared", "spills")),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
