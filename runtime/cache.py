@@ -61,7 +61,9 @@ class Cache:
         return self.layers[index]
 
     def reserve(self, sizes: Sequence[int]) -> None:
-        """A508 if that many new tokens of each sequence do not fit; a cache of rings and states alone never fills."""
+        """A call with that many new tokens of each sequence begins. A508 if they do not fit; rings and states never fill."""
+        for layer in self.layers:
+            layer.settle(keep=False)
         longest = max((count + size for count, size in zip(self.counts, sizes, strict=True)), default=0)
         if self.limited and longest > self.max_length:
             raise CacheError(
@@ -71,6 +73,8 @@ class Cache:
     def advance(self, batch: Batch) -> None:
         """The batch's tokens are stored in every layer: count them."""
         assert batch.rows is None, "the whole batch advances at once"
+        for layer in self.layers:
+            layer.settle(keep=True)
         self.counts = tuple(past + size for past, size in zip(batch.pasts, batch.sizes, strict=True))
         self.lengths = batch.past + (batch.offsets[1:] - batch.offsets[:-1])
 

@@ -134,7 +134,7 @@ def begin(k: Tensor, v: Tensor, batch: Batch, cache: LayerCache | None) -> tuple
 def finish(k: Tensor, v: Tensor, batch: Batch, cache: LayerCache | None) -> None:
     """Store the new keys and values that `begin` has not stored."""
     if cache is not None and (batch.max_past == 0 or batch.max_new > DECODE_TOKENS):
-        cache.write(k, v, batch)
+        cache.write_after(k, v, batch)
 
 
 def attend(

@@ -90,6 +90,10 @@ class LayerCache:
         places = sum(band.heads * band.size for band in self._bands) * rows
         assert keys is None or keys._bands == self._bands, "a layer keeps the same slots as the layer whose keys it reads"
         self.owns_keys = keys is None
+        self.lends_keys = False
+        self._waiting: list[tuple[Tensor, Tensor, Batch]] = []
+        if keys is not None:
+            keys.lends_keys = True
         self.k_width: int = plan.key_width if keys is None else keys.k_width
         self.k: Tensor = torch.empty(places * plan.key_width, dtype=dtype, device=device) if keys is None else keys.k
         self.v = torch.empty(places * plan.value_width, dtype=dtype, device=device)
@@ -140,6 +144,19 @@ class LayerCache:
             for flat, new, steps in pairs:
                 chosen = new[:, band.first : band.last + 1] if spots is None else new[spots, band.first : band.last + 1]
                 self._view(flat, band, steps)[:, places, slots] = chosen.transpose(0, 1).to(flat.dtype)
+
+    def write_after(self, k: Tensor, v: Tensor, batch: Batch) -> None:
+        """As `write`, for a call whose past has been read: at once, or at the call's end where later layers read these keys."""
+        if self.lends_keys:
+            self._waiting.append((k, v, batch))  # a ring would lose keys that those layers' queries still see
+        else:
+            self.write(k, v, batch)
+
+    def settle(self, keep: bool) -> None:
+        """Write what waits, or (`keep` false) forget it, as it comes from a call that failed."""
+        for k, v, batch in self._waiting if keep else []:
+            self.write(k, v, batch)
+        self._waiting.clear()
 
     def part(self, batch: Batch, written: bool) -> KeyPart:
         """The stored keys as a key part: up to the batch's past, or with its own tokens if they are `written` already."""
