@@ -20,6 +20,7 @@ from attnc.compiler.selectors import owners
 from attnc.compiler.spec import Layer, Mixer, Spec
 from attnc.dsl import tree
 from attnc.dsl.diagnostic import SpecError
+from attnc.dsl.format import print_file
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Source, Span
 
@@ -59,7 +60,7 @@ def check(file: tree.File, overrides: Mapping[str, str] | None = None) -> Spec:
         recipe=recipe,
         driver=driver,
         file=file.source.name,
-        text=_text(file),
+        text=print_file(file),
     )
 
 
@@ -134,7 +135,3 @@ def _with_setting(model: tree.Model, setting: tree.Setting) -> tree.Model:
     if all(one.key.text != key for one in model.settings):
         kept = (*kept, setting)
     return replace(model, settings=kept)
-
-
-def _text(file: tree.File) -> str:
-    return file.source.text

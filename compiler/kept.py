@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from attnc.compiler.graph import Guard, Mix
 from attnc.compiler.mixer import Kept, Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.value import Share, Tokens
+
+if TYPE_CHECKING:  # the table of a spec is printed without networkx
+    from attnc.compiler.graph import Guard, Mix
 
 
 def kept_heads(mix: Mix) -> list[tuple[int, int, Kept]]:
@@ -27,7 +30,12 @@ def kept_heads(mix: Mix) -> list[tuple[int, int, Kept]]:
 
 def only_in_training(guards: Sequence[Guard]) -> bool:
     """Whether a variant runs in training alone, so that no cache ever serves it."""
-    return any(guard.condition.right == "train" and guard.holds for guard in guards)
+    phases = {"prefill", "decode"}
+    for guard in guards:
+        if guard.condition.left == "phase":
+            right = {str(guard.condition.right)}
+            phases = phases & right if guard.holds else phases - right
+    return not phases
 
 
 def of_union(keys: Iterable[Kind]) -> Kept:

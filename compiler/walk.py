@@ -1,0 +1,79 @@
+"""Walks over checked mixers: parts with weights of their own, and what shares one set of q, k, v and o."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from attnc.compiler.spec import Attention, Chain, Choose, Gate, Heads, Mixer, Mixing, Route, Sum, When, WhenCase
+
+CACHED_PHASES = frozenset({"prefill", "decode"})
+
+
+class Part(NamedTuple):
+    """A mixer with weights of its own; `scope` is its place in the layer (`gate.window`), empty for the whole layer."""
+
+    scope: str
+    mixer: Attention | Mixing | Heads | When | Choose | Route
+
+
+class Leaf(NamedTuple):
+    """An attention or kind with the KV groups first..last (both included) that it owns."""
+
+    first: int
+    last: int
+    mixer: Attention | Mixing
+
+
+def parts(mixer: Mixer, scope: str = "") -> Iterator[Part]:
+    """The parts of a layer, in order."""
+    if isinstance(mixer, Sum | Chain | Gate):
+        for name, part in zip(mixer.names, mixer.parts, strict=True):
+            yield from parts(part, f"{scope}.{name}" if scope else name)
+    else:
+        yield Part(scope, mixer)
+
+
+def first_leaf(mixer: Mixer) -> Attention | Mixing:
+    """The first attention or kind of a mixer."""
+    match mixer:
+        case Sum() | Chain() | Gate():
+            return first_leaf(mixer.parts[0])
+        case Heads() | When():
+            return first_leaf(mixer.cases[0].mixer)
+        case Choose() | Route():
+            return first_leaf(mixer.alternatives[0].mixer)
+        case _:
+            return mixer
+
+
+def default_leaves(mixer: Mixer, first: int, last: int, phases: frozenset[str]) -> Iterator[Leaf]:
+    """The leaves that may run in one of `phases`, with `choose` at its default; those of `when` overlap."""
+    match mixer:
+        case Attention() | Mixing():
+            yield Leaf(first, last, mixer)
+        case Heads(cases=cases):
+            for one in cases:
+                yield from default_leaves(one.mixer, one.first, one.last, phases)
+        case When(cases=cases):
+            for case, left in reachable(cases, phases):
+                yield from default_leaves(case.mixer, first, last, left)
+        case Choose(alternatives=alternatives):
+            yield from default_leaves(alternatives[0].mixer, first, last, phases)
+        case Route(alternatives=alternatives):
+            for alternative in alternatives:
+                yield from default_leaves(alternative.mixer, first, last, phases)
+        case _:
+            raise AssertionError(f"{mixer.node} has parts with weights of their own")
+
+
+def reachable(cases: tuple[WhenCase, ...], phases: frozenset[str]) -> Iterator[tuple[WhenCase, frozenset[str]]]:
+    """The cases of a `when` that may be taken in one of `phases`, each with the phases left for it."""
+    for case in cases:
+        here, tests_phase = phases, case.condition is not None and case.condition.left == "phase"
+        if tests_phase:
+            assert case.condition is not None
+            here = phases & {str(case.condition.right)}
+            phases = phases - here
+        if here:
+            yield case, here
