@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attnc.compiler.cache_spec import CacheRow, cache_spec
-
 import attnc
 from attnc.codegen import folder as folders
 from attnc.codegen import kernels, module, weight_files
@@ -19,6 +17,7 @@ from attnc.codegen.eager import emit as eager
 from attnc.codegen.problem import complaint
 from attnc.compiler import graph as graphs
 from attnc.compiler import parameters, passes
+from attnc.compiler.cache_spec import CacheRow, cache_spec
 from attnc.compiler.cost import Workload
 from attnc.compiler.device import device
 from attnc.compiler.graph import Graph
@@ -44,6 +43,21 @@ class Options(Value):
     batch: int = 1
 
 
+class Compiled(Value):
+    """What one kernel of the folder uses on one target: registers and spills of a thread, bytes of shared memory of a block."""
+
+    file: str
+    kernel: str
+    target: str
+    dtype: str
+    registers: int
+    shared: int
+    spills: int
+    scratch: int
+    warps: int
+    stages: int
+
+
 class Built(Value):
     """plan.json: how the folder was made and how it runs. `files` lists every file, so that nothing else is ever removed."""
 
@@ -56,7 +70,7 @@ class Built(Value):
     plans: dict[str, Plan]
     cache: tuple[CacheRow, ...]
     kernels: dict[str, str]
-    resources: tuple[dict[str, Any], ...] = ()
+    resources: tuple[Compiled, ...] = ()
     files: tuple[str, ...]
 
 
@@ -140,7 +154,7 @@ def _decision(choice: Choice) -> str:
     return f"{what} runs its reference in {choice.phase} ({reasons})"
 
 
-def _resources(texts: Mapping[str, str], targets: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+def _resources(texts: Mapping[str, str], targets: tuple[str, ...]) -> tuple[Compiled, ...]:
     """What every kernel uses on every target, compiled without a GPU."""
     if not targets:
         return ()
@@ -150,5 +164,9 @@ def _resources(texts: Mapping[str, str], targets: tuple[str, ...]) -> tuple[dict
     for name, text in texts.items():
         if name.startswith("kernels/softmax"):
             for target in targets:
-                found += [{"file": name} | asdict(resources) for resources in compile_ahead(text, target, "bf16")]
+                found += [_compiled(name, asdict(used)) for used in compile_ahead(text, target, "bf16")]
     return tuple(found)
+
+
+def _compiled(file: str, used: Mapping[str, Any]) -> Compiled:
+    return Compiled(file=file, **{name: number for name, number in used.items() if name in Compiled.model_fields})

@@ -14,7 +14,7 @@ from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
 from attnc.compiler.graph import Graph
 from attnc.compiler.plan import Plan
-from attnc.compiler.spec import PHASES, Chain, Gate, Layer, Mixer, Mixing, Model, Spec, Sum
+from attnc.compiler.spec import PHASES, Chain, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
 
 Entry = tuple[int, Part, int, str]
 """A layer, its class, its first slot, and what else its class is given, as source."""
@@ -64,6 +64,8 @@ class _Classes:
                 part = composing.combine(mixer, inner, self.names, self.spec.model)
             case Mixing():
                 part = projecting.apply(self.graph, layer, scope, self.names, self.spec.model)
+            case Route():
+                part = projecting.routed(self.graph, layer, scope, self.names, self.spec.model, self.visible)
             case _:
                 part = projecting.attention(self.graph, layer, scope, self.names, self.spec.model, self.visible)
         self.parts.append(part)
@@ -76,7 +78,9 @@ def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, ve
     `plans`: for each kind of device (`cuda`, `cpu`) the plan that holds there. `visible`: the mask functions of reference.py.
     """
     classes = _Classes(spec, graph, visible)
-    table, slot, slots = [], 0, []
+    table: list[Entry] = []
+    slots: list[int] = []
+    slot = 0
     for layer in spec.layers:
         part = classes.of_layer(layer)
         source = projecting.source_layer(graph, layer.index)
@@ -88,6 +92,7 @@ def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, ve
     weights = parameters.parameters(spec, graph)
     lines = "\n".join(line for part in classes.parts for line in (*part.modules, *part.body))
     context = {
+        "uses_partial": any("partial(" in mix.reference for part in classes.parts for mix in part.mixes),
         "uses_torch": "torch." in lines + head(model),
         "uses_functional": "F." in lines,
         "title": model.name,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from attnc.codegen.launching import Masks, launch, plan_text, rope_text
+from attnc.codegen.launching import Masks, launch, plan_text, rope_text, scale
 from attnc.codegen.parts import Launch, Names, Part
 from attnc.compiler.attributes import Attributes, LearnedScale, LogPosition
-from attnc.compiler.graph import Apply, Graph, Mix, Project
+from attnc.compiler.graph import Apply, Graph, Mix, Project, RouteTokens
 from attnc.compiler.kept import chunk_size
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.parameters import of_mix, place
@@ -64,9 +64,7 @@ def apply(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> P
     weights = declared.weights(node.kind, node.attributes, model)
     states = declared.state(node.kind, node.attributes, model)
     arguments = ", ".join(f"self.{weight.name.removesuffix('.weight').replace('.', '_')}" for weight in weights)
-    modules = [
-        f'self.{w.name.removesuffix(".weight").replace(".", "_")} = Weight({w.shape!r}, start="{w.start}")' for w in weights
-    ]
+    modules = [f"self.{w.name.removesuffix('.weight').replace('.', '_')} = Weight({w.shape!r})" for w in weights]
     state_texts = ", ".join(f'State("{name}", {shape!r})' for name, shape in states.items())
     return Part(
         name=names.new([node.kind.kind], "Mixer"),
@@ -81,6 +79,47 @@ def apply(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> P
         plans=(f"LayerPlan(states=({state_texts},))",),
         slots=1,
         needs={"stateful": {"Weight", "run_stateful"}, "cache": {"State"}},
+    )
+
+
+def routed(graph: Graph, layer: int, scope: str, names: Names, model: Model, visible: Masks) -> Part:
+    """The class of a route per token: projections, router, the alternatives' masks, and the weights that join them."""
+    project = next(node for _, node in graph.nodes(layer) if isinstance(node, Project) and node.scope == scope)
+    node = next(one for _, one in graph.nodes(layer) if isinstance(one, RouteTokens) and one.scope == scope)
+    a, count = project.attributes, len(node.names)
+    groups = [f"HeadGroup(0, {a.kv_heads - 1}, visible=reference.{visible[keys, a.causal]})" for keys in node.alternatives]
+    cap = "" if model.score_cap is None else f", cap={model.score_cap!r}"
+    more = (
+        f"self.router = nn.Linear({model.dim}, {count}, bias=False)  # to {', '.join(node.names)}",
+        f"self.join = nn.Linear({model.dim}, {a.heads} * {count}, bias=False)",
+        f"self.route = TokenRoute(({', '.join(groups)},), scale={scale(a, model)!r}{cap})",
+    )
+    turn = [f"turn = call.angles({rope_text(a)})", "q, k = rotate_by(q, *turn), rotate_by(k, *turn)"] if rope_text(a) else []
+    body = (
+        *_project(project, a, handed=False),
+        *turn,
+        f'chosen = routes(self.router(x), "{node.router.estimator}", self.training)  # [T, {count}], one-hot',
+        f"weights = self.join(x).unflatten(-1, ({a.heads}, {count})).softmax(dim=-1)  # [T, H, {count}]",
+        "o = self.route(q, k, v, chosen, weights, call.batch, call.slot(self.slot))  # [T, H, E]",
+        *_output(a),
+    )
+    width = a.value_dim + count
+    needs = {"route": {"TokenRoute", "routes"}, "intervals": {"HeadGroup"}, "cache": {"LayerPlan", "Slots", "Growing"}}
+    if turn:
+        needs["rotary"] = {"Rope", "rotate_by", *(name for name in _WORDS["rotary"] if f"{name}(" in turn[0])}
+    if a.qk_norm is not None:
+        needs["layers"] = {"RMSNorm" if a.qk_norm == "rms" else "l2_norm"}
+    return Part(
+        name=names.new([], "RoutedAttention"),
+        place=place(project).split(".")[0],
+        template="attention.py.j2",
+        summary=_summary(a),
+        origins=(str(node.origin),),
+        modules=(*_modules(project, a, model), *more),
+        body=body,
+        plans=(f"LayerPlan((Slots(0, {a.kv_heads - 1}, Growing()),), key_width={a.head_dim}, value_width={width})",),
+        slots=1,
+        needs=needs,
     )
 
 

@@ -45,7 +45,7 @@ def seconds(work: Work, device: Device, efficiency: float, *, matrix: bool = Tru
 
 
 def tiled(mix: Mix, variant: Variant, phase: Phase, load: Workload) -> Work:
-    """One launch that visits only key tiles with a visible key. Training counts the backward too: 3.5 times the forward's flops."""
+    """One launch that visits only key tiles with a visible key. Training counts the backward: 3.5 times the flops."""
     queries, keys = _sizes(phase, load)
     pairs = read = 0.0
     for group in variant.groups:

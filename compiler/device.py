@@ -10,7 +10,7 @@ from attnc.compiler.value import Value
 
 
 class Device(Value):
-    """Peaks in units per second, memory in bytes, seconds per launch, the share of the peak that a provider reaches in a phase."""
+    """Peaks in units per second, memory in bytes, seconds per launch, the share of the peak that each provider reaches."""
 
     name: str
     title: str

@@ -127,7 +127,7 @@ Node = Project | Mix | RouteTokens | Apply | Combine
 class Graph:
     """`nodes[name]["node"]` holds each node; passes return new graphs and never change one."""
 
-    network: nx.DiGraph
+    network: nx.DiGraph[str]
 
     def nodes(self, layer: int | None = None) -> Iterator[tuple[str, Node]]:
         """Nodes in execution order, of one layer or of all."""
@@ -158,7 +158,7 @@ class _Builder:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.network = nx.DiGraph(order=[])
+        self.network: nx.DiGraph[str] = nx.DiGraph(order=[])
 
     def graph(self) -> Graph:
         source = ""

@@ -24,11 +24,11 @@ class Kept(Value):
 
 
 class Weight(Value):
-    """A learned tensor of a kind: its name below the layer, its shape, and how it starts."""
+    """A learned tensor: name, shape, and how it starts: filled with a number, or (mean, deviation) of normal numbers."""
 
     name: str
     shape: tuple[int, ...]
-    start: Literal["normal", "zeros", "ones"] = "normal"
+    start: float | tuple[float, float] = (0.0, 0.02)
 
 
 KindClass = type[Kind]

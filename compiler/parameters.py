@@ -44,10 +44,10 @@ def place(node: Node) -> str:
 
 def norm(name: str, model: Model) -> list[Weight]:
     """A norm's weight, and bias for a layer norm; a weight that is added to one starts at zero."""
-    starts = Weight(name=f"{name}.weight", shape=(model.dim,), start="zeros" if model.norm.centre else "ones")
+    starts = Weight(name=f"{name}.weight", shape=(model.dim,), start=_one(model))
     if model.norm.kind == "rms":
         return [starts]
-    return [starts, Weight(name=f"{name}.bias", shape=(model.dim,), start="zeros")]
+    return [starts, Weight(name=f"{name}.bias", shape=(model.dim,), start=0.0)]
 
 
 def norms(model: Model) -> list[Weight]:
@@ -70,10 +70,10 @@ def feed_forward(model: Model) -> list[Weight]:
     return [*found, *linear("mlp.up_proj", model.dim, width, bias=bias), *linear("mlp.down_proj", width, model.dim, bias=bias)]
 
 
-def linear(name: str, inside: int, outside: int, *, bias: bool) -> list[Weight]:
+def linear(name: str, inside: int, outside: int, *, bias: bool, start: tuple[float, float] = (0.0, 0.02)) -> list[Weight]:
     """A linear map [outside, inside] with its bias."""
-    weight = Weight(name=f"{name}.weight", shape=(outside, inside))
-    return [weight, Weight(name=f"{name}.bias", shape=(outside,), start="zeros")] if bias else [weight]
+    weight = Weight(name=f"{name}.weight", shape=(outside, inside), start=start)
+    return [weight, Weight(name=f"{name}.bias", shape=(outside,), start=0.0)] if bias else [weight]
 
 
 def of_node(node: Node, model: Model) -> list[Weight]:
@@ -91,7 +91,7 @@ def of_node(node: Node, model: Model) -> list[Weight]:
             router = Weight(name=f"{prefix}.router.weight", shape=(len(names), model.dim))
             return [router, Weight(name=f"{prefix}.join.weight", shape=(attributes.heads * len(names), model.dim))]
         case Combine(how="gate", by="product", names=names):
-            return [Weight(name=f"{_gate(node)}.{name}_norm.weight", shape=(model.dim,), start="ones") for name in names]
+            return [Weight(name=f"{_gate(node)}.{name}_norm.weight", shape=(model.dim,), start=1.0) for name in names]
         case Combine(how="gate", names=names):
             return [Weight(name=f"{_gate(node)}.weight", shape=(len(names), model.dim))]
         case _:
@@ -107,9 +107,11 @@ def projections(node: Project, model: Model) -> list[Weight]:
     a, bias = node.attributes, model.bias in ("qkv", "all")
     found: list[Weight] = []
     if node.qk_layer is None:
-        found += linear("q_proj", model.dim, a.heads * a.head_dim, bias=bias)
-        if not a.share_qk:
-            found += linear("k_proj", model.dim, a.kv_heads * a.head_dim, bias=bias)
+        names = {"q_proj": a.heads} | ({} if a.share_qk else {"k_proj": a.kv_heads})
+        start = (0.0, 0.02) if a.init_qk is None else (float(a.init_qk.mean), float(a.init_qk.std))
+        found += [
+            w for name, heads in names.items() for w in linear(name, model.dim, heads * a.head_dim, bias=bias, start=start)
+        ]
     found += linear("v_proj", model.dim, a.kv_heads * a.value_dim, bias=bias)
     found += linear("o_proj", a.heads * a.value_dim, model.dim, bias=model.bias == "all")
     return [*found, *between(a, model, own_qk=node.qk_layer is None)]
@@ -128,13 +130,13 @@ def between(a: Attributes, model: Model, *, own_qk: bool) -> list[Weight]:
         names = ("q_norm",) if a.share_qk else ("q_norm", "k_norm")
         found += [Weight(name=f"{name}.weight", shape=(a.head_dim,), start=_one(model)) for name in names]
     if a.output_norm is not None:
-        found.append(Weight(name="output_norm.weight", shape=(a.value_dim,), start="ones"))
+        found.append(Weight(name="output_norm.weight", shape=(a.value_dim,), start=1.0))
     if a.output_gate is not None:
         found += linear("output_gate", model.dim, a.heads * a.value_dim, bias=False)
     if a.sink_logit is not None:
-        found.append(Weight(name="sink_logit", shape=(a.heads,), start="zeros"))
+        found.append(Weight(name="sink_logit", shape=(a.heads,), start=0.0))
     if isinstance(a.scale, LearnedScale):
-        found.append(Weight(name="scale", shape=(model.dim,), start="ones"))
+        found.append(Weight(name="scale", shape=(model.dim,), start=float(a.scale.init)))
     return found
 
 
@@ -149,5 +151,6 @@ def of_mix(node: Mix, model: Model) -> list[Weight]:
     return found
 
 
-def _one(model: Model) -> str:
-    return "zeros" if model.norm.centre else "ones"
+def _one(model: Model) -> float:
+    """Where a norm's weight begins: one that is added to the centre begins at nothing."""
+    return 1.0 - model.norm.centre

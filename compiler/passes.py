@@ -62,7 +62,7 @@ def _without_contained(group: HeadGroup) -> HeadGroup:
 
 def _merge(graph: Graph, key: Callable[[Mix], object], join: Callable[[list[Mix]], list[Mix]]) -> Graph:
     """Joins the mixes of each layer that have the same key; a `when` or `heads` above them reads the joined ones instead."""
-    network: nx.DiGraph = graph.network.copy()
+    network: nx.DiGraph[str] = graph.network.copy()
     layers: dict[int, list[tuple[str, Mix]]] = {}
     for name, node in graph.nodes():
         if isinstance(node, Mix):
@@ -79,7 +79,7 @@ def _merge(graph: Graph, key: Callable[[Mix], object], join: Callable[[list[Mix]
     return Graph(_without_single_whens(network))
 
 
-def _rewire(network: nx.DiGraph, members: list[tuple[str, Mix]], joined: list[Mix]) -> None:
+def _rewire(network: nx.DiGraph[str], members: list[tuple[str, Mix]], joined: list[Mix]) -> None:
     """The first member of each joined mix takes its place; the readers of the others read it."""
     for mix in joined:
         inside = [name for name, old in members if _covers(mix, old)]
@@ -127,7 +127,7 @@ def _on_top(mixes: list[Mix]) -> list[Mix]:
     return [first.model_copy(update={"variants": tuple(variant for mix in mixes for variant in mix.variants)})]
 
 
-def _without_single_whens(network: nx.DiGraph) -> nx.DiGraph:
+def _without_single_whens(network: nx.DiGraph[str]) -> nx.DiGraph[str]:
     """A `when` over one mix is that mix."""
     for name in list(network.graph["order"]):
         node = network.nodes[name]["node"]
@@ -142,7 +142,7 @@ def _without_single_whens(network: nx.DiGraph) -> nx.DiGraph:
 
 
 def _replace(graph: Graph, nodes: dict[str, Node]) -> Graph:
-    network: nx.DiGraph = graph.network.copy()
+    network: nx.DiGraph[str] = graph.network.copy()
     for name, node in nodes.items():
         network.nodes[name]["node"] = node
     return Graph(network)

@@ -75,7 +75,7 @@ class Reference:
                 runs = [run for part in parts if part.counts[s] for run in part.read(first, last, s)]
                 if runs:
                     queries = tokens[:, heads].transpose(0, 1)
-                    outputs.append(self._heads(queries, _keys(runs, repeat, wide), group, batch, s, (factor, cap, sink)))
+                    outputs.append(self._heads(queries, keys(runs, repeat, wide), group, batch, s, (factor, cap, sink)))
                 else:
                     outputs.append(q.new_zeros(heads.stop - heads.start, len(tokens), parts[0].v_width, dtype=wide))
             rows.append(torch.cat(outputs).transpose(0, 1))
@@ -119,7 +119,7 @@ class Reference:
         return torch.einsum("hnd,hnld->hnl", query, turned)
 
 
-def _keys(runs: list[Run], repeat: int, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def keys(runs: list[Run], repeat: int, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Keys [H, L, D], values [H, L, E] and positions [L] of one sequence, repeated for the query heads."""
     k, v = (torch.cat(x, dim=2)[0].to(wide) for x in ([run.k for run in runs], [run.v for run in runs]))
     positions = torch.cat([torch.arange(run.start, run.start + run.k.shape[2], device=k.device) for run in runs])

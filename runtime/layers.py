@@ -136,7 +136,7 @@ def log_position(q: Tensor, positions: Tensor, floor_scale: float, attn_scale: f
 
 
 class ProductGate(nn.Module):
-    """The product of the branches, each after an RMS norm of its own: `gate(A, B, by = product)` (Titans' MAG, arXiv 2501.00663)."""
+    """The product of branches, each after an RMS norm of its own: `gate(A, B, by = product)` (Titans, arXiv 2501.00663)."""
 
     def __init__(self, width: int, eps: float, names: tuple[str, ...]) -> None:
         super().__init__()

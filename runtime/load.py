@@ -28,9 +28,10 @@ def load_model(
 
     Raises WeightsError where the weights are missing or do not fit.
     """
+    files = sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
     with torch.device("meta"):
         model = make()
-    load_weights(model, folder / "model.safetensors", torch.device(device), dtype)
+    load_weights(model, files, device, dtype)
     model.kernels = staticmethod(kernels)  # type: ignore[assignment]
     model.use(use)
     return model.eval()

@@ -54,12 +54,19 @@ class Variant:
 
 
 class Mix:
-    """q [T, H, D], k [T, G, D], v [T, G, E] -> [T, H, E]. `providers` says who runs it in each phase; `BuiltModel.use` sets it."""
+    """q [T, H, D], k [T, G, D], v [T, G, E] -> [T, H, E]. `providers`: who runs it in each phase; `BuiltModel.use` sets it."""
 
     def __init__(
-        self, name: str, variants: tuple[Variant, ...], *, causal: bool, scale: float, cap: float | None = None
+        self,
+        name: str,
+        variants: tuple[Variant, ...],
+        *,
+        causal: bool,
+        scale: float,
+        cap: float | None = None,
+        reference: Reference = REFERENCE,
     ) -> None:
-        self.name, self.variants, self.scale, self.cap = name, variants, scale, cap
+        self.name, self.variants, self.scale, self.cap, self.reference = name, variants, scale, cap, reference
         self.form = Form.of([group for variant in variants for group in variant.groups], causal)
         self.providers: dict[str, Provider] = {}
 

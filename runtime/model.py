@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from .attention_torch import torch_attention
@@ -79,7 +78,7 @@ class BuiltModel(nn.Module):
         assert slots == sorted(slots), f"launches are numbered in the order of the layers, not {slots}"
         return [plan for module in holders for plan in module.plans()]
 
-    def mixes(self) -> list[Mix]:
+    def launches(self) -> list[Mix]:
         """Every launch of every layer."""
         return [mix for module in self.modules() for mix in getattr(module, "mixes", ())]
 
@@ -88,7 +87,7 @@ class BuiltModel(nn.Module):
         if way not in WAYS:
             raise ValueError(f"a model runs by one of {', '.join(WAYS)}, not {way!r}")
         planned = self.providers["cuda" if next(self.parameters()).device.type == "cuda" else "cpu"]
-        for mix in self.mixes():
+        for mix in self.launches():
             phases = planned[mix.name]
             mix.providers = {phase: self.provider(mix, name if way == "plan" else way) for phase, name in phases.items()}
         return self
@@ -105,11 +104,3 @@ class BuiltModel(nn.Module):
                 return per_part(self.kernels(mix.name))
             case _:
                 raise ValueError(f"there is no provider {name!r}")
-
-    @torch.no_grad()
-    def start(self, seed: int) -> BuiltModel:
-        """Random weights from a seed; each tensor's numbers depend on its name and the seed alone."""
-        from .weights import initialise
-
-        initialise(self, seed)
-        return self

@@ -6,7 +6,6 @@ Legend: T tokens of S sequences, packed; W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,10 @@ from .layers import ShortConv
 
 
 class Weight(nn.Module):
-    """One learned tensor below a name of its own, `NAME.weight`; `start` says how it begins."""
+    """One learned tensor below a name of its own, `NAME.weight`."""
 
-    def __init__(self, shape: Sequence[int], start: Literal["normal", "zeros", "ones"] = "normal") -> None:
+    def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        self.start = start
         self.weight = nn.Parameter(torch.zeros(*shape))
 
 

@@ -176,14 +176,15 @@ def _generator(name: str, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def stored_dtype(file: Path) -> torch.dtype:
-    """The dtype of the first tensor of a safetensors file. WeightsError A501, A502 as `load_safetensors`."""
-    shapes, _ = _contents([file])
-    words = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    return words.get(next((word for _, word in shapes.values()), "F32"), torch.float32)
-
-
 def check_files(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """WeightsError if the files do not hold exactly float tensors of these names and shapes; only their headers are read."""
     found, _ = _contents(files)
     _complain(found, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+
+
+def started(name: str, shape: Sequence[int], start: Start, seed: int) -> Tensor:
+    """A float32 tensor as it starts: its numbers depend on its name and the seed alone."""
+    if not isinstance(start, tuple):
+        return torch.full(tuple(shape), start, dtype=torch.float32)
+    mean, deviation = start
+    return torch.randn(tuple(shape), generator=_generator(name, seed), dtype=torch.float32) * deviation + mean
