@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 
 import attnc
 from attnc.checkpoint import import_checkpoint
-from attnc.text import Text
+from attnc.cli.text import Text
 
 TEXTS = ("assert", "truth", "context-managers")
 TEXT_TOKENS = 224
@@ -72,7 +73,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmolLM2]:
         patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", remember)
         import_checkpoint(gguf_file(), spec)
     folder = spec.with_suffix("")
-    yield SmolLM2(spec, folder, Text.load(folder), models[0].eval())
+    yield SmolLM2(spec, folder, Text(folder), models[0].eval())
     (folder / "model.safetensors").unlink()  # half a gigabyte that pytest would keep for three runs
 
 
@@ -100,7 +101,7 @@ def built(smollm2: SmolLM2, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def texts(smollm2: SmolLM2) -> list[torch.Tensor]:
-    found = [torch.tensor([smollm2.text.encode(topics[name])[:TEXT_TOKENS]]) for name in TEXTS]
+    found = [torch.tensor([smollm2.text.encode(topics[name], chat=False)[:TEXT_TOKENS]]) for name in TEXTS]
     assert all(tokens.shape == (1, TEXT_TOKENS) for tokens in found), "a topic has become too short"
     return found
 
@@ -123,10 +124,13 @@ def test_chats_are_written_as_transformers_writes_them(smollm2: SmolLM2) -> None
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(smollm2.folder)
-    messages = [{"role": "user", "content": "Wie spät ist es, 漢字?"}]
+    question = "Wie spät ist es, 漢字?"
+    messages = [{"role": "user", "content": question}]
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert smollm2.text.chat(messages) == expected
-    assert smollm2.text.ends == {2}
+    assert smollm2.text.encode(question, chat=True) == expected
+    assert smollm2.text.encode(question, chat=False) == theirs(question)["input_ids"]
+    assert "".join(smollm2.text.stream(iter([*theirs(question)["input_ids"], 2]))) == question
+    assert smollm2.text.stop == (2,)
 
 
 @torch.inference_mode()
@@ -139,9 +143,7 @@ def test_logits_are_as_exact_as_those_of_transformers(texts: list[torch.Tensor],
         theirs.append((reference(tokens).logits.double() - truth).abs())
         ours.append((built.forward(tokens).logits.double() - truth).abs())
     for name, our, their in zip(TEXTS, ours, theirs, strict=True):
-        print(
-            f"{name}: largest error {our.max():.2e}, transformers {their.max():.2e}; mean {our.mean():.2e}, {their.mean():.2e}"
-        )
+        say(f"{name}: largest error {our.max():.2e}, transformers {their.max():.2e}; mean {our.mean():.2e}, {their.mean():.2e}")
     assert max(our.max() for our in ours) <= ALLOWED * max(their.max() for their in theirs)
     for name, our, their in zip(TEXTS, ours, theirs, strict=True):
         assert our.mean() <= ALLOWED * their.mean(), name
@@ -151,17 +153,22 @@ def test_logits_are_as_exact_as_those_of_transformers(texts: list[torch.Tensor],
 @torch.inference_mode()
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_answers_are_those_of_transformers(prompt: str, smollm2: SmolLM2, reference: Any, built: Any) -> None:
-    question = smollm2.text.chat([{"role": "user", "content": prompt}])
+    question = smollm2.text.encode(prompt, chat=True)
     answer = greedy(built, question)
-    print(f"{prompt} {smollm2.text.decode(answer)}")
+    say(f"{prompt} {''.join(smollm2.text.stream(iter(answer)))}")
     # transformers reads question and answer at once; its best token after each prefix is what it would itself have said there
     logits = reference(torch.tensor([question + answer])).logits[0, len(question) - 1 : -1]
     best, second = logits.topk(2).values.unbind(-1)
     differs = [step for step, token in enumerate(answer) if token != logits[step].argmax()]
     if differs:
         gap = float(best[differs[0]] - second[differs[0]])
-        print(f"first different token at step {differs[0]}, where the best two logits of transformers are {gap:.1e} apart")
+        say(f"first different token at step {differs[0]}, where the best two logits of transformers are {gap:.1e} apart")
         assert gap < CLOSE
+
+
+def say(line: str) -> None:
+    """Onto the terminal, captured or not."""
+    sys.__stdout__.write(f"\n{line}")
 
 
 @torch.inference_mode()
