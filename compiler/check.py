@@ -11,6 +11,7 @@ from attnc.compiler.lower import Scope, lower
 from attnc.compiler.mixers import DECLARED_LATER, MIXERS
 from attnc.compiler.model_settings import read_model
 from attnc.compiler.origin import one_line, origin
+from attnc.compiler.overlay import resolve_attributes
 from attnc.compiler.place import Place
 from attnc.compiler.previous import check_previous
 from attnc.compiler.problems import Problems
@@ -55,6 +56,7 @@ def check(file: tree.File, overrides: Mapping[str, str] | None = None) -> Spec:
     assert model is not None
     return Spec(
         model=model,
+        defaults=resolve_attributes(model, inherited, (), True, model_item.span, Problems()),
         layers=layers,
         budgets=tuple(place.budgets),
         recipe=recipe,

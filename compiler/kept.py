@@ -1,4 +1,4 @@
-"""What decoding keeps of each head group: the join over a union's key sets and over every variant that a cache can reach."""
+"""What decoding keeps of each head group: the join over the key sets of a union, and over variants that a cache can reach."""
 
 from __future__ import annotations
 

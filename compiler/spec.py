@@ -204,10 +204,14 @@ class BudgetSite(Value):
 
 
 class Spec(Value):
-    """A spec that passed the checker. `text` is the canonical text (as `attnc fmt` prints it), kept in built folders."""
+    """A spec that passed the checker. `text` is the canonical text (as `attnc fmt` prints it), kept in built folders.
+
+    `defaults`: the attributes that the model gives a key set; None where they alone do not fit together (every mixer says more).
+    """
 
     schema_version: int = SCHEMA_VERSION
     model: Model
+    defaults: Attributes | None = None
     layers: tuple[Layer, ...]
     budgets: tuple[BudgetSite, ...] = ()
     recipe: dict[str, Any] | None = None

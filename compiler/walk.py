@@ -77,3 +77,16 @@ def reachable(cases: tuple[WhenCase, ...], phases: frozenset[str]) -> Iterator[t
             phases = phases - here
         if here:
             yield case, here
+
+
+def children(mixer: Mixer) -> tuple[Mixer, ...]:
+    """The mixers directly inside."""
+    match mixer:
+        case Sum() | Chain() | Gate():
+            return mixer.parts
+        case Heads() | When():
+            return tuple(case.mixer for case in mixer.cases)
+        case Choose() | Route():
+            return tuple(alternative.mixer for alternative in mixer.alternatives)
+        case _:
+            return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import key_sets
 
@@ -35,20 +35,17 @@ def seen(intervals: Intervals, length: int) -> torch.Tensor:
 
 
 @given(UNIONS, st.booleans(), st.integers(1, 150))
-@settings(max_examples=150, deadline=None)
 def test_a_union_of_key_sets_shows_what_their_masks_show(kinds: list[Kind], causal: bool, length: int) -> None:
     assert torch.equal(seen(joined(kinds, causal), length), reference(kinds, causal, length))
 
 
 @given(UNIONS, st.booleans(), st.integers(1, 100), st.data())
-@settings(max_examples=150, deadline=None)
 def test_pairs_counts_the_masks_ones(kinds: list[Kind], causal: bool, length: int, data: st.DataObject) -> None:
     queries = data.draw(st.integers(1, length))
     assert pairs(joined(kinds, causal), queries, length) == int(reference(kinds, causal, length)[-queries:].sum())
 
 
 @given(UNIONS, st.booleans())
-@settings(max_examples=80, deadline=None)
 def test_the_normal_form_is_a_fixed_point_and_forgets_the_order(kinds: list[Kind], causal: bool) -> None:
     once = joined(kinds, causal)
     assert union([once]) == once
@@ -57,7 +54,6 @@ def test_the_normal_form_is_a_fixed_point_and_forgets_the_order(kinds: list[Kind
 
 
 @given(UNIONS, st.booleans())
-@settings(max_examples=40, deadline=None)
 def test_the_predicate_on_numbers_is_the_predicate_on_tensors(kinds: list[Kind], causal: bool) -> None:
     numbers = resolve(joined(kinds, causal), 40)
     whole = seen(numbers, 40)
