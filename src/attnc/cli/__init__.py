@@ -62,9 +62,6 @@ def explain(error: Exception) -> int:
     if re.fullmatch(r"A5\d\d", str(getattr(error, "code", ""))):  # a built folder's own errors, whose classes lie in the folder
         complain(str(error))
         return Exit.DIFFERENT
-    if isinstance(error, FileNotFoundError) and error.strerror == "not a built folder":
-        complain(f"{error.filename} is not a built folder", "attnc build SPEC -o DIR makes one")
-        return Exit.USAGE
     if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
         where = f": {error.filename}" if error.filename else ""
         complain(f"{error.strerror}{where}", "nothing was replaced")

@@ -95,13 +95,10 @@ def _print(spec: Spec, report: Report) -> None:
 
 def _resources(report: Report) -> list[str]:
     """One line a compiled kernel."""
-    rows = [("kernel", "target", "dtype", "registers", "shared", "spills")]
+    rows = [("file", "kernel", "target", "registers", "shared", "spills")]
     for used in report.built.resources:
         rows.append(
-            (
-                *(str(used[key]) for key in ("kernel", "target", "dtype", "registers")),
-                *(bytes_text(used[key]) for key in ("shared", "spills")),
-            )
+            (used.file, used.kernel, used.target, str(used.registers), bytes_text(used.shared), bytes_text(used.spills))
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -38,6 +38,8 @@ def run(
     """Stream text from a built model."""
     import torch
 
+    if not (folder / "plan.json").is_file():
+        raise CommandError(Exit.USAGE, f"{folder} is not a built folder", "attnc build SPEC -o DIR makes one")
     text = Text(folder)
     model = attnc.load(folder, device or default_device(), number_type(dtype), "reference" if reference else "plan")
     tokens = text.encode(sys.stdin.read() if prompt == "-" else prompt, chat=chat)
