@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .attention_torch import torch_attention
 from .batch import Batch
 from .cache import Cache
 from .call import Call
+from .generate import generate
 from .mix import Mix
 from .output import Output
+from .sampling import Sampler
 from .softmax import Kernel, Provider, per_part
 from .storage import LayerPlan
 
@@ -49,7 +52,7 @@ class BuiltModel(nn.Module):
     ) -> Output:
         """tokens [B, N] or embeddings [B, N, dim] -> logits [B, N, vocabulary], zeros at padding.
 
-        cache          from `new_cache`: the call's tokens follow what it holds, and are stored
+        cache          from `new_cache`: the call's tokens follow what it holds, and are stored; then nothing is differentiable
         lengths        [B], real tokens of each row, which stand at its end (left padding)
         offsets        [S + 1], sequences packed one after another into one row
         phase          train, prefill or decode; found by itself otherwise
@@ -58,13 +61,16 @@ class BuiltModel(nn.Module):
         Raises ValueError for inputs that do not fit, CacheError A508 where the cache is too short.
         """
         packed, batch = Batch.of(tokens, cache, lengths, offsets, phase, total_lengths)
-        if cache is not None:
-            cache.reserve(batch.sizes)
         call = Call(batch, cache)
-        logits = batch.unpack(self.logits(self.model(packed, call)))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            logits = batch.unpack(self.logits(self.model(packed, call)))
         if cache is not None:
             cache.advance(batch)
         return Output(logits, cache, call.losses)
+
+    def generate(self, tokens: Tensor, max_new: int, sampler: Sampler | None = None, **options: Any) -> Iterator[Tensor]:
+        """Yield the next token of each sequence, [B] int64; `options` as of `generate` in generate.py."""
+        return generate(self, tokens, max_new, sampler, **options)
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` sequences of up to `max_length` tokens, on the model's device and in its dtype."""
@@ -83,13 +89,16 @@ class BuiltModel(nn.Module):
         return [mix for module in self.modules() for mix in getattr(module, "mixes", ())]
 
     def use(self, way: str = "plan") -> BuiltModel:
-        """Who runs the launches: what was planned for this kind of device, or `torch`, `triton` or the `reference` for all."""
+        """Who runs the launches: what was planned for this kind of device, or `torch`, `triton` or the `reference` for all.
+
+        What no kernel can say stays with its reference, and training with what can be trained.
+        """
         if way not in WAYS:
             raise ValueError(f"a model runs by one of {', '.join(WAYS)}, not {way!r}")
         planned = self.providers["cuda" if next(self.parameters()).device.type == "cuda" else "cpu"]
         for mix in self.launches():
             phases = planned[mix.name]
-            mix.providers = {phase: self.provider(mix, name if way == "plan" else way) for phase, name in phases.items()}
+            mix.providers = {phase: self.provider(mix, _way(way, name, phase)) for phase, name in phases.items()}
         return self
 
     def provider(self, mix: Mix, name: str) -> Provider:
@@ -104,3 +113,9 @@ class BuiltModel(nn.Module):
                 return per_part(self.kernels(mix.name))
             case _:
                 raise ValueError(f"there is no provider {name!r}")
+
+
+def _way(wanted: str, planned: str, phase: str) -> str:
+    """The provider that runs where `wanted` was asked for."""
+    fixed = wanted == "plan" or planned == "reference" or (wanted == "triton" and phase == "train")
+    return planned if fixed and wanted != "reference" else wanted

@@ -85,8 +85,9 @@ def per_part(kernel: Kernel) -> Provider:
         table = rows(groups, form, batch)
         factor = head_scale(scale, q.shape[1], q.device)
         o, lse = kernel(q, parts[0], table, form, batch, factor, cap, sink_logit)
+        silent = None if sink_logit is None else torch.full_like(sink_logit, float("-inf"))
         for part in parts[1:]:
-            o, lse = merge(o, lse, *kernel(q, part, table, form, batch, factor, cap, None))
+            o, lse = merge(o, lse, *kernel(q, part, table, form, batch, factor, cap, silent))
         return o
 
     return attend_parts
