@@ -78,9 +78,9 @@ class Cache:
         self.counts = tuple(past + size for past, size in zip(batch.pasts, batch.sizes, strict=True))
         self.lengths = batch.past + (batch.offsets[1:] - batch.offsets[:-1])
 
-    def nbytes(self) -> int:
+    def bytes(self) -> int:
         """Bytes of all storage: what `cache_spec` foretells for `batch` sequences of `max_length`."""
-        return sum(layer.nbytes() for layer in self.layers)
+        return sum(layer.bytes() for layer in self.layers)
 
     def snapshot(self) -> Snapshot:
         """A copy of what is stored; costs memory in proportion to the tokens stored, not to max_length."""

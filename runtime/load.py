@@ -32,7 +32,7 @@ def load_model(
     with torch.device("meta"):
         model = make()
     load_weights(model, files, device, dtype)
-    model.kernels = staticmethod(kernels)  # type: ignore[assignment]
+    model.kernels = staticmethod(kernels)
     model.use(use)
     return model.eval()
 

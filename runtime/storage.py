@@ -211,7 +211,7 @@ class LayerCache:
         kept = all(before <= band.pinned + band.ring or before - after <= DECODE_TOKENS for band in self._bands)
         return kept and not self.states
 
-    def nbytes(self) -> int:
+    def bytes(self) -> int:
         """Bytes of the layer's own storage."""
         tensors = [self.v, *self.states.values(), *([self.k] if self.owns_keys else [])]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -149,14 +149,8 @@ def initialise(module: nn.Module, seed: int, starts: Mapping[str, Start] | None 
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parent, _, own = name.rpartition(".")
-            chosen = starts[name] if name in starts else _default(module.get_submodule(parent), own)
-            start = WORDS[chosen] if isinstance(chosen, str) else chosen
-            if isinstance(start, tuple):
-                mean, deviation = start
-                numbers = torch.randn(parameter.shape, generator=_generator(name, seed), dtype=torch.float32)
-                parameter.copy_(numbers * deviation + mean)
-            else:
-                parameter.fill_(start)
+            start = starts[name] if name in starts else _default(module.get_submodule(parent), own)
+            parameter.copy_(started(name, parameter.shape, start, seed))
 
 
 def _default(module: nn.Module, name: str) -> Start:
@@ -184,6 +178,7 @@ def check_files(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) ->
 
 def started(name: str, shape: Sequence[int], start: Start, seed: int) -> Tensor:
     """A float32 tensor as it starts: its numbers depend on its name and the seed alone."""
+    start = WORDS[start] if isinstance(start, str) else start
     if not isinstance(start, tuple):
         return torch.full(tuple(shape), start, dtype=torch.float32)
     mean, deviation = start

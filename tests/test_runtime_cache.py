@@ -66,12 +66,12 @@ def test_bytes_are_those_of_the_slots_that_the_kinds_promise(batch, longest, pin
     ]
     cache = Cache(plans, batch, longest, torch.float16)
     slots = 2 * longest + 3 * (pinned + recent + 15)
-    assert cache.nbytes() == batch * (slots * (4 + 6) * 2 + slots * 8 * 2 + 3 * 7 * 2 + 5 * 4)
+    assert cache.bytes() == batch * (slots * (4 + 6) * 2 + slots * 8 * 2 + 3 * 7 * 2 + 5 * 4)
 
 
 def test_shares_of_a_ring_are_of_the_longest_text():
     cache = Cache([LayerPlan((Slots(0, 0, Ring(0, Share(25))),), 1, 1)], 1, 400, torch.float32)
-    assert cache.nbytes() == (100 + 15) * 2 * 4
+    assert cache.bytes() == (100 + 15) * 2 * 4
     assert cache.limited
 
 
