@@ -210,7 +210,17 @@ def test_a_terminal_gets_colours_unless_no_color_is_set(wrong):
     assert "\x1b" not in process("check", wrong).stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["check", FULL], ["--version"], ["check", "--help"]], ids=" ".join)
+LIGHT = [
+    ["--help"],
+    ["--version"],
+    ["check", "--help"],
+    ["check", FULL],
+    ["show", "--stage", "tree", FULL],
+    ["show", "--stage", "spec", FULL],
+]
+
+
+@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
 def test_a_light_command_imports_nothing_heavy(arguments):
     code = f"import sys; from attnc.cli import invoke; invoke({arguments!r})"
     code += f"; print(set(sys.modules) & set({HEAVY!r}), file=sys.stderr)"
@@ -231,6 +241,51 @@ print(pstats.Stats(profile).total_calls, file=sys.stderr)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 100_000 < int(run.stderr) < 1_000_000
+
+
+GEMMA = str(SPECS / "gemma3.attn")
+
+
+@pytest.mark.parametrize(
+    ("stage", "line"),
+    [
+        ("tree", "  model gemma3  "),
+        ("spec", "  decode: decoding token by token gives what one prefill gives"),
+        ("graph", "  mix.0-7          0..7 window(1024) <- project"),
+        ("plan", "h100, 4096 tokens, batch 2; times are computed, not measured"),
+        ("module", "class Model("),
+    ],
+)
+def test_every_stage_is_shown_as_text_and_as_data(attnc_run, stage, line):
+    arguments = ["show", GEMMA, "--stage", stage, "--device", "h100", "--length", "4096", "--batch", "2"]
+    code, out, err = attnc_run(*arguments)
+    assert (code, err) == (0, "")
+    assert any(found.startswith(line) for found in out.split("\n"))
+    code, out, err = attnc_run(*arguments, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["schema_version"] == 1
+
+
+def test_show_gives_every_layer_its_kernel_price_cache_and_refusals(attnc_run):
+    _, out, _ = attnc_run("show", GEMMA, "--device", "h100")
+    assert "growing, 8192 B a token" in out
+    assert "ring of 1039" in out
+    assert "triton refused: its backward pass is not generated yet" in out
+    _, out, _ = attnc_run("show", GEMMA, "--device", "h100", "--json")
+    report = json.loads(out)
+    assert sorted(layer for row in report["rows"] for layer in row["layers"]) == list(range(48))
+    assert {(choice["layer"], choice["phase"]) for choice in report["plan"]["choices"]} == {
+        (layer, phase) for layer in range(48) for phase in ("train", "prefill", "decode")
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--device", "h1000"], ["--stage", "dream"], ["--length", "0"], ["--length", "many"]], ids=" ".join
+)
+def test_show_refuses_what_there_is_not(attnc_run, arguments):
+    code, out, err = attnc_run("show", FULL, *arguments)
+    assert (code, out) == (2, "")
+    assert "rror: " in err
 
 
 def test_doctor_reports_as_text_and_as_data(attnc_run):

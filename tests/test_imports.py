@@ -29,7 +29,7 @@ ROOMS = {
     "cli": (
         "src/attnc/cli",
         {"attnc", "attnc.dsl", "attnc.compiler", "attnc.codegen", "attnc.checkpoint", "attnc.cli"},
-        {"typer", "rich", "pydantic", "platformdirs", "torch"},
+        {"typer", "rich", "pydantic", "platformdirs", "torch", "jinja2", "tokenizers"},
     ),
 }
 """Room: its folder, the packages of ours that it may import (`attnc` itself is the front door), and those of others."""

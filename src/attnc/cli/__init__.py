@@ -18,6 +18,7 @@ INSTALLABLE = {
     "safetensors": "safetensors",
     "transformers": "'attnc[hf]'",
     "gguf": "'attnc[hf]'",
+    "tokenizers": "'attnc[hf]'",
 }
 
 

@@ -15,6 +15,7 @@ from attnc.cli.output import note
 
 if TYPE_CHECKING:
     from attnc.compiler.spec import Spec
+    from attnc.dsl import tree
 
 NVIDIA = Path("/dev/nvidiactl")
 """There on every machine whose NVIDIA driver is loaded; torch is only asked where it is."""
@@ -28,13 +29,21 @@ Device = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
+def read_tree(file: str) -> tree.File:
+    """The syntax tree of a file, or of the standard input for `-`. Raises SpecError."""
+    from attnc.dsl import Source, parse, read
+
+    text = Source("<stdin>", sys.stdin.buffer.read().decode("utf-8", "replace")) if file == "-" else read(file)
+    return parse(text)
+
+
 def read_spec(file: str, overrides: Mapping[str, str] | None = None) -> Spec:
     """The checked spec of a file, or of the standard input for `-`. Raises SpecError."""
     if file != "-":
         return attnc.check(Path(file), overrides)
-    from attnc.compiler import check_text
+    from attnc import compiler
 
-    return check_text(sys.stdin.buffer.read().decode("utf-8", "replace"), "<stdin>", overrides)
+    return compiler.check(read_tree(file), overrides)
 
 
 def device_name(given: str | None) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SerializeAsAny
 
-from attnc.compiler.spec import Spec
+from attnc.compiler.laws import Law
+from attnc.compiler.spec import BudgetSite, Model, Spec
+from attnc.compiler.table import TableRow
+from attnc.compiler.value import Value
 from attnc.dsl.diagnostic import Diagnostic, SpecError
 from attnc.dsl.source import Span
 
@@ -59,6 +62,25 @@ class CheckReport(BaseModel):
 
     schema_version: int = 1
     files: list[FileReport]
+
+
+class TextReport(BaseModel):
+    """A stage whose text is its whole content."""
+
+    schema_version: int = 1
+    stage: str
+    text: str
+
+
+class TableReport(BaseModel):
+    """What `attnc show --json` prints: the resolved table, and with a plan how each part runs."""
+
+    schema_version: int = 1
+    model: Model
+    rows: tuple[TableRow, ...]
+    budgets: tuple[BudgetSite, ...]
+    laws: tuple[Law, ...]
+    plan: SerializeAsAny[Value] | None
 
 
 def file_report(file: str, result: Spec | SpecError) -> FileReport:

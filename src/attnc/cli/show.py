@@ -1,0 +1,136 @@
+"""`attnc show`: any stage of a spec, or of a built folder, as text or data."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from attnc.cli.options import Device, Json, device_name, read_spec, read_tree
+from attnc.cli.output import print_json
+
+if TYPE_CHECKING:
+    from attnc.compiler.graph import Graph
+    from attnc.compiler.plan import Plan
+    from attnc.compiler.spec import Spec
+
+
+class Stage(StrEnum):
+    """What a spec becomes, step by step."""
+
+    tree = "tree"
+    spec = "spec"
+    graph = "graph"
+    plan = "plan"
+    module = "module"
+
+
+def show(
+    file: Annotated[str, typer.Argument(metavar="FILE|DIR", help="A spec, - for the standard input, or a built folder.")],
+    stage: Annotated[Stage, typer.Option(help="How far to go.")] = Stage.plan,
+    device: Device = None,
+    length: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of a sequence, for prices.")] = 8192,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences at once, for prices.")] = 1,
+    json: Json = False,
+) -> None:
+    """Show the table, the graph, the plan or the code of a spec."""
+    folder = Path(file) if (Path(file) / "plan.json").is_file() else None
+    source = str(folder / "spec.attn") if folder else file
+    match stage:
+        case Stage.tree:
+            _tree(source, json)
+        case Stage.spec:
+            _spec(read_spec(source), None, json)
+        case Stage.graph:
+            _graph(read_spec(source), json)
+        case Stage.module:
+            _module(source, folder, device, json)
+        case Stage.plan:
+            spec = read_spec(source)
+            plan = _built_plan(folder) if folder and device is None else None
+            graph = _layer_graph(spec)
+            _spec(spec, plan or _plan(graph, device_name(device), length, batch), json, graph)
+
+
+def _tree(source: str, json: bool) -> None:
+    from attnc.dsl.dump import tree_text
+
+    text = tree_text(read_tree(source))
+    if json:
+        from attnc.cli.report import TextReport
+
+        print_json(TextReport(stage="tree", text=text))
+    else:
+        typer.echo(text, nl=False)
+
+
+def _spec(spec: Spec, plan: Plan | None, json: bool, graph: Graph | None = None) -> None:
+    from attnc.compiler.table import table, table_text
+
+    if json:
+        from attnc.cli.report import TableReport
+        from attnc.compiler.laws import laws
+
+        print_json(TableReport(model=spec.model, rows=table(spec), budgets=spec.budgets, laws=laws(spec), plan=plan))
+        return
+    if plan is None or graph is None:
+        typer.echo(table_text(spec), nl=False)
+        return
+    from attnc.cli.graph_text import plan_text
+
+    typer.echo(table_text(spec).partition("\n\nlaws\n")[0])  # the laws are the spec's, whatever runs it
+    typer.echo("\n" + plan_text(plan, graph), nl=False)
+
+
+def _graph(spec: Spec, json: bool) -> None:
+    graph = _layer_graph(spec)
+    if json:
+        from attnc.cli.graph_report import graph_report
+
+        print_json(graph_report(graph))
+    else:
+        from attnc.cli.graph_text import graph_text
+
+        typer.echo(graph_text(graph), nl=False)
+
+
+def _module(source: str, folder: Path | None, device: str | None, json: bool) -> None:
+    if folder is not None:
+        text = (folder / "model.py").read_text("utf-8")
+    else:
+        from attnc.codegen.build import Options, plan_all, write_texts
+
+        spec = read_spec(source)
+        graph = _layer_graph(spec)
+        texts, _ = write_texts(spec, graph, plan_all(graph, Options(device=device_name(device))))
+        text = texts["model.py"]
+    if json:
+        from attnc.cli.report import TextReport
+
+        print_json(TextReport(stage="module", text=text))
+    else:
+        typer.echo(text, nl=False)
+
+
+def _layer_graph(spec: Spec) -> Graph:
+    from attnc.compiler import graph, passes
+
+    return passes.run(graph.build(spec))
+
+
+def _plan(graph: Graph, device: str, length: int, batch: int) -> Plan:
+    from attnc.compiler.cost import Workload
+    from attnc.compiler.device import device as table
+    from attnc.compiler.plan import choose
+
+    return choose(graph, table(device), Workload(length=length, batch=batch))
+
+
+def _built_plan(folder: Path) -> Plan:
+    """The plan by which a built folder runs on this machine."""
+    from attnc.codegen.build import Built
+
+    built = Built.model_validate_json((folder / "plan.json").read_text("utf-8"))
+    return built.plans["cpu" if device_name(None) == "cpu" else "cuda"]
