@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics  # long English texts that every Python brings along
@@ -99,6 +99,17 @@ def built(smollm2: SmolLM2, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (folder / "model.safetensors").unlink()
 
 
+@pytest.fixture
+def say(capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints although the test passes."""
+
+    def line(text: str) -> None:
+        with capfd.disabled():
+            sys.stdout.write(f"\n{text}")
+
+    return line
+
+
 @pytest.fixture(scope="module")
 def texts(smollm2: SmolLM2) -> list[torch.Tensor]:
     found = [torch.tensor([smollm2.text.encode(topics[name], chat=False)[:TEXT_TOKENS]]) for name in TEXTS]
@@ -134,7 +145,9 @@ def test_chats_are_written_as_transformers_writes_them(smollm2: SmolLM2) -> None
 
 
 @torch.inference_mode()
-def test_logits_are_as_exact_as_those_of_transformers(texts: list[torch.Tensor], reference: Any, built: Any) -> None:
+def test_logits_are_as_exact_as_those_of_transformers(
+    texts: list[torch.Tensor], reference: Any, built: Any, say: Callable[[str], None]
+) -> None:
     exact = copy.deepcopy(reference).double()
     ours, theirs = [], []
     for tokens in texts:
@@ -152,7 +165,9 @@ def test_logits_are_as_exact_as_those_of_transformers(texts: list[torch.Tensor],
 
 @torch.inference_mode()
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_answers_are_those_of_transformers(prompt: str, smollm2: SmolLM2, reference: Any, built: Any) -> None:
+def test_greedy_answers_are_those_of_transformers(
+    prompt: str, smollm2: SmolLM2, reference: Any, built: Any, say: Callable[[str], None]
+) -> None:
     question = smollm2.text.encode(prompt, chat=True)
     answer = greedy(built, question)
     say(f"{prompt} {''.join(smollm2.text.stream(iter(answer)))}")
@@ -164,11 +179,6 @@ def test_greedy_answers_are_those_of_transformers(prompt: str, smollm2: SmolLM2,
         gap = float(best[differs[0]] - second[differs[0]])
         say(f"first different token at step {differs[0]}, where the best two logits of transformers are {gap:.1e} apart")
         assert gap < CLOSE
-
-
-def say(line: str) -> None:
-    """Onto the terminal, captured or not."""
-    sys.__stdout__.write(f"\n{line}")
 
 
 @torch.inference_mode()
