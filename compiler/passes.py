@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 import networkx as nx
 
-from attnc.compiler.graph import Combine, Graph, HeadGroup, Mix, Node, Variant
+from attnc.compiler.graph import Combine, Graph, HeadGroup, Mix, Node, Variant, union
+from attnc.compiler.mixers import MIXERS
 from attnc.compiler.verify import verify
 
 Pass = Callable[[Graph], Graph]
@@ -47,15 +48,14 @@ def run(graph: Graph) -> Graph:
 
 
 def _without_contained(group: HeadGroup) -> HeadGroup:
-    """A key is contained if the union of the others already is the whole."""
-    from attnc.compiler.graph import union
-
+    """A key set is contained if the union of the others already is the whole; learned keys are no positions, so never."""
     if group.intervals is None:
         return group
     keys = list(group.keys)
     for key in group.keys:
         others = tuple(other for other in keys if other is not key)
-        if others and union(others, group.intervals.causal) == group.intervals:
+        placed = [other for other in others if not MIXERS[other.kind].own_keys(other)]
+        if not MIXERS[key.kind].own_keys(key) and placed and union(others, group.intervals.causal) == group.intervals:
             keys = list(others)
     return group.model_copy(update={"keys": tuple(keys)})
 
@@ -76,7 +76,7 @@ def _merge(graph: Graph, key: Callable[[Mix], object], join: Callable[[list[Mix]
         for members in classes.values():
             _rewire(network, members, join([mix for _, mix in members]))
     network.graph["order"] = [name for name in graph.network.graph["order"] if name in network]
-    return Graph(_without_single_whens(network))
+    return Graph(_renamed(_without_single_whens(network)))
 
 
 def _rewire(network: nx.DiGraph[str], members: list[tuple[str, Mix]], joined: list[Mix]) -> None:
@@ -139,6 +139,26 @@ def _without_single_whens(network: nx.DiGraph[str]) -> nx.DiGraph[str]:
             network.remove_node(name)
     network.graph["order"] = [name for name in network.graph["order"] if name in network]
     return network
+
+
+def _renamed(network: nx.DiGraph[str]) -> nx.DiGraph[str]:
+    """Mixes are named after the heads that they have come to cover."""
+    names: dict[str, str] = {}
+    for name in network.graph["order"]:
+        node = network.nodes[name]["node"]
+        if isinstance(node, Mix):
+            stem, _, label = name.rpartition("/")
+            variant = label.split(".")[2:]
+            new = f"{stem}/mix.{node.first}-{node.last}"
+            if variant and any(f"{new}.{other}" in network for other in range(int(variant[0]))):
+                new = f"{new}.{variant[0]}"
+            names[name] = new
+    changed = {old: new for old, new in names.items() if old != new}
+    if not changed:
+        return network
+    renamed: nx.DiGraph[str] = nx.relabel_nodes(network, changed)
+    renamed.graph["order"] = [changed.get(name, name) for name in network.graph["order"]]
+    return renamed
 
 
 def _replace(graph: Graph, nodes: dict[str, Node]) -> Graph:

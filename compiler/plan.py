@@ -13,10 +13,10 @@ KERNEL_WIDTHS = (1, 256)
 
 
 class Price(Value):
-    """A candidate that could run, and what it would cost."""
+    """A candidate that could run, and what it would cost; None where it is the only one and is not priced."""
 
     provider: str
-    seconds: float
+    seconds: float | None
 
 
 class Refusal(Value):
@@ -33,7 +33,7 @@ class Choice(Value):
     layer: int
     phase: Phase
     provider: str
-    seconds: float
+    seconds: float | None
     others: tuple[Price, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
@@ -113,7 +113,7 @@ def _candidates(node: Node, phase: Phase, device: Device, load: Workload) -> tup
     """(candidates that can run, cheapest first; refusals)."""
     if not isinstance(node, Mix):
         reason = "no kernel family says this yet; its reference is plain PyTorch"
-        return [Price(provider="reference", seconds=0.0)], (Refusal(provider="triton", reason=reason),)
+        return [Price(provider="reference", seconds=None)], (Refusal(provider="triton", reason=reason),)
     variant = _variant(node, phase, load)
     priced, refused = [], []
     for provider, price in (("triton", _price_triton), ("torch", _price_torch), ("reference", _price_reference)):
@@ -124,7 +124,7 @@ def _candidates(node: Node, phase: Phase, device: Device, load: Workload) -> tup
             priced.append(Price(provider=provider, seconds=result))
     fast = [price for price in priced if price.provider != "reference"]
     slow = [price for price in priced if price.provider == "reference"]
-    return [*sorted(fast, key=lambda price: price.seconds), *slow], tuple(refused)
+    return [*sorted(fast, key=lambda price: price.seconds or 0.0), *slow], tuple(refused)
 
 
 def _variant(mix: Mix, phase: Phase, load: Workload) -> Variant:
