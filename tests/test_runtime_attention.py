@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attnc.runtime.attention_reference import Reference
@@ -20,8 +20,6 @@ from attnc.runtime.keys import persistent_keys
 from attnc.runtime.rotary import Rope, rotate
 from attnc.runtime.sizes import UNBOUNDED, Share
 from attnc.runtime.softmax import attend, merge
-
-LAW = settings(max_examples=40, deadline=None)
 
 
 def number(value, length):
@@ -128,7 +126,6 @@ def packed(sizes, **options):
 
 @pytest.mark.parametrize("provider", [torch_attention, Reference()], ids=["torch", "reference"])
 def test_a_provider_equals_dense_attention_for_any_rows(provider, monkeypatch):
-    @LAW
     @given(layers(), st.lists(st.integers(0, 40), min_size=1, max_size=3), st.integers(0, 2**31), st.sampled_from([2, 5, 256]))
     def law(layer, sizes, seed, block):
         monkeypatch.setattr("attnc.runtime.attention_torch.BLOCK", block)
@@ -231,7 +228,6 @@ def schedules(draw):
 
 @pytest.mark.parametrize("provider", [torch_attention, Reference()], ids=["torch", "reference"])
 def test_chunks_and_decode_steps_on_a_poisoned_cache_equal_the_whole(provider):
-    @LAW
     @given(layers(), schedules(), st.integers(0, 2**31))
     def law(layer, schedule, seed):
         groups, _, heads, repeat, width, value_width = layer
@@ -269,7 +265,6 @@ def without_shares(group, length):
     return replace(group, sink=number(group.sink, length), near=tuple(near))
 
 
-@LAW
 @given(layers(), st.lists(st.integers(0, 30), min_size=1, max_size=3), st.integers(0, 2**31), st.data())
 def test_a_sequence_does_not_see_its_neighbours(layer, sizes, seed, data):
     groups, causal, heads, repeat, width, value_width = layer
@@ -287,7 +282,6 @@ def test_a_sequence_does_not_see_its_neighbours(layer, sizes, seed, data):
             torch.testing.assert_close(after[s], before[s], rtol=0, atol=0)
 
 
-@LAW
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 2**31), st.sampled_from([1.0, 300.0]))
 def test_merging_two_key_sets_equals_one_softmax_over_both(first, second, seed, size):
     make = torch.Generator().manual_seed(seed)
@@ -306,7 +300,6 @@ def test_merging_two_key_sets_equals_one_softmax_over_both(first, second, seed, 
     torch.testing.assert_close(lse, wanted_lse, rtol=1e-12, atol=1e-12)
 
 
-@LAW
 @given(layers(), st.lists(st.integers(0, 50), min_size=1, max_size=3))
 def test_rows_say_what_each_sequence_and_head_sees(layer, sizes):
     groups, causal, heads, *_ = layer

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attnc.runtime.batch import Batch
 from attnc.runtime.cache import Cache, CacheError, Growing, LayerPlan, Ring, Slots
 from attnc.runtime.layers import ShortConv, depthwise
 
-LAW = settings(max_examples=60, deadline=None)
 sizes_of_rows = st.lists(st.integers(0, 9), min_size=0, max_size=4)
 
 
@@ -29,7 +28,6 @@ def stored(cache, counts):
     return cache
 
 
-@LAW
 @given(sizes_of_rows, st.integers(0, 3), st.booleans())
 def test_left_padded_rows_pack_to_their_real_tokens_and_unpack_to_zeros_at_padding(sizes, spare, embedded):
     width = max(sizes, default=0) + spare
@@ -46,7 +44,6 @@ def test_left_padded_rows_pack_to_their_real_tokens_and_unpack_to_zeros_at_paddi
         assert not back[row, : width - size].any()
 
 
-@LAW
 @given(sizes_of_rows, st.data())
 def test_every_layout_of_the_same_sequences_gives_the_same_batch(sizes, data):
     pasts = data.draw(st.lists(st.integers(0, 9), min_size=len(sizes), max_size=len(sizes)))
@@ -64,7 +61,6 @@ def test_every_layout_of_the_same_sequences_gives_the_same_batch(sizes, data):
     assert packed.unpack(torch.ones(sum(sizes), 2)).shape == (1, sum(sizes), 2)
 
 
-@LAW
 @given(sizes_of_rows, st.data())
 def test_a_selected_batch_is_the_batch_of_those_sequences(sizes, data):
     keep = data.draw(st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes)))
@@ -144,7 +140,6 @@ def test_a_full_cache_is_refused_before_anything_is_computed():
     Batch.of(tokens(1, 1000), endless)
 
 
-@LAW
 @given(
     st.integers(1, 3), st.integers(2, 8), st.lists(st.integers(0, 12), min_size=1, max_size=4), st.integers(0, 2**31), st.data()
 )
