@@ -27,7 +27,7 @@ class Diagnostic:
     `span`      where; an empty span points between two characters.
     `expected`  what could have stood there.
     `notes`     other places that matter, each with what it is.
-    `help`      what to write instead; `fix` is the same for a machine.
+    `help`      what to write instead, perhaps in several lines; `fix` is the same for a machine.
     """
 
     code: str
@@ -46,7 +46,7 @@ class Diagnostic:
         for text, span in self.notes:
             lines += [f"note: {escaped(text)}", *excerpt(span)]
         if self.help:
-            lines.append(f"help: {escaped(self.help)}")
+            lines += [escaped(line) for line in f"help: {self.help}".split("\n")]
         return "\n".join(lines)
 
 

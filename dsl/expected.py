@@ -33,9 +33,9 @@ def expected(accepts: frozenset[str]) -> str:
     take({"NAME", "NUMBER"}, "a value")
     take({"NAME"}, "a name")
     take({"NUMBER"}, "a number")
-    take(set(ITEMS), "the next item (`model`, `mix`, `layers`, `recipe`, `driver`)")
     take({"COMPARE"}, "a comparison such as `<`")
     take(set(OPERATORS), "an operator (`|`, `+`, `>>`)")
+    take(set(ITEMS), "the next item (`model`, `mix`, `layers`, `recipe`, `driver`)")
     take({"$END"}, "the end of the file")
     said += [f"`{sign}`" for sign in sorted(rest - STARTS)]
     return " or ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)

@@ -11,13 +11,16 @@ from attnc.dsl.place import ITEMS, Place
 from attnc.dsl.problems import Problems
 from attnc.dsl.source import Span
 
+OF_WORDS = ("A004", "A005", "A006", "A008", "A009", "A013", "A015", "A018")
+"""Codes of mistakes within one word."""
+
 
 def report(place: Place, problems: Problems) -> None:
     """Report the one mistake at `place`: the first of the known ones that fits, or what was found and what was expected.
 
-    A word that was reported when it was cut from the text says nothing new.
+    What was reported when the text was cut into words is not reported again by the words around it.
     """
-    if any(known.span.start <= place.word.span.start < known.span.end for known in problems.found):
+    if _known(place, problems):
         return
     for known in KNOWN:
         if known(place, problems):
@@ -31,6 +34,8 @@ def lacks_comma(place: Place, problems: Problems) -> bool:
     if not begins(place.at):
         report(place, problems)
         return False
+    if _known(place, problems):
+        return True
     before = place.words[place.at - 1].span
     gap = Edit(Span(before.source, before.end, before.end), ",")
     message = f"there is no comma before {quoted(place.word.text)}"
@@ -39,16 +44,24 @@ def lacks_comma(place: Place, problems: Problems) -> bool:
     return True
 
 
+def _known(place: Place, problems: Problems) -> bool:
+    """Whether a mistake was found in the word that does not fit, or in the gap before it."""
+    begin = place.words[place.at - 1].span.end if place.at else 0
+    return any(begin <= known.span.start < place.word.span.end and known.code in OF_WORDS for known in problems.found)
+
+
 def _unclosed(place: Place, problems: Problems) -> bool:
     """A bracket is open where something stands that cannot stand inside of it."""
     if not place.open:
         return False
-    innermost, text, at_end = place.open[-1], place.word.text, place.kind(0) == "$END"
+    innermost, word, at_end = place.open[-1], place.word, place.kind(0) == "$END"
+    text = word.text
     if at_end:
         where = ""
-    elif text in (")", "]", "}") and text != CLOSES[innermost.sort]:
+    elif text != CLOSES[innermost.sort] and any(text == CLOSES[bracket.sort] for bracket in place.open):
         where = "this closes another bracket"
     elif place.begins_item(place.at) or (text == "{" and place.begins_item(place.at - 1)):
+        word = place.words[place.at - (text == "{")]
         where = "a new item begins here"
     elif place.inside_cases and place.word.first and place.begins_case(place.at):
         where = "a new case begins here"
@@ -57,11 +70,11 @@ def _unclosed(place: Place, problems: Problems) -> bool:
     else:
         return False
     opened = place.words[innermost.index]
-    notes = () if at_end else ((where, place.word.span),)
+    notes = () if at_end else ((where, word.span),)
     odd = place.odd_pair()
     if odd and where != "this closes another bracket":
         notes = (*notes, ("this bracket closes one that is indented otherwise", odd))
-    message = f"`{opened.text}` is not closed" + ("" if at_end else f" before {quoted(text)}")
+    message = f"`{opened.text}` is not closed" + ("" if at_end else f" before {quoted(word.text)}")
     before = place.words[innermost.index - 1]
     grouping = innermost.sort == "(" and before.type != "NAME" and before.text not in ("choose", "route")
     ends = "the expression ends" if grouping else f"{INSIDE_PLURAL[innermost.sort]} end"
@@ -72,25 +85,35 @@ def _unclosed(place: Place, problems: Problems) -> bool:
 
 def _closes_nothing(place: Place, problems: Problems) -> bool:
     text = place.word.text
-    if place.open or text not in (")", "]", "}"):
+    if text not in (")", "]", "}") or any(text == CLOSES[bracket.sort] for bracket in place.open):
         return False
-    problems.add("A012", f"`{text}` closes nothing: no bracket is open here", place.word.span, help="delete it", fix="")
+    opening = {")": "(", "]": "[", "}": "{"}[text]
+    problems.add("A012", f"`{text}` closes nothing: no `{opening}` is open here", place.word.span, help="delete it", fix="")
     return True
 
 
 def _nothing_behind(place: Place, problems: Problems) -> bool:
-    """`heads =` at the end of a line, the next setting below; `full +` at the end of a brace."""
+    """`heads =` at the end of a line, the next setting below; `full +` at the end of a brace; `mix a` alone on its line."""
     start = place.cut_entry
     if start is not None:
-        what = "a value" if place.word.text == "=" else EXPRESSION
-    elif place.text(-1) in ("=", ":", *OPERATORS) and (place.word.first or place.text(0) in (",", "}", ")", "]")):
+        what = "a value" if place.text(start - 1 - place.at) == "=" else EXPRESSION
+    elif (place.at and place.word.first and _incomplete(place)) or (
+        place.text(-1) in ("=", ":", *OPERATORS) and place.text(0) in (",", "}", ")", "]")
+    ):
         start, what = place.at, expected(place.accepts)
     else:
         return False
     before = place.words[start - 1]
     after = Span(before.span.source, before.span.end, before.span.end)
-    problems.add("A014", f"nothing stands behind {quoted(before.text)}", after, expected=what)
+    what_for = "nothing stands" if before.text in ("=", ":", *OPERATORS) else "something is missing"
+    problems.add("A014", f"{what_for} behind {quoted(before.text)}", after, expected=what)
     return True
+
+
+def _incomplete(place: Place) -> bool:
+    """Whether an entry or item was not complete at the end of the line before, and not for a word of this line."""
+    complete = "}" in place.accepts or "mix" in place.accepts
+    return not complete and place.text(-1) not in (",", "(", "[", "{")
 
 
 def _empty(place: Place, problems: Problems) -> bool:
@@ -201,7 +224,8 @@ KNOWN: tuple[Callable[[Place, Problems], bool], ...] = (
 
 def _unexpected(place: Place, problems: Problems) -> None:
     after = f" after {quoted(place.text(-1))}" if place.at else ""
-    problems.add("A010", f"unexpected {_found(place)}{after}", place.word.span, expected=expected(place.accepts))
+    what = "what it depends on, such as `(per = layer)`" if place.text(-1) in ("choose", "route") else expected(place.accepts)
+    problems.add("A010", f"unexpected {_found(place)}{after}", place.word.span, expected=what)
 
 
 def _found(place: Place) -> str:

@@ -63,20 +63,32 @@ class Place:
         return next(i for i in range(self.at, -1, -1) if self.words[i].first or i == 0)
 
     def begins_item(self, at: int) -> bool:
-        """Whether an item begins at this index. `layers` is also a key, so it needs its brace."""
+        """Whether an item begins at this index. `layers` may also be a key."""
         words, text = self.words, self.words[at].text
         after = [word.text for word in words[at + 1 : at + 3]]
         if text == "layers":
-            return after[:1] == ["{"]
+            return after[:1] == ["{"] or (words[at].first and after[:1] != ["="])
         return text in ITEMS and (words[at].first or text == "recipe" or after[1:] in (["="], ["{"]))
+
+    def may_begin_setting(self, at: int) -> bool:
+        """Whether a key could stand at this index."""
+        return self.words[at].type == "NAME" or self.words[at].text in ("layers", "heads")
+
+    def may_begin_case(self, at: int) -> bool:
+        """Whether a selector could begin at this index."""
+        return self.words[at].type in ("NAME", "NUMBER") or self.words[at].text in ("[", "else")
+
+    def ends_entry(self, at: int) -> bool:
+        """Whether an entry could end at this index."""
+        return self.words[at].type in ("NAME", "NUMBER") or self.words[at].text in (")", "]", "}")
 
     def begins_setting(self, at: int) -> bool:
         """Whether `key =` stands at this index."""
-        return self.words[at].text[:1].isalpha() and at + 1 < len(self.words) and self.words[at + 1].text == "="
+        return self.may_begin_setting(at) and at + 1 < len(self.words) and self.words[at + 1].text == "="
 
     def begins_case(self, at: int) -> bool:
         """Whether `selector:` stands at this index, as far as can be seen without reading the selector."""
-        if not (self.words[at].type in ("NAME", "NUMBER") or self.words[at].text in ("[", "else")):
+        if not self.may_begin_case(at):
             return False
         for word in self.words[at + 1 : at + LONGEST_SELECTOR]:
             if word.text == ":":
@@ -100,18 +112,25 @@ class Place:
         return "cases" in sorts and sorts[-1] != "cases"
 
     @property
+    def inline(self) -> bool:
+        """Whether the innermost bracket has something behind it on its line, so that it was hardly meant to stay open."""
+        return bool(self.open) and not self.words[self.open[-1].index + 1].first
+
+    @property
     def cut_entry(self) -> int | None:
-        """Where this word is the `=` or `:` of an entry that was taken for the end of the one before: that entry's index."""
+        """Where this word follows the key or selector of an entry that was taken for the end of the one before: its index."""
         start = self.line_start
         if not self.resumed < start < self.at or self.brace is None:
             return None
         if self.words[start - 1].text not in ("=", ":", "|", "+", ">>", ",", "..", "("):
             return None
         sort = self.open[self.brace].sort
-        if self.word.text == "=" and sort == "settings" and start + 1 == self.at:
-            return start
-        colon = self.word.text == ":" and sort == "cases" and self.begins_case(start)
-        return start if colon and self.words[start - 1].text != "," else None
+        if sort == "settings" and start + 1 == self.at and self.may_begin_setting(start):
+            key = self.word.text == "=" or (self.words[start - 1].text == "=" and self.open[-1].sort == "settings")
+            return start if key else None
+        colon = self.word.text == ":" and self.begins_case(start)
+        equals = self.word.text == "=" and self.may_begin_case(start) and start + 1 == self.at and self.open[-1].sort == "cases"
+        return start if sort == "cases" and (colon or equals) and self.words[start - 1].text != "," else None
 
     def odd_pair(self) -> Span | None:
         """The first closing bracket that begins a line and is indented otherwise than the line of its opening one.

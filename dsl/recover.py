@@ -154,6 +154,8 @@ def _resume(place: Place) -> _Resume:
         if place.begins_item(at):
             return _Resume(at, 0)
         if brace is None:
+            if _misplaced_setting(place, at):
+                return _Resume(at, 0)
             continue
         if "{" not in skipped:
             brackets = _entry_begins(place, at, brace, outside + len(skipped))
@@ -163,6 +165,12 @@ def _resume(place: Place) -> _Resume:
             outside = max(0, outside - 1)
         _skip(word.text, skipped)
     return _Resume(len(place.words), 0 if brace is None else brace + 1)
+
+
+def _misplaced_setting(place: Place, at: int) -> bool:
+    """`a = full` among the items, where `mix` was forgotten: worth a message of its own, unless just reported."""
+    reported = at == place.at and "mix" in place.accepts
+    return not reported and not place.open and place.words[at].first and place.begins_setting(at)
 
 
 def _skip(text: str, skipped: list[str]) -> None:
@@ -183,11 +191,14 @@ def _entry_begins(place: Place, at: int, brace: int, level: int) -> int:
         return brace + 1
     if not word.first:
         return 0
+    here = level == 0 and place.ends_entry(at - 1)
     if place.open[brace].sort == "cases":
-        return brace + 1 if place.begins_case(at) else 0
+        begins = place.begins_case(at) or (here and place.may_begin_case(at))
+        return brace + 1 if begins else 0
     if place.outer_cases is not None and place.begins_case(at):
         return place.outer_cases + 1
-    return brace + 1 if level == 0 and place.begins_setting(at) else 0
+    begins = place.begins_setting(at) and (level == 0 or place.inline)
+    return brace + 1 if begins or (here and place.may_begin_setting(at)) else 0
 
 
 def _is_whole(value: object) -> bool:

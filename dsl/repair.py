@@ -44,7 +44,8 @@ def _separator(place: Place, grammar: Grammar, problems: Problems) -> Word | Non
     if word.text == "=" and "COMPARE" in place.accepts and place.text(2) == ":":
         problems.add("A018", "conditions compare with `==`", word.span, help="write `==`", fix="==")
         return Word("COMPARE", "==", word.span, word.first)
-    for sign, use in (("=", "a key and its value"), (":", "a selector and its expression")):
+    named = "a name and its expression" if place.text(-2) == "mix" else "a key and its value"
+    for sign, use in (("=", named), (":", "a selector and its expression")):
         if sign in place.accepts and sign != word.text:
             problems.add(
                 "A018", f"`{sign}` stands between {use}, not `{word.text}`", word.span, help=f"write `{sign}`", fix=sign

@@ -17,9 +17,9 @@ LOOK_ALIKES = {
     "\u2026": "..", "\u2025": "..", "\u3002": ".", "\u3001": ",",
     "\u2264": "<=", "\u2265": ">=", "\u2a7d": "<=", "\u2a7e": ">=", "\u2261": "==",
     "\u2192": ">>", "\u226b": ">>", "\u00bb": ">>", "\u2223": "|", "\u00a6": "|", "\u222a": "|", "\u2228": "|",
-    "\u27e8": "(", "\u27e9": ")", "\u3010": "[", "\u3011": "]", "\u2236": ":", "\ua789": ":",
+    ";": ",", "\u27e8": "(", "\u27e9": ")", "\u3010": "[", "\u3011": "]", "\u2236": ":", "\ua789": ":",
 }  # fmt: skip
-"""Signs of other alphabets and of word processors, with what they are mistaken for."""
+"""Signs of other alphabets, word processors and languages, with what they are mistaken for."""
 
 LOOK_ALIKE_LETTERS = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0455\u0458\u04cf\u03bf\u03bd\u03b1\u0131", "aeopcyxisjlovai"
@@ -30,13 +30,11 @@ HELP = {
     '"': "there are no strings; write the bare name",
     "'": "there are no strings; write the bare name",
     "`": "there are no strings; write the bare name",
-    ";": "entries end with a comma or with the line",
     "/": "a comment begins with `#`; there is no arithmetic",
     "*": "there is no arithmetic; write the number",
     "^": "there is no arithmetic; write the number",
     "-": "there is no arithmetic; a range is `0..3`, and a minus sign touches its number, `-1`",
     ".": "a range is written `0..3`",
-    "!": "conditions compare with `<`, `<=`, `>`, `>=` or `==`",
     "&": "key sets are joined with `|`, outputs are added with `+`",
     "%": "a share is a number with `%` right behind it, `25%`",
     "\\": "an expression goes on in the next line by itself",
@@ -82,24 +80,19 @@ def misspelt_number(source: Source, at: int, problems: Problems) -> tuple[int, s
     text, span = match.group(), Span(source, at, match.end())
     meant = _number_meant(text)
     help_text = f"write `{meant}`" if meant else ""
+    if re.fullmatch(r"[0-9]{1,6}[kK]", text):
+        help_text = f"write the number out: `{int(text[:-1]) * 1000}` or `{int(text[:-1]) * 1024}`"
     expected = "a number such as `7`, `-0.85`, `1e-6` or `25%`"
     problems.add("A008", f"{quoted(text)} is not a number", span, expected=expected, help=help_text, fix=meant or None)
     return match.end(), "1"
 
 
 def _number_meant(text: str) -> str:
-    lower = text.lower().replace("_", "")
-    units = {"k": 2**10, "m": 2**20}
-    if len(lower) < 12:
-        if re.fullmatch(r"[0-9]+[km]", lower):
-            return str(int(lower[:-1]) * units[lower[-1]])
-        if re.fullmatch(r"-?\.[0-9]+%?", lower):
-            return lower.replace(".", "0.")
-        if re.fullmatch(r"-?[0-9]+\.%?", lower):
-            return lower.replace(".", "")
-        if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?%?", lower):
-            return lower
-    return ""
+    meant = text.lower().replace("_", "")
+    meant = re.sub(r"^(-?)\.", r"\g<1>0.", meant)
+    meant = re.sub(r"\.(?=$|%|e)", "", meant)
+    usual = re.fullmatch(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?%?", meant)
+    return meant if usual and len(meant) < 12 else ""
 
 
 def stray(source: Source, at: int, problems: Problems) -> tuple[int, str]:
@@ -107,6 +100,15 @@ def stray(source: Source, at: int, problems: Problems) -> tuple[int, str]:
     string = _STRING.match(source.text, at)
     if string:
         return _string(source, string, problems)
+    if source.text.startswith("//", at):
+        slashes = Span(source, at, at + 2)
+        problems.add("A006", "unexpected characters `//`", slashes, help="a comment begins with `#`", fix="#")
+        return line_end(source.text, at), ""
+    if source.text.startswith("!=", at):
+        both = Span(source, at, at + 2)
+        help_text = "write the case `==` first and this one under `else`"
+        problems.add("A006", "there is no `!=`", both, expected="`<`, `<=`, `>`, `>=` or `==`", help=help_text)
+        return at + 2, "=="
     sign = source.text[at]
     end = at + 1
     while end < len(source.text) and source.text[end] == sign:
@@ -117,12 +119,18 @@ def stray(source: Source, at: int, problems: Problems) -> tuple[int, str]:
         meant = ".."
     name = "" if " " < sign < "\x7f" else f" ({_unicode_name(sign)})"
     message = f"unexpected character {quoted(sign)}{name}"
-    if sign.isascii() or not meant.isascii() or meant == sign:
-        problems.add("A006", message, span, help=HELP.get(sign, ""))
+    if not meant.isascii() or meant == sign:
+        problems.add("A006", message, span, help=HELP.get(sign, "delete it"))
         return end, ""
     wanted = "a plain space" if meant.isspace() else f"`{meant}`"
     problems.add("A006", message, span, help=f"write {wanted}", fix=meant * (end - at))
     return end, meant.strip()
+
+
+def line_end(text: str, at: int) -> int:
+    """The index of the line end at or after `at`."""
+    end = text.find("\n", at)
+    return end if end >= 0 else len(text)
 
 
 def _string(source: Source, string: re.Match[str], problems: Problems) -> tuple[int, str]:
