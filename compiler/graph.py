@@ -153,12 +153,17 @@ def build(spec: Spec) -> Graph:
     return _Builder(spec).graph()
 
 
+Segments = list[tuple[int, int, list[tuple[Attributes, tuple[Variant, ...]]]]]
+"""KV groups first..last, and for each variant the attributes and what those groups do in it."""
+
+
 class _Builder:
     """Holds the graph while one spec is walked."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.network: nx.DiGraph[str] = nx.DiGraph(order=[])
+        self.known: dict[int, tuple[Attributes, Segments]] = {}
 
     def graph(self) -> Graph:
         source = ""
@@ -220,22 +225,20 @@ class _Builder:
 
     def attend(self, mixer: Mixer, index: int, scope: str, source: str) -> str:
         """One set of projections with everything that shares it."""
-        found = variants(mixer, _kv_heads(mixer))
-        attributes = found[0][1][0].attributes
+        if id(mixer) not in self.known:  # layers of one rule hold the same mixer
+            self.known[id(mixer)] = _segment_mixes(mixer)
+        attributes, mixes = self.known[id(mixer)]
         from_layer = self.qk_source(index) if attributes.qk_from else None
         project = Project(layer=index, scope=scope, attributes=attributes, qk_layer=from_layer)
         top = self.add(_name(index, scope, "project"), project, source)
         if from_layer is not None:
             self.network.add_edge(_name(from_layer, "", "project"), top, place=1, carries="qk")
         segments = []
-        for first, last in _segments(found):
+        for first, last, choices in mixes:
             tops = []
-            for place, (guards, leaves) in enumerate(found):
-                leaf = next(one for one in leaves if one.first <= first <= one.last)
-                group = HeadGroup(first=first, last=last, keys=leaf.keys, intervals=leaf.intervals, origin=leaf.origin)
-                variant = Variant(guards=guards, groups=(group,))
-                node = Mix(layer=index, scope=scope, first=first, last=last, attributes=leaf.attributes, variants=(variant,))
-                label = f"mix.{first}-{last}" + (f".{place}" if len(found) > 1 else "")
+            for place, (own, variant) in enumerate(choices):
+                node = Mix.model_construct(layer=index, scope=scope, first=first, last=last, attributes=own, variants=variant)
+                label = f"mix.{first}-{last}" + (f".{place}" if len(choices) > 1 else "")
                 tops.append(self.add(_name(index, scope, label), node, top))
             if len(tops) > 1:
                 when = Combine(layer=index, scope=scope, how="when")
@@ -251,6 +254,20 @@ class _Builder:
             if name in self.network and self.network.nodes[name]["node"].qk_layer is None:
                 return earlier
         raise AssertionError("the checker lets no layer take q and k from nowhere")
+
+
+def _segment_mixes(mixer: Mixer) -> tuple[Attributes, Segments]:
+    """(attributes of the projections, what each segment of the KV groups does in each variant)."""
+    found = variants(mixer, _kv_heads(mixer))
+    segments: Segments = []
+    for first, last in _segments(found):
+        choices: list[tuple[Attributes, tuple[Variant, ...]]] = []
+        for guards, leaves in found:
+            leaf = next(one for one in leaves if one.first <= first <= one.last)
+            group = HeadGroup(first=first, last=last, keys=leaf.keys, intervals=leaf.intervals, origin=leaf.origin)
+            choices.append((leaf.attributes, (Variant(guards=guards, groups=(group,)),)))
+        segments.append((first, last, choices))
+    return found[0][1][0].attributes, segments
 
 
 @dataclass(frozen=True)

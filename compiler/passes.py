@@ -15,12 +15,14 @@ Pass = Callable[[Graph], Graph]
 
 def drop_contained_keys(graph: Graph) -> Graph:
     """A key set that another of its union contains is dropped: `sink(4) | full` is `full`."""
+    known: dict[int, tuple[Variant, ...]] = {}  # layers of one rule share their variants, and go on sharing them
 
     def smaller(node: Node) -> Node:
         if not isinstance(node, Mix):
             return node
-        variants = tuple(v.model_copy(update={"groups": tuple(map(_without_contained, v.groups))}) for v in node.variants)
-        return node.model_copy(update={"variants": variants})
+        if id(node.variants) not in known:
+            known[id(node.variants)] = tuple(map(_smaller_variant, node.variants))
+        return node.model_copy(update={"variants": known[id(node.variants)]})
 
     return _replace(graph, {name: smaller(node) for name, node in graph.nodes()})
 
@@ -47,6 +49,10 @@ def run(graph: Graph) -> Graph:
     return graph
 
 
+def _smaller_variant(variant: Variant) -> Variant:
+    return variant.model_copy(update={"groups": tuple(map(_without_contained, variant.groups))})
+
+
 def _without_contained(group: HeadGroup) -> HeadGroup:
     """A key set is contained if the union of the others already is the whole; learned keys are no positions, so never."""
     if group.intervals is None:
@@ -60,55 +66,71 @@ def _without_contained(group: HeadGroup) -> HeadGroup:
     return group.model_copy(update={"keys": tuple(keys)})
 
 
-def _merge(graph: Graph, key: Callable[[Mix], object], join: Callable[[list[Mix]], list[Mix]]) -> Graph:
+Joined = list[tuple[Mix, list[int]]]
+"""Mixes, each with the places of those that it was joined from."""
+
+
+def _merge(graph: Graph, key: Callable[[Mix], object], join: Callable[[list[Mix]], Joined]) -> Graph:
     """Joins the mixes of each layer that have the same key; a `when` or `heads` above them reads the joined ones instead."""
     network: nx.DiGraph[str] = graph.network.copy()
     layers: dict[int, list[tuple[str, Mix]]] = {}
     for name, node in graph.nodes():
         if isinstance(node, Mix):
             layers.setdefault(node.layer, []).append((name, node))
-    for mixes in layers.values():
+    known: dict[tuple[tuple[str, int], ...], Joined] = {}
+    for layer, mixes in layers.items():
         if len(mixes) == 1:
             continue
-        classes: dict[object, list[tuple[str, Mix]]] = {}
-        for name, mix in mixes:
-            classes.setdefault(key(mix), []).append((name, mix))
-        for members in classes.values():
-            _rewire(network, members, join([mix for _, mix in members]))
+        signature = tuple((mix.scope, id(mix.variants)) for _, mix in mixes)
+        if signature not in known:
+            known[signature] = _classes([mix for _, mix in mixes], key, join)
+        for mix, places in known[signature]:
+            _rewire(network, mix.model_copy(update={"layer": layer}), [mixes[place][0] for place in places])
     network.graph["order"] = [name for name in graph.network.graph["order"] if name in network]
     return Graph(_renamed(_without_single_whens(network)))
 
 
-def _rewire(network: nx.DiGraph[str], members: list[tuple[str, Mix]], joined: list[Mix]) -> None:
-    """The first member of each joined mix takes its place; the readers of the others read it."""
-    for mix in joined:
-        inside = [name for name, old in members if _covers(mix, old)]
-        keep, *gone = inside
-        network.nodes[keep]["node"] = mix
-        for name in gone:
-            for reader in list(network.successors(name)):
-                if not network.has_edge(keep, reader):
-                    network.add_edge(keep, reader, **network.edges[name, reader])
-            network.remove_node(name)
+def _classes(mixes: list[Mix], key: Callable[[Mix], object], join: Callable[[list[Mix]], Joined]) -> Joined:
+    """What the mixes of one layer become: those with the same key are joined."""
+    classes: dict[object, list[int]] = {}
+    for place, mix in enumerate(mixes):
+        classes.setdefault(key(mix), []).append(place)
+    found: Joined = []
+    for members in classes.values():
+        found += [(mix, [members[at] for at in places]) for mix, places in join([mixes[member] for member in members])]
+    return found
 
 
-def _covers(mix: Mix, old: Mix) -> bool:
-    guards = {variant.guards for variant in mix.variants}
-    return mix.first <= old.first and old.last <= mix.last and all(variant.guards in guards for variant in old.variants)
+def _rewire(network: nx.DiGraph[str], mix: Mix, names: list[str]) -> None:
+    """`mix` takes the place of the first of `names`; the readers of the others read it."""
+    keep, *gone = names
+    network.nodes[keep]["node"] = mix
+    for name in gone:
+        for reader in list(network.successors(name)):
+            if not network.has_edge(keep, reader):
+                network.add_edge(keep, reader, **network.edges[name, reader])
+        network.remove_node(name)
 
 
-def _side_by_side(mixes: list[Mix]) -> list[Mix]:
+def _side_by_side(mixes: list[Mix]) -> Joined:
     """Runs of neighbours become one mix each."""
-    joined: list[Mix] = []
-    for mix in sorted(mixes, key=lambda one: one.first):
-        last = joined[-1] if joined else None
-        if last is None or last.last + 1 != mix.first:
-            joined.append(mix)
-            continue
-        pairs = zip(last.variants, mix.variants, strict=True)
-        variants = tuple(Variant(guards=a.guards, groups=_equal_neighbours((*a.groups, *b.groups))) for a, b in pairs)
-        joined[-1] = last.model_copy(update={"last": mix.last, "variants": variants})
-    return joined
+    runs: list[list[int]] = []
+    for place in sorted(range(len(mixes)), key=lambda place: mixes[place].first):
+        if runs and mixes[runs[-1][-1]].last + 1 == mixes[place].first:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return [(_run([mixes[place] for place in run]), run) for run in runs]
+
+
+def _run(mixes: list[Mix]) -> Mix:
+    """Neighbours as one mix, variant by variant."""
+    columns = zip(*(mix.variants for mix in mixes), strict=True)
+    variants = tuple(
+        Variant(guards=column[0].guards, groups=_equal_neighbours(group for variant in column for group in variant.groups))
+        for column in columns
+    )
+    return mixes[0].model_copy(update={"last": mixes[-1].last, "variants": variants})
 
 
 def _equal_neighbours(groups: Iterable[HeadGroup]) -> tuple[HeadGroup, ...]:
@@ -121,10 +143,10 @@ def _equal_neighbours(groups: Iterable[HeadGroup]) -> tuple[HeadGroup, ...]:
     return tuple(kept)
 
 
-def _on_top(mixes: list[Mix]) -> list[Mix]:
+def _on_top(mixes: list[Mix]) -> Joined:
     """Variants of the same heads in one mix, in the order in which their guards are tried."""
-    first = mixes[0]
-    return [first.model_copy(update={"variants": tuple(variant for mix in mixes for variant in mix.variants)})]
+    variants = tuple(variant for mix in mixes for variant in mix.variants)
+    return [(mixes[0].model_copy(update={"variants": variants}), list(range(len(mixes))))]
 
 
 def _without_single_whens(network: nx.DiGraph[str]) -> nx.DiGraph[str]:
