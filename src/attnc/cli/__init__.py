@@ -33,8 +33,9 @@ def invoke(arguments: list[str]) -> int:
     """Runs one command and returns its exit code; whatever went wrong is said on stderr."""
     try:
         from attnc.cli.app import app
+        from attnc.cli.build import with_tokens
 
-        app(arguments, prog_name="attnc")
+        app(with_tokens(arguments), prog_name="attnc")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else Exit.OK
     except KeyboardInterrupt:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 LENGTHS = {"8k": 8192, "128k": 131072, "1M": 1048576}
 CACHE_TYPE = "bfloat16"
+TOKENS = 64
+"""Of the sequences that `--reduce` makes room for."""
 
 
 def build(
@@ -33,6 +35,10 @@ def build(
     settings: Annotated[
         list[str], typer.Option("--set", metavar="model.KEY=VALUE", help="Replace a setting of the model.")
     ] = [],  # noqa: B006
+    reduce: Annotated[
+        int | None,
+        typer.Option(min=8, metavar="[TOKENS]", help=f"Make it small first; {TOKENS} tokens unless given.", show_default=False),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse to run a reference where no kernel can.")] = False,
     json: Json = False,
 ) -> None:
@@ -40,6 +46,8 @@ def build(
     if weights is not None and init is not None:
         raise CommandError(Exit.USAGE, "--weights and --init exclude each other", "leave one of them out")
     spec = read_spec(file, overrides(settings))
+    if reduce is not None:
+        spec = _reduced(spec, reduce)
     report = attnc.build(
         spec, out, device=device_name(device), targets=targets(target), weights=weights, init=init, strict=strict
     )
@@ -49,6 +57,15 @@ def build(
         print_json(report.built)
     else:
         _print(spec, report)
+
+
+def with_tokens(arguments: list[str]) -> list[str]:
+    """Arguments in which a bare `--reduce` has its default: `--reduce` may stand alone or before a number."""
+    following = [*arguments[1:], ""]
+    return [
+        f"--reduce={TOKENS}" if word == "--reduce" and not after.isdigit() else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
 
 
 def overrides(settings: list[str]) -> dict[str, str]:
@@ -66,6 +83,14 @@ def targets(text: str) -> tuple[str, ...]:
     if unknown:
         raise CommandError(Exit.USAGE, f"there is no target {unknown[0]}", f"--target takes {', '.join(TARGETS)}")
     return found
+
+
+def _reduced(spec: Spec, tokens: int) -> Spec:
+    from attnc.compiler.reduce import reduce
+
+    small, changes = reduce(spec, tokens)
+    note(f"reduced {', '.join(changes)}")
+    return small
 
 
 def _print(spec: Spec, report: Report) -> None:

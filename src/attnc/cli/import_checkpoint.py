@@ -43,4 +43,4 @@ def _print(report: ImportReport) -> None:
         ),
     ]
     print_pairs(rows)
-    typer.echo(f"next: attnc build {report.spec} -o DIR --weights {report.folder}")
+    note(f"next: attnc build {report.spec} -o DIR --weights {report.folder}")
