@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self, cast
+
+from pydantic import ModelWrapValidatorHandler, model_validator
 
 from attnc.compiler.intervals import Intervals
 from attnc.compiler.value import Tokens, Value
@@ -14,6 +16,18 @@ class Kind(Value):
     """Parameters of one kind, as written in a spec; each subclass has a field `kind: Literal[...]` with the kind's word."""
 
     kind: str
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_own_class(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Where any kind is wanted, data read from JSON becomes the class that its word names."""
+        if cls is Kind and isinstance(data, dict):
+            from attnc.compiler.mixers import MIXERS
+
+            mixer = MIXERS.get(str(data.get("kind")))
+            if mixer is not None:
+                return cast("Self", mixer.parameters.model_validate(data))
+        return handler(data)
 
 
 class Kept(Value):

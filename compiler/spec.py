@@ -206,7 +206,7 @@ class BudgetSite(Value):
 class Spec(Value):
     """A spec that passed the checker. `text` is the canonical text (as `attnc fmt` prints it), kept in built folders.
 
-    `defaults`: the attributes that the model gives a key set; None where they alone do not fit together (every mixer says more).
+    `defaults`: the attributes that the model gives a key set; None where they alone do not fit together.
     """
 
     schema_version: int = SCHEMA_VERSION

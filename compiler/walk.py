@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from attnc.compiler.spec import Attention, Chain, Choose, Gate, Heads, Mixer, Mixing, Route, Sum, When, WhenCase
@@ -90,3 +90,17 @@ def children(mixer: Mixer) -> tuple[Mixer, ...]:
             return tuple(alternative.mixer for alternative in mixer.alternatives)
         case _:
             return ()
+
+
+def rebuilt(mixer: Mixer, change: Callable[[Mixer], Mixer]) -> Mixer:
+    """The mixer with `change` applied to each mixer directly inside."""
+    update: dict[str, object]
+    if isinstance(mixer, Sum | Chain | Gate):
+        update = {"parts": tuple(change(part) for part in mixer.parts)}
+    elif isinstance(mixer, Heads | When):
+        update = {"cases": tuple(case.model_copy(update={"mixer": change(case.mixer)}) for case in mixer.cases)}
+    elif isinstance(mixer, Choose | Route):
+        update = {"alternatives": tuple(one.model_copy(update={"mixer": change(one.mixer)}) for one in mixer.alternatives)}
+    else:
+        return mixer
+    return mixer.model_copy(update=update)

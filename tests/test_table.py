@@ -10,7 +10,26 @@ from attnc.compiler import check_path
 from attnc.compiler.table import table, table_text
 
 SPECS = Path(__file__).parent.parent / "specs"
-STATIC = ["full", "window-global", "gemma3", "gpt-oss", "llama4", "smollm3", "masformer", "ls-attention", "sparse-transformer", "power", "softplus", "tempscale", "random-features", "longlora", "echoatt", "streaming-llm", "duo", "retrieval-heads"]
+STATIC = [
+    "full",
+    "window-global",
+    "gemma3",
+    "gpt-oss",
+    "llama4",
+    "smollm3",
+    "masformer",
+    "ls-attention",
+    "sparse-transformer",
+    "power",
+    "softplus",
+    "tempscale",
+    "random-features",
+    "longlora",
+    "echoatt",
+    "streaming-llm",
+    "duo",
+    "retrieval-heads",
+]
 
 
 @pytest.mark.parametrize("name", STATIC)

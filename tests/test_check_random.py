@@ -1,0 +1,49 @@
+"""Random legal specs check, print, and read back as the same spec."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from strategies import Sizes, spec_texts
+
+from attnc.compiler import check_text
+from attnc.compiler.cache_spec import cache_bytes, cache_spec, full_attention_bytes
+from attnc.compiler.spec import Spec
+from attnc.compiler.table import table, table_text
+
+
+def without_origins(spec: Spec) -> str:
+    def stripped(value):
+        if isinstance(value, dict):
+            return {key: stripped(inner) for key, inner in value.items() if key not in ("origin", "file", "text")}
+        return [stripped(inner) for inner in value] if isinstance(value, list) else value
+
+    return json.dumps(stripped(spec.model_dump(mode="json")))
+
+
+@given(spec_texts(Sizes(causal=None, route=True)))
+def test_a_random_spec_checks_and_its_canonical_text_means_the_same(text):
+    spec = check_text(text)
+    assert without_origins(check_text(spec.text)) == without_origins(spec)
+    assert check_text(spec.text).text == spec.text
+
+
+@given(spec_texts(Sizes(causal=None, route=True)))
+def test_a_spec_survives_json(text):
+    spec = check_text(text)
+    assert Spec.model_validate_json(spec.model_dump_json()).model_dump() == spec.model_dump()
+
+
+@given(spec_texts(Sizes(route=True)))
+def test_rows_own_every_group_and_caches_count_what_they_hold(text):
+    spec = check_text(text)
+    assert table_text(spec)
+    assert {layer for row in table(spec) for layer in row.layers} == set(range(spec.model.layers))
+    for tokens in (1, 7, 100):
+        rows = cache_spec(spec, "float32")
+        fixed = sum(row.bytes_fixed for row in rows)
+        exact = all(isinstance(row.tokens_kept, int | None) for row in rows)
+        if exact:
+            assert cache_bytes(spec, tokens, "float32") == fixed + tokens * sum(row.bytes_per_token for row in rows)
+    assert full_attention_bytes(spec, 10, "float32") == 10 * full_attention_bytes(spec, 1, "float32")
