@@ -6,7 +6,7 @@ Used in Triton's interpreter and on a GPU alike. The storage around the keys is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import torch
@@ -102,19 +102,20 @@ def numbers(case: Case, generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator).to(case.dtype)
 
 
-def build(case: Case) -> Inputs:
-    """Everything on the case's device; q times `magnitude`."""
+def build(case: Case, given: tuple[list[Tensor], list[Tensor]] | None = None) -> Inputs:
+    """Everything on the case's device; q times `magnitude`. `given`: keys and values instead of drawn ones."""
     kernel, heads = case.kernel, len(case.unions)
     generator = torch.Generator().manual_seed(case.seed)
     counts = [past * case.cache + size * case.written for size, past in zip(case.sizes, case.pasts, strict=True)]
     begins = [0 if case.cache else past for past in case.pasts]
     keys = [numbers(case, generator, count, heads, kernel.head_width) for count in counts]
     values = [numbers(case, generator, count, heads, kernel.value_width) for count in counts]
-    tokens, rows_of = sum(case.sizes), heads * kernel.group
-    q = numbers(case, generator, tokens, rows_of, kernel.head_width) * case.magnitude
+    keys, values = given or (keys, values)
+    tokens, query_heads = sum(case.sizes), heads * kernel.group
+    q = numbers(case, generator, tokens, query_heads, kernel.head_width) * case.magnitude
     offsets = torch.tensor([0, *torch.tensor(case.sizes).cumsum(0).tolist()], dtype=torch.int64)
     table = torch.tensor([union.row(kernel) for union in case.unions], dtype=torch.int32)
-    scale = torch.full((rows_of,), 1 / 8 if case.integers else kernel.head_width**-0.5)
+    scale = torch.full((query_heads,), 1 / 8 if case.integers else kernel.head_width**-0.5)
     device = torch.device(case.device)
     return Inputs(
         case=case,
@@ -129,7 +130,7 @@ def build(case: Case) -> Inputs:
         ),
         scale=scale.to(device),
         cap=5.0 if kernel.cap else None,
-        sink_logit=torch.linspace(-2, 3, rows_of).to(device) if kernel.sink_logit else None,
+        sink_logit=torch.linspace(-2, 3, query_heads).to(device) if kernel.sink_logit else None,
         keys=[key.to(device) for key in keys],
         values=[value.to(device) for value in values],
         begins=begins,
@@ -244,15 +245,20 @@ def reference(inputs: Inputs, block: int = 1024) -> tuple[Tensor, Tensor]:
     return o, lse
 
 
-def torch_own(inputs: Inputs, block: int = 1024) -> Tensor:
+def torch_own(inputs: Inputs, block: int = 1024) -> tuple[Tensor, Tensor]:
     """The same by torch in the inputs' dtype: its attention with a mask; with a cap or a sink logit, which that lacks, its
     matrix products and softmax. Rows without keys are 0.
     """
     o = torch.zeros(*inputs.q.shape[:2], inputs.case.kernel.value_width, dtype=inputs.q.dtype, device=inputs.q.device)
+    lse = torch.full(inputs.q.shape[:2], -math.inf, dtype=torch.float32, device=inputs.q.device)
     for s, head, group, place, seen in rows_of(inputs, block):
         q, key, value = inputs.q[place, head], inputs.keys[s][:, group], inputs.values[s][:, group]
-        if len(key) == 0:
+        score = logits(inputs, q, key, head, seen)
+        if inputs.sink_logit is not None:
+            score = torch.cat([score, inputs.sink_logit[head].to(q.dtype).expand(len(score), 1)], 1)
+        if score.shape[1] == 0:
             continue
+        lse[place, head] = score.logsumexp(1).float()
         if inputs.cap is None and inputs.sink_logit is None:
             q, key, value = (x[None, None].contiguous() for x in (q, key, value))
             scale = float(inputs.scale[head])
@@ -260,14 +266,42 @@ def torch_own(inputs: Inputs, block: int = 1024) -> Tensor:
                 0, 0
             ]
         else:
-            score = logits(inputs, q, key, head, seen)
-            if inputs.sink_logit is not None:
-                score = torch.cat([score, inputs.sink_logit[head].to(q.dtype).expand(len(score), 1)], 1)
             some = score.softmax(1)[:, : seen.shape[1]] @ value
         o[place, head] = torch.where(seen.any(1)[:, None], some, 0)
-    return o
+    return o, lse
 
 
 def error(got: Tensor, want: Tensor) -> float:
-    """Root of the mean square of the difference; NaN wherever there is one."""
-    return float((got.double() - want).square().mean().sqrt()) if want.numel() else 0.0
+    """The largest difference where `want` is finite; NaN wherever there is one."""
+    there = torch.isfinite(want)
+    return float((got.double() - want)[there].abs().max()) if there.any() else 0.0
+
+
+def check(inputs: Inputs, o: Tensor, lse: Tensor, block: int = 1024) -> tuple[float, float]:
+    """The error is at most 1.5 times torch's own in the same dtype; returns both.
+
+    Torch's is the worst of so many draws of the case that 256 rows are counted: a call of two rows says little about either.
+    """
+    want, want_lse = reference(inputs, block)
+    assert o.dtype == inputs.q.dtype
+    assert lse.dtype == torch.float32
+    assert torch.equal(torch.isneginf(lse), torch.isneginf(want_lse)), "rows without keys"
+    if inputs.sink_logit is None:
+        assert (o[torch.isneginf(want_lse)] == 0).all(), "rows without keys are 0"
+    ours, ours_lse = error(o, want), error(lse, want_lse)
+    torchs, torchs_lse = torch_error(inputs, want, want_lse, block)
+    rows = max(1, want_lse.numel())
+    for draw in range(1, min(16, -(-256 // rows))):
+        other = build(replace(inputs.case, seed=inputs.case.seed + draw))
+        more = torch_error(other, *reference(other, block), block)
+        torchs, torchs_lse = max(torchs, more[0]), max(torchs_lse, more[1])
+    assert ours <= 1.5 * torchs, f"{ours:.3g}, torch {torchs:.3g}"
+    assert ours_lse <= 1.5 * torchs_lse, f"lse {ours_lse:.3g}, torch {torchs_lse:.3g}"
+    return ours, torchs
+
+
+def torch_error(inputs: Inputs, want: Tensor, want_lse: Tensor, block: int) -> tuple[float, float]:
+    """Torch's errors, at least those of rounding the right results to the dtypes that they are asked for in."""
+    own, own_lse = torch_own(inputs, block)
+    rounded = error(want.to(inputs.q.dtype), want), error(want_lse.float(), want_lse)
+    return max(error(own, want), rounded[0]), max(error(own_lse, want_lse), rounded[1])

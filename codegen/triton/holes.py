@@ -20,8 +20,8 @@ def made_holes(kernel: Softmax) -> dict[str, str]:
     names = Names.of(kernel)
     holes = {
         "read_row": _read_row(names),
-        "lower": _near("lower", "The first key near query i that it sees.", names, "tl.minimum", _begin, "NOWHERE"),
-        "upper": _near("upper", "One past the last key near query i that it sees.", names, "tl.maximum", _end, "0"),
+        "lower": _near("lower", "The first key near query i that it sees.", names, "tl.minimum", _begin, "i + NOWHERE"),
+        "upper": _near("upper", "One past the last key near query i that it sees.", names, "tl.maximum", _end, "i - NOWHERE"),
         "horizon": _horizon(kernel.causal),
         "keep": _keep(names, kernel.causal),
     }
