@@ -89,7 +89,8 @@ def dense(q, k, v, groups, causal, scale, cap=None, sink=None, persistent=None):
 tokens = st.one_of(st.integers(0, 20), st.builds(Share, st.sampled_from([7.5, 25.0, 60.0]), st.integers(-2, 1)))
 positive = st.one_of(st.integers(1, 20), st.builds(Share, st.sampled_from([7.5, 25.0, 60.0])))
 shifts = st.one_of(st.integers(0, 19), st.sampled_from([Share(25.0), Share(50.0), Share(99.0)]))
-nears = st.builds(Near, positive, shifts, tokens, tokens)
+backs = st.one_of(st.integers(-5, -1), tokens)  # below 0 some queries see nothing
+nears = st.builds(Near, positive, shifts, backs, tokens)
 some_keys = st.builds(
     lambda sink, near, strides, powers: HeadGroup(0, 0, sink, tuple(near), tuple(strides), tuple(powers)),
     tokens,
@@ -163,19 +164,23 @@ def test_sink_logits_soft_caps_head_scales_and_persistent_keys_are_part_of_the_s
 
 
 @pytest.mark.parametrize("provider", [torch_attention, Reference()], ids=["torch", "reference"])
-def test_gradients_of_a_provider_are_those_of_dense_attention(provider, monkeypatch):
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("with_sink", [False, True])
+def test_gradients_of_a_provider_are_those_of_dense_attention(provider, cap, with_sink, monkeypatch):
     monkeypatch.setattr("attnc.runtime.attention_torch.BLOCK", 4)
     groups = (
         with_mask(HeadGroup(0, 0, 1, (Near(back=2), Near(align=4))), True),
         with_mask(HeadGroup(1, 1, strides=(3,)), True),
     )
-    groups = (*groups, with_mask(HeadGroup(2, 2), True))  # sees nothing: its gradient is 0, not NaN
-    inputs = [x.requires_grad_() for x in (*random_qkv(3, 11, 3, 2, 4, 6), torch.randn(6, dtype=torch.float64))]
-    q, k, v, sink = inputs
+    # two of four queries see nothing, or all: their gradient is 0, not NaN
+    groups = (*groups, with_mask(HeadGroup(2, 2, near=(Near(align=4, back=-2),)), True), with_mask(HeadGroup(3, 3), True))
+    inputs = [x.requires_grad_() for x in (*random_qkv(3, 11, 4, 2, 4, 6), torch.randn(8, dtype=torch.float64))]
+    q, k, v, sink = (*inputs[:3], inputs[3] if with_sink else None)
+    inputs = inputs if with_sink else inputs[:3]
     batch, form = packed([5, 6]), Form.of(groups, True)
-    weight = torch.randn(11, 6, 6, dtype=torch.float64)
-    found = torch.autograd.grad((attend(provider, q, k, v, batch, None, groups, form, 0.7, None, sink) * weight).sum(), inputs)
-    parts = [dense(q[a:b], k[a:b], v[a:b], groups, True, 0.7, sink=sink) for a, b in [(0, 5), (5, 11)]]
+    weight = torch.randn(11, 8, 6, dtype=torch.float64)
+    found = torch.autograd.grad((attend(provider, q, k, v, batch, None, groups, form, 0.7, cap, sink) * weight).sum(), inputs)
+    parts = [dense(q[a:b], k[a:b], v[a:b], groups, True, 0.7, cap, sink) for a, b in [(0, 5), (5, 11)]]
     wanted = torch.autograd.grad((torch.cat(parts) * weight).sum(), inputs)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
@@ -201,7 +206,7 @@ def reaching(group, length):
     if group.strides or group.powers:
         return None
     backs = [number(n.back, length) + number(n.align, length) for n in group.near]
-    return None if any(back > UNBOUNDED // 2 for back in backs) else max(backs, default=1)
+    return None if any(back > UNBOUNDED // 2 for back in backs) else max([1, *backs])
 
 
 def cache_for(groups, batch, longest, width, value_width):
