@@ -267,7 +267,9 @@ def _segment_mixes(mixer: Mixer) -> tuple[Attributes, Segments]:
             group = HeadGroup(first=first, last=last, keys=leaf.keys, intervals=leaf.intervals, origin=leaf.origin)
             choices.append((leaf.attributes, (Variant(guards=guards, groups=(group,)),)))
         segments.append((first, last, choices))
-    return found[0][1][0].attributes, segments
+    every = [leaf.attributes for _, leaves in found for leaf in leaves]
+    logits = next((one.sink_logit for one in every if one.sink_logit), None)  # one tensor for all heads, if some need it
+    return every[0].model_copy(update={"sink_logit": logits}), segments
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from attnc.compiler.attributes import Attributes
@@ -14,6 +13,7 @@ from attnc.compiler.model_settings import Given
 from attnc.compiler.origin import one_line, origin
 from attnc.compiler.overlay import check_keys, resolve_attributes
 from attnc.compiler.place import Place
+from attnc.compiler.sharing import is_attention, one_launch, routes_plainly, share_weights
 from attnc.compiler.spec import (
     Alternative,
     Attention,
@@ -33,6 +33,7 @@ from attnc.compiler.spec import (
 )
 from attnc.compiler.tuning import ChooseArguments, GateArguments, RouteArguments
 from attnc.compiler.value import Value
+from attnc.compiler.walk import leaves
 from attnc.dsl import tree
 from attnc.dsl.source import Span
 
@@ -78,21 +79,6 @@ def lower(typed: Typed, scope: Scope) -> Mixer | None:
             return None
 
 
-def leaves(mixer: Mixer) -> Iterator[Attention | Mixing]:
-    """The attentions and kinds that share one set of q, k, v and o: those below heads, when, choose and route."""
-    match mixer:
-        case Attention() | Mixing():
-            yield mixer
-        case Heads() | When():
-            for case in mixer.cases:
-                yield from leaves(case.mixer)
-        case Choose() | Route():
-            for alternative in mixer.alternatives:
-                yield from leaves(alternative.mixer)
-        case _:
-            return
-
-
 def _attention(typed: Keys, scope: Scope) -> Attention | None:
     attributes = scope.attributes(True, typed.node.span)
     if attributes is None or not check_keys(typed.kinds, attributes, typed.node.span, scope.place.problems):
@@ -113,6 +99,7 @@ def _mixing(typed: Lone, scope: Scope) -> Mixing | None:
 
 
 def _several(typed: Several, scope: Scope) -> Sum | Chain | Gate | None:
+    span, problems = typed.node.span, scope.place.problems
     lowered = [lower(part, scope) for part in typed.parts]
     parts = tuple(part for part in lowered if part is not None)
     if len(parts) < len(lowered):
@@ -124,12 +111,12 @@ def _several(typed: Several, scope: Scope) -> Sum | Chain | Gate | None:
         return Chain(names=names, parts=parts)
     assert isinstance(typed.arguments, GateArguments)
     shared = typed.arguments.shared
-    if shared and not _share_weights([leaf for part in parts for leaf in leaves(part)], "gate", typed.node.span, scope):
+    if shared and not share_weights([leaf for part in parts for leaf in leaves(part)], "gate", span, problems):
         return None
     if shared and not all(isinstance(part, Attention | Heads | When | Choose) for part in parts):
         message = f"`shared = [{', '.join(shared)}]` needs branches with projections of their own"
         expected = "branches that are softmax over key sets"
-        scope.place.problems.add("A208", message, typed.node.span, expected, "leave `shared` out")
+        problems.add("A208", message, span, expected, "leave `shared` out")
         return None
     return Gate(names=names, parts=parts, by=typed.arguments.by, shared=shared, origin=origin(typed.node))
 
@@ -144,24 +131,23 @@ def _distinct(names: list[str]) -> tuple[str, ...]:
 
 
 def _heads(typed: Cases, scope: Scope) -> Mixer | None:
+    span, problems = typed.node.span, scope.place.problems
     assert isinstance(typed.node, tree.Block | tree.Union)
     if "heads" in scope.inside:
         message = "`heads` within `heads`: a case is one owner of its KV groups"
-        scope.place.problems.add(
-            "A214", message, typed.node.span, "a mixer without `heads`", "write one `heads` with more cases"
-        )
+        problems.add("A214", message, span, "a mixer without `heads`", "write one `heads` with more cases")
         return None
-    attributes = scope.attributes(True, typed.node.span)
+    attributes = scope.attributes(True, span)
     if attributes is None:
         return None
     block = _block_of(typed)
-    runs = split(block, attributes.kv_heads, scope.place.problems)
+    runs = split(block, attributes.kv_heads, problems)
     lowered = [lower(body, replace(scope, inside=(*scope.inside, "heads"))) for _, body in typed.cases]
     if runs is None or any(mixer is None for mixer in lowered):
         return None
     mixers = [mixer for mixer in lowered if mixer is not None]
     every = [leaf for mixer in mixers for leaf in leaves(mixer)]
-    if not _owned_by_heads(mixers, typed, scope) or not _share_weights(every, "heads", typed.node.span, scope, attributes):
+    if not _owned_by_heads(mixers, typed, scope) or not share_weights(every, "heads", span, problems, attributes):
         return None
     return Heads(cases=tuple(HeadCase(first=first, last=last, mixer=mixers[index]) for first, last, index in runs))
 
@@ -185,30 +171,12 @@ def _owned_by_heads(mixers: list[Mixer], typed: Cases, scope: Scope) -> bool:
     return True
 
 
-def _share_weights(
-    found: list[Attention | Mixing], word: str, span: Span, scope: Scope, whole: Attributes | None = None
-) -> bool:
-    """Everything that shares projections agrees on their shapes."""
-    attentions = [leaf for leaf in found if isinstance(leaf, Attention)]
-    if not attentions:
-        return True
-    first = whole or attentions[0].attributes
-    for leaf in attentions:
-        for key in ("heads", "kv_heads", "head_dim", "value_dim", "kv_latent"):
-            one, other = getattr(first, key), getattr(leaf.attributes, key)
-            if one != other:
-                message = f"cases of `{word}` share weights, but {key} is {one} in one and {other} in `{leaf.origin.text}`"
-                scope.place.problems.add("A208", message, span, f"one {key} for all cases", f"set `{key}` around the block")
-                return False
-    return True
-
-
 def _when(typed: Cases, scope: Scope) -> Mixer | None:
+    span, problems = typed.node.span, scope.place.problems
     cases: list[WhenCase] = []
     sound, decided = True, False
-    problems = scope.place.problems
     for case, body in typed.cases:
-        at = scope.place.at("when")
+        at = scope.place.at(*typed.path, "when")
         is_else = isinstance(case.selector, tree.Else)
         condition = True if is_else else read_condition(case.selector, scope.model.dim, at)
         mixer = lower(body, replace(scope, inside=(*scope.inside, "when")))
@@ -224,9 +192,12 @@ def _when(typed: Cases, scope: Scope) -> Mixer | None:
             decided = condition is True
     if sound and not decided:
         message = "`when` has no `else`, so nothing may hold"
-        problems.add("A210", message, typed.node.span, "a last case `else`", "add `else: full`, or what shall hold otherwise")
+        problems.add("A210", message, span, "a last case `else`", "add `else: full`, or what shall hold otherwise")
         return None
-    if not sound or not _share_weights([leaf for one in cases for leaf in leaves(one.mixer)], "when", typed.node.span, scope):
+    if not sound or not share_weights([leaf for one in cases for leaf in leaves(one.mixer)], "when", span, problems):
+        return None
+    mixers = [case.mixer for case in cases]
+    if len(cases) > 1 and not (is_attention(mixers, "when", span, problems) and one_launch(mixers, "when", span, problems)):
         return None
     return cases[0].mixer if len(cases) == 1 else When(cases=tuple(cases))
 
@@ -242,18 +213,21 @@ def _alternatives(typed: Cases, scope: Scope) -> tuple[Alternative, ...] | None:
 
 
 def _choose(typed: Cases, scope: Scope) -> Choose | None:
+    span, problems = typed.node.span, scope.place.problems
     alternatives = _alternatives(typed, scope)
     assert isinstance(typed.arguments, ChooseArguments)
     if alternatives is None:
         return None
     every = [leaf for alternative in alternatives for leaf in leaves(alternative.mixer)]
-    if not _share_weights(every, "choose", typed.node.span, scope):
+    mixers = [alternative.mixer for alternative in alternatives]
+    if not is_attention(mixers, "choose", span, problems) or not share_weights(every, "choose", span, problems):
         return None
     by = typed.arguments.by
     return Choose(per=typed.arguments.per, by=by.model_dump() if isinstance(by, Value) else None, alternatives=alternatives)
 
 
 def _route(typed: Cases, scope: Scope) -> Route | None:
+    span, problems = typed.node.span, scope.place.problems
     alternatives = _alternatives(typed, scope)
     arguments = typed.arguments
     assert isinstance(arguments, RouteArguments)
@@ -263,10 +237,13 @@ def _route(typed: Cases, scope: Scope) -> Route | None:
     for alternative, (case, _) in zip(alternatives, typed.cases, strict=True):
         if not isinstance(alternative.mixer, Attention):
             message = f"`route(per = token)` sends keys, but `{one_line(case.body)}` is not a key set under one softmax"
-            scope.place.problems.add("A214", message, case.body.span, "a key set", "move the block around the `route`")
+            problems.add("A214", message, case.body.span, "a key set", "move the block around the `route`")
             return None
     every = [leaf for alternative in alternatives for leaf in leaves(alternative.mixer)]
-    if not _share_weights(every, "route", typed.node.span, scope):
+    mixers = [alternative.mixer for alternative in alternatives]
+    if not share_weights(every, "route", span, problems) or not one_launch(mixers, "route", span, problems):
+        return None
+    if not routes_plainly(every[0].attributes, span, problems):
         return None
     by = arguments.by.model_dump(exclude={"word"})
     return Route(per="token", router=Router(**by), alternatives=alternatives, origin=origin(typed.node))

@@ -104,3 +104,25 @@ def rebuilt(mixer: Mixer, change: Callable[[Mixer], Mixer]) -> Mixer:
     else:
         return mixer
     return mixer.model_copy(update=update)
+
+
+def leaves(mixer: Mixer) -> Iterator[Attention | Mixing]:
+    """The attentions and kinds that share one set of q, k, v and o: those below heads, when, choose and route."""
+    match mixer:
+        case Attention() | Mixing():
+            yield mixer
+        case Heads() | When():
+            for case in mixer.cases:
+                yield from leaves(case.mixer)
+        case Choose() | Route():
+            for alternative in mixer.alternatives:
+                yield from leaves(alternative.mixer)
+        case _:
+            return
+
+
+def attentions(mixer: Mixer) -> list[Attention]:
+    """All attentions of a layer, in the order written."""
+    if isinstance(mixer, Sum | Chain | Gate):
+        return [one for part in mixer.parts for one in attentions(part)]
+    return [leaf for leaf in leaves(mixer) if isinstance(leaf, Attention)]
