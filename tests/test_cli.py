@@ -251,8 +251,8 @@ GEMMA = str(SPECS / "gemma3.attn")
     [
         ("tree", "  model gemma3  "),
         ("spec", "  decode: decoding token by token gives what one prefill gives"),
-        ("graph", "  mix.0-7          0..7 window(1024) <- project"),
-        ("plan", "h100, 4096 tokens, batch 2; times are computed, not measured"),
+        ("graph", "  mix.0-7 <- project  0..7: window(1024)"),
+        ("plan", "plan for h100, 2 x 4096 tokens"),
         ("module", "class Model("),
     ],
 )
@@ -270,7 +270,7 @@ def test_show_gives_every_layer_its_kernel_price_cache_and_refusals(attnc_run):
     _, out, _ = attnc_run("show", GEMMA, "--device", "h100")
     assert "growing, 8192 B a token" in out
     assert "ring of 1039" in out
-    assert "triton refused: its backward pass is not generated yet" in out
+    assert "triton no: its backward pass is not generated yet" in out
     _, out, _ = attnc_run("show", GEMMA, "--device", "h100", "--json")
     report = json.loads(out)
     assert sorted(layer for row in report["rows"] for layer in row["layers"]) == list(range(48))
@@ -286,6 +286,108 @@ def test_show_refuses_what_there_is_not(attnc_run, arguments):
     code, out, err = attnc_run("show", FULL, *arguments)
     assert (code, out) == (2, "")
     assert "rror: " in err
+
+
+def built(attnc_run, folder, *arguments):
+    code, out, err = attnc_run("build", GEMMA, "-o", folder, *arguments)
+    assert code == 0, err
+    return out, err
+
+
+def test_build_writes_a_folder_and_says_what_its_cache_takes(attnc_run, tmp_path):
+    out, err = built(attnc_run, tmp_path / "out")
+    assert "48 layers, 12,772,544,256 parameters" in out
+    assert "tokens                 8k       128k         1M" in out
+    assert "full attention" in out
+    assert err == ""
+    assert (tmp_path / "out" / "model.py").exists()
+
+
+def test_build_gives_data(attnc_run, tmp_path):
+    out, _ = built(attnc_run, tmp_path / "out", "--json")
+    assert json.loads(out) == json.loads((tmp_path / "out" / "plan.json").read_text())
+
+
+def test_a_built_folder_is_shown_by_its_own_plan(attnc_run, tmp_path):
+    built(attnc_run, tmp_path / "out")
+    code, out, err = attnc_run("show", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert out.startswith("gemma3: 48 layers")
+    _, out, _ = attnc_run("show", tmp_path / "out", "--stage", "module")
+    assert out == (tmp_path / "out" / "model.py").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["--reduce"], ["--reduce", "64"], ["--reduce=64"]], ids=" ".join)
+def test_reduce_has_a_default_and_says_what_changed(attnc_run, tmp_path, arguments):
+    out, err = built(attnc_run, tmp_path / "out", *arguments, "--init", "7")
+    assert "gemma3, 2 layers" in out
+    assert "layers: 48 -> 2" in err
+    model = attnc.load(tmp_path / "out")
+    assert len(model.model.layers) == 2
+
+
+def test_set_replaces_one_setting_before_checking(attnc_run, tmp_path):
+    out, _ = built(attnc_run, tmp_path / "out", "--set", "model.layers=6", "--set", "model.vocab=1000")
+    assert "gemma3, 6 layers" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--set", "model.layers"], 2, "has no value"),
+        (["--set", "layers=3"], 2, "A111"),
+        (["--set", "model.layers=0"], 3, "A104"),
+        (["--target", "sm_80,sm_1"], 2, "no target sm_1"),
+        (["--device", "toaster"], 2, "no device toaster"),
+        (["--weights", ".", "--init", "1"], 2, "exclude each other"),
+        (["--reduce", "3"], 2, "--reduce"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_build_refuses_what_it_cannot_do_and_writes_nothing(attnc_run, tmp_path, arguments, code, message):
+    found, out, err = attnc_run("build", GEMMA, "-o", tmp_path / "out", *arguments)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_build_leaves_other_people_s_files_alone(attnc_run, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    code, out, err = attnc_run("build", GEMMA, "-o", tmp_path)
+    assert (code, out) == (2, "")
+    assert "`thesis.tex`" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_graft_writes_a_spec_that_checks_and_overwrites_nothing(attnc_run, tmp_path):
+    new = tmp_path / "new.attn"
+    arguments = ["graft", SPECS / "streaming-llm.attn", "--onto", SPECS / "smollm3.attn", "-o", new]
+    code, out, err = attnc_run(*arguments)
+    assert (code, out) == (0, f"{new}\n")
+    assert "attnc build" in err
+    assert attnc_run("check", new)[0] == 0
+    assert attnc_run(*arguments)[0] == 0  # the same text again
+    new.write_text("mine")
+    code, _, err = attnc_run(*arguments)
+    assert code == 2
+    assert "there already" in err
+    assert new.read_text() == "mine"
+
+
+def test_run_names_a_folder_that_is_none_and_one_that_cannot_speak(attnc_run, tmp_path):
+    code, out, err = attnc_run("run", tmp_path, "--prompt", "x")
+    assert (code, out) == (2, "")
+    assert "is not a built folder" in err
+    built(attnc_run, tmp_path / "out", "--reduce", "--init", "0")
+    code, out, err = attnc_run("run", tmp_path / "out", "--prompt", "x")
+    assert (code, out) == (2, "")
+    assert "tokenizer.json" in err
+
+
+def test_import_refuses_what_is_no_checkpoint(attnc_run, tmp_path):
+    code, out, err = attnc_run("import", tmp_path / "nothing", "-o", tmp_path / "new.attn")
+    assert (code, out) == (2, "")
+    assert "A520" in err
 
 
 def test_doctor_reports_as_text_and_as_data(attnc_run):

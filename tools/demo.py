@@ -1,4 +1,4 @@
-"""`make demo`: a real model is imported, built and asked; then with a mix grafted onto the same weights. Both answers side by side.
+"""`make demo`: a real model is imported, built and asked, then again with a mix grafted onto the same weights.
 
 Every step is a command of attnc, printed before it runs, so it can be typed again.
 """

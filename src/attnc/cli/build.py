@@ -61,11 +61,8 @@ def build(
 
 def with_tokens(arguments: list[str]) -> list[str]:
     """Arguments in which a bare `--reduce` has its default: `--reduce` may stand alone or before a number."""
-    following = [*arguments[1:], ""]
-    return [
-        f"--reduce={TOKENS}" if word == "--reduce" and not after.isdigit() else word
-        for word, after in zip(arguments, following, strict=True)
-    ]
+    followed = zip(arguments, [*arguments[1:], ""], strict=False)
+    return [f"--reduce={TOKENS}" if word == "--reduce" and not after.isdigit() else word for word, after in followed]
 
 
 def overrides(settings: list[str]) -> dict[str, str]:

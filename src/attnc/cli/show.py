@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import attnc
 from attnc.cli.options import Device, Json, device_name, read_spec, read_tree
 from attnc.cli.output import print_json
 
@@ -50,8 +51,7 @@ def show(
         case Stage.plan:
             spec = read_spec(source)
             plan = _built_plan(folder) if folder and device is None else None
-            graph = _layer_graph(spec)
-            _spec(spec, plan or _plan(graph, device_name(device), length, batch), json, graph)
+            _spec(spec, plan or attnc.plan(spec, device_name(device), length, batch), json)
 
 
 def _tree(source: str, json: bool) -> None:
@@ -66,7 +66,7 @@ def _tree(source: str, json: bool) -> None:
         typer.echo(text, nl=False)
 
 
-def _spec(spec: Spec, plan: Plan | None, json: bool, graph: Graph | None = None) -> None:
+def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
     from attnc.compiler.table import table, table_text
 
     if json:
@@ -75,13 +75,13 @@ def _spec(spec: Spec, plan: Plan | None, json: bool, graph: Graph | None = None)
 
         print_json(TableReport(model=spec.model, rows=table(spec), budgets=spec.budgets, laws=laws(spec), plan=plan))
         return
-    if plan is None or graph is None:
+    if plan is None:
         typer.echo(table_text(spec), nl=False)
         return
-    from attnc.cli.graph_text import plan_text
+    from attnc.compiler.show import plan_text
 
     typer.echo(table_text(spec).partition("\n\nlaws\n")[0])  # the laws are the spec's, whatever runs it
-    typer.echo("\n" + plan_text(plan, graph), nl=False)
+    typer.echo("\n" + plan_text(plan), nl=False)
 
 
 def _graph(spec: Spec, json: bool) -> None:
@@ -91,7 +91,7 @@ def _graph(spec: Spec, json: bool) -> None:
 
         print_json(graph_report(graph))
     else:
-        from attnc.cli.graph_text import graph_text
+        from attnc.compiler.show import graph_text
 
         typer.echo(graph_text(graph), nl=False)
 
@@ -118,14 +118,6 @@ def _layer_graph(spec: Spec) -> Graph:
     from attnc.compiler import graph, passes
 
     return passes.run(graph.build(spec))
-
-
-def _plan(graph: Graph, device: str, length: int, batch: int) -> Plan:
-    from attnc.compiler.cost import Workload
-    from attnc.compiler.device import device as table
-    from attnc.compiler.plan import choose
-
-    return choose(graph, table(device), Workload(length=length, batch=batch))
 
 
 def _built_plan(folder: Path) -> Plan:
