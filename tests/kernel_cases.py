@@ -5,7 +5,9 @@ Used in Triton's interpreter and on a GPU alike. The storage around the keys is 
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -19,6 +21,22 @@ from attnc.runtime.softmax import Form
 UNBOUNDED = 2**30
 FULL = (1, 0, UNBOUNDED, UNBOUNDED)
 EMPTY = (1, 0, -1, -1)
+
+
+KERNELS = {
+    "full": Softmax(1, head_width=64, value_width=64, group=4),
+    "mixed": Softmax(1, head_width=128, value_width=128, group=4),
+    "sink_logit": Softmax(1, head_width=64, value_width=64, group=8, sink_logit=True),
+    "cap": Softmax(1, head_width=256, value_width=256, group=2, cap=True),
+    "far": Softmax(1, 1, 1, head_width=64, value_width=64, group=1),
+    "strides": Softmax(2, 2, head_width=128, value_width=128, group=3),
+    "powers": Softmax(0, 0, 1, head_width=32, value_width=64, group=7),
+    "both_ways": Softmax(2, causal=False, head_width=64, value_width=64, group=1),
+    "far_both_ways": Softmax(1, 1, 1, causal=False, head_width=80, value_width=80, group=2),
+    "wide": Softmax(1, head_width=129, value_width=65, group=3),
+    "narrow": Softmax(1, head_width=16, value_width=16, group=16, cap=True, sink_logit=True),
+}
+"""Kernels that between them have every hole; their texts are golden files, and a GPU runs each."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +213,17 @@ def store(
     )
 
 
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory from torch.empty is NaN instead of whatever lay there."""
+    empty = torch.empty
+    torch.empty = lambda *shape, **rest: empty(*shape, **rest).fill_(math.nan)
+    try:
+        yield
+    finally:
+        torch.empty = empty
+
+
 def visible(inputs: Inputs, sequence: int, head: int, first: int, last: int) -> Tensor:
     """[queries first..last of a sequence, its keys] for a KV head: what the union shows of what the storage still holds."""
     case = inputs.case
@@ -216,7 +245,7 @@ def logits(inputs: Inputs, q: Tensor, key: Tensor, head: int, seen: Tensor) -> T
     return score.masked_fill(~seen, -math.inf)
 
 
-def rows_of(inputs: Inputs, block: int):
+def rows_of(inputs: Inputs, block: int) -> Iterator[tuple[int, int, int, slice, Tensor]]:
     """(sequence, query head, KV head, slice of tokens, its keys that the queries see) in blocks of queries."""
     offsets = inputs.batch.offsets.tolist()
     for s, size in enumerate(inputs.case.sizes):

@@ -24,7 +24,7 @@ TESTS = [
 def test_in_the_interpreter(test: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", f"tests/interpreter/{test}"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert "1 passed" in run.stdout, run.stdout[-2000:]
 

@@ -1,0 +1,1 @@
+"""Portable Triton: kernels emitted from skeletons, compiled ahead for any target."""

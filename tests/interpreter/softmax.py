@@ -1,4 +1,7 @@
-"""The emitted softmax kernels in Triton's interpreter against dense attention in float64; run by test_kernels_interpreter.py."""
+"""The emitted softmax kernels in Triton's interpreter against dense attention in float64.
+
+test_kernels_interpreter.py runs this file.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_cases import FULL, Case, Inputs, Union, build, check, error, reference
+from kernel_cases import FULL, Case, Inputs, Union, build, check, error, poisoned, reference
 
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.emit import emit
@@ -35,18 +38,14 @@ def kernel(skeleton: str, form: Softmax) -> ModuleType:
     return load(emit(skeleton, form), FOLDER, f"emitted_{skeleton}_{abs(hash(form))}")
 
 
-def run(case: Case, *, poison: bool = True, **options: object) -> tuple[Inputs, torch.Tensor, torch.Tensor]:
+def run(case: Case, **options: object) -> tuple[Inputs, torch.Tensor, torch.Tensor]:
     """A few new tokens on a cache that holds them: decode; otherwise prefill. Memory that nobody wrote is NaN."""
     decodes = case.cache and case.written and max(case.sizes) <= 16
     module = kernel("softmax_decode" if decodes else "softmax_prefill", case.kernel)
     options = {"blocks": (16, 4, 1) if decodes else (16, 16, 4, 1)} | options
     inputs = build(case)
-    empty = torch.empty
-    torch.empty = lambda *shape, **rest: empty(*shape, **rest).fill_(torch.nan)
-    try:
+    with poisoned():
         o, lse = module.attend(*inputs.arguments, **options)
-    finally:
-        torch.empty = empty
     return inputs, o, lse
 
 

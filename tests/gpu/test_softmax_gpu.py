@@ -1,0 +1,225 @@
+"""The emitted softmax kernels on a GPU: every one whose text is a golden file, over dtypes, shapes and ways of keeping keys."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import triton
+from kernel_cases import FULL, KERNELS, Case, Inputs, Union, build, check, error, poisoned, reference, torch_own
+
+from attnc.codegen.triton.compile import load
+from attnc.codegen.triton.emit import emit
+from attnc.compiler.families import Softmax
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+Record = Callable[..., None]
+
+
+def texts() -> dict[str, str]:
+    """Every different golden kernel, and those of KERNELS."""
+    found = {}
+    for name, kernel in KERNELS.items():
+        for skeleton in ("softmax_prefill", "softmax_decode"):
+            found[emit(skeleton, kernel)] = f"{skeleton}-{name}"
+    for path in sorted(GOLDEN.rglob("*.py")):
+        text = path.read_text("utf-8")
+        if "@triton.jit" in text:
+            found.setdefault(text, str(path.relative_to(GOLDEN).with_suffix("")))
+    return {name: text for text, name in found.items()}
+
+
+TEXTS = texts()
+
+
+@functools.cache
+def module(text: str) -> ModuleType:
+    return load(text, FOLDER, "emitted_" + hashlib.sha256(text.encode()).hexdigest())
+
+
+def kernel_of(emitted: ModuleType) -> Softmax:
+    """What an emitted file was made for, read from its constants."""
+    nears, strides, powers, causal = emitted.FORM
+    return Softmax(
+        nears, strides, powers, causal, emitted.HEAD_WIDTH, emitted.VALUE_WIDTH, emitted.GROUP, emitted.CAP, emitted.SINK_LOGIT
+    )
+
+
+def unions(kernel: Softmax) -> tuple[Union, ...]:
+    """Heads of every sort that the kernel can serve, in one launch."""
+    near = [(FULL,), ((1, 0, 127, 0),), ((64, 0, 192, 0),), ((256, 64, 0, 0),)] if kernel.nears else [()]
+    heads = [Union(nears=part) for part in near]
+    heads += [Union(sink=70, nears=part) for part in near[1:2]]
+    heads += [Union(nears=((1, 0, 31, 0), (128, 0, 0, 128))[: kernel.nears])] if kernel.nears else []
+    heads += [Union(strides=(n,)) for n in (8, 333)] if kernel.strides else []
+    heads += [Union(sink=3, nears=near[1] if kernel.nears else (), strides=(512,))] if kernel.strides else []
+    heads += [Union(powers=(n,)) for n in (16, 100)] if kernel.powers else []
+    heads += [Union(strides=(300,), powers=(64,))] if kernel.strides and kernel.powers else []
+    return tuple(heads) or (Union(sink=40),)
+
+
+def attend(text: str, inputs: Inputs, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    with poisoned():
+        o, lse = module(text).attend(*inputs.arguments, **options)
+    torch.cuda.synchronize()
+    return o, lse
+
+
+CONSTANTS = ("FORM", "HEAD_WIDTH", "VALUE_WIDTH", "GROUP", "CAP", "SINK_LOGIT")
+PREFILLS = [name for name, text in TEXTS.items() if "def split_kernel" not in text]
+DECODES = [name for name in TEXTS if name not in PREFILLS]
+
+
+def compare(name: str, case: Case, record: Record) -> None:
+    emitted = module(TEXTS[name])
+    sha256 = hashlib.sha256(TEXTS[name].encode()).hexdigest()
+    about = (
+        "softmax_decode" if name in DECODES else "softmax_prefill",
+        sha256,
+        {key: getattr(emitted, key) for key in CONSTANTS},
+        case.dtype,
+    )
+    record(*about)
+    inputs = build(case)
+    record(*about, check(inputs, *attend(TEXTS[name], inputs)))
+
+
+def case_of(name: str, dtype: torch.dtype, sizes: tuple[int, ...], pasts: tuple[int, ...], **rest: Any) -> Case:
+    kernel = kernel_of(module(TEXTS[name]))
+    return Case(kernel, unions(kernel), sizes, pasts, dtype=dtype, device="cuda", **rest)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PREFILLS)
+def test_prefill_of_sequences_of_many_lengths(name: str, dtype: torch.dtype, record: Record) -> None:
+    compare(name, case_of(name, dtype, (1, 0, 127, 129, 700, 1025), (0,) * 6), record)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PREFILLS)
+def test_prefill_behind_a_cache(name: str, dtype: torch.dtype, record: Record) -> None:
+    """What a chunk sees of a cache with rings, and what it sees of itself."""
+    behind = case_of(name, dtype, (300, 17, 65), (1000, 0, 4000))
+    compare(name, behind, record)
+    rings = tuple((70, 400) if index % 2 else None for index in range(len(behind.unions)))
+    compare(name, replace(behind, cache=True, written=False, keeps=rings), record)
+
+
+@pytest.mark.parametrize("length", [4096, 16384])
+@pytest.mark.parametrize("name", [name for name in PREFILLS if any(part in name for part in ("mixed", "far"))])
+def test_prefill_of_a_long_text(name: str, length: int, record: Record) -> None:
+    compare(name, case_of(name, torch.bfloat16, (length - 3,), (0,)), record)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", DECODES)
+def test_decode(name: str, dtype: torch.dtype, record: Record) -> None:
+    for new in (1, 5, 16):
+        case = case_of(name, dtype, (new, 1, 0, max(1, new - 1)), (0, 4100, 9, 777), cache=True)
+        compare(name, case, record)
+        rings = tuple((70, 300) if index % 2 else None for index in range(len(case.unions)))
+        compare(name, replace(case, keeps=rings), record)
+
+
+@pytest.mark.parametrize("name", DECODES)
+def test_decode_of_a_long_text(name: str, record: Record) -> None:
+    compare(name, case_of(name, torch.bfloat16, (1, 1), (16384, 12001), cache=True), record)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [name for name in TEXTS if name.endswith(("mixed", "wide"))])
+def test_a_mean_of_integers_is_exact(name: str, dtype: torch.dtype) -> None:
+    """Equal weights over 64 keys: products and sums of small integers, of which none is rounded."""
+    kernel = kernel_of(module(TEXTS[name]))
+    heads = (Union(nears=((1, 0, 63, 0),)), Union(nears=((64, 0, 0, 0),)))
+    decodes = name in DECODES
+    case = Case(
+        kernel, heads, (5,) if decodes else (1500,), (700,) if decodes else (0,),
+        dtype=dtype, device="cuda", integers=True, magnitude=0.0, cache=decodes,
+    )  # fmt: skip
+    inputs = build(case)
+    o, lse = attend(TEXTS[name], inputs)
+    want = (reference(inputs)[0] * 64).round() / 64
+    full = reference(inputs)[1].exp().round() == 64
+    assert full.any()
+    assert torch.equal(o[full].double(), want[full])
+    assert lse[full].unique().numel() == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [name for name in TEXTS if name.endswith(("mixed", "wide"))])
+def test_a_key_that_is_found_returns_its_value_exactly(name: str, dtype: torch.dtype) -> None:
+    """Keys of +1 and -1; each query is many times one key that it sees, so that no other has any weight."""
+    kernel = kernel_of(module(TEXTS[name]))
+    decodes = name in DECODES
+    past, size = (900, 7) if decodes else (0, 1300)
+    heads = (Union(nears=(FULL,)), Union(sink=9, nears=((1, 0, 99, 0),)))
+    generator = torch.Generator().manual_seed(1)
+    count = past + size
+    signs = torch.randint(0, 2, (count, 2, kernel.head_width), generator=generator) * 2 - 1
+    values = torch.randint(-100, 101, (count, 2, kernel.value_width), generator=generator)
+    case = Case(kernel, heads, (size,), (past,), dtype=dtype, device="cuda", cache=decodes)
+    inputs = build(case, given=([signs.to(dtype)], [values.to(dtype)]))
+    i = past + torch.arange(size)
+    back = (torch.rand(2, size, generator=generator) * torch.stack([i + 1, (i + 1).clamp(max=100)])).long()
+    target = (i[None] - back).repeat_interleave(kernel.group, 0)  # [H, tokens]
+    group = torch.arange(2).repeat_interleave(kernel.group)[:, None]
+    q = 128 * signs[target, group].transpose(0, 1).to("cuda", dtype)
+    o, _ = attend(TEXTS[name], replace(inputs, q=q.contiguous()))
+    assert torch.equal(o, values[target, group].transpose(0, 1).to("cuda", dtype))
+
+
+def test_no_kernel_is_compiled_again_for_other_lengths() -> None:
+    compiled: list[str] = []
+    for name in ("softmax_prefill-mixed", "softmax_decode-mixed"):
+        decodes = name in DECODES
+        shapes = (
+            [((3,), (900,)), ((4, 3), (16, 4000)), ((3, 4, 4), (1, 2, 33))] if decodes else [((64,), (0,)), ((1, 777), (0, 3))]
+        )
+        for number, (sizes, pasts) in enumerate(shapes):
+            if number == 1:
+                triton.knobs.runtime.jit_post_compile_hook = lambda **about: compiled.append(about["repr"])
+            attend(
+                TEXTS[name],
+                build(case_of(name, torch.bfloat16, sizes, pasts, cache=decodes)),
+                **({"splits": 4} if decodes else {}),
+            )
+        triton.knobs.runtime.jit_post_compile_hook = None
+    assert compiled == []
+
+
+def test_a_captured_decode_stays_right_while_the_cache_grows() -> None:
+    name = "softmax_decode-mixed"
+    case = case_of(name, torch.bfloat16, (1, 1), (2000, 3), cache=True)
+    inputs = build(case)
+    emitted = module(TEXTS[name])
+    emitted.attend(*inputs.arguments)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        o, lse = emitted.attend(*inputs.arguments)
+    for pasts in ((2000, 3), (1234, 2), (7, 0)):
+        inputs.batch.past.copy_(torch.tensor(pasts))
+        inputs.part.stored.copy_(torch.tensor(pasts) + 1)
+        graph.replay()
+        torch.cuda.synchronize()
+        shorter = replace(
+            inputs,
+            case=replace(case, pasts=pasts),
+            keys=[key[: past + 1] for key, past in zip(inputs.keys, pasts, strict=True)],
+            values=[value[: past + 1] for value, past in zip(inputs.values, pasts, strict=True)],
+        )
+        want, want_lse = emitted.attend(*shorter.arguments)
+        assert torch.equal(o, want)
+        assert torch.equal(lse, want_lse)
+        assert error(o, reference(shorter)[0]) <= 1.5 * error(torch_own(shorter)[0], reference(shorter)[0])
