@@ -61,9 +61,10 @@ def explain(error: Exception) -> int:
             f"{error.name} is not installed", f"pip install {INSTALLABLE[error.name]}; attnc doctor says what else is missing"
         )
         return Exit.ENVIRONMENT
-    if re.fullmatch(r"A5\d\d", str(getattr(error, "code", ""))):  # a built folder's own errors, whose classes lie in the folder
-        complain(str(error))
-        return Exit.DIFFERENT
+    code = str(getattr(error, "code", ""))
+    if re.fullmatch(r"A5\d\d", code):  # a built folder's own errors, whose classes lie in the folder
+        complain(str(error), "build with --weights DIR or --init SEED" if code == "A541" else None)
+        return exit_code([code])
     if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
         where = f": {error.filename}" if error.filename else ""
         complain(f"{error.strerror}{where}", "nothing was replaced")

@@ -27,14 +27,14 @@ class CommandError(Exception):
         self.help = help
 
 
-USAGE_CODES = {"A111", "A501", "A502", "A510", "A520", "A532"}
+USAGE_CODES = {"A111", "A501", "A502", "A510", "A520", "A532", "A541"}
 """A path or an option that names the wrong thing."""
 
 ENVIRONMENT_CODES = {"A505", "A511", "A531", "A533"}
 """A disk that refuses, a package that is missing."""
 
 SPEC_FILES = {"A503", "A504"}
-"""Spec files that hold no text; all other A5 codes are about weights and other files that come with a spec."""
+"""Spec files that hold no text; other A5 codes are about weights, and A4 codes about a plan that `--strict` refuses."""
 
 
 def exit_code(codes: Iterable[str]) -> Exit:
@@ -48,4 +48,4 @@ def _exit_code(code: str) -> Exit:
         return Exit.USAGE
     if code in ENVIRONMENT_CODES:
         return Exit.ENVIRONMENT
-    return Exit.DIFFERENT if code.startswith("A5") and code not in SPEC_FILES else Exit.SPEC
+    return Exit.DIFFERENT if code.startswith(("A4", "A5")) and code not in SPEC_FILES else Exit.SPEC
