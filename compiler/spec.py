@@ -7,13 +7,16 @@ A Mixer expression is one of the classes below. Key sets and other kinds (`Kind`
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.mixer import Kind
 from attnc.compiler.value import Origin, Value
+
+if TYPE_CHECKING:
+    from attnc.compiler.cache_spec import CacheRow
 
 SCHEMA_VERSION = 1
 
@@ -218,6 +221,12 @@ class Spec(Value):
     driver: dict[str, Any] | None = None
     file: str
     text: str
+
+    def cache_spec(self, dtype: str = "bfloat16") -> tuple[CacheRow, ...]:
+        """What decoding keeps of one sequence, a row for each head group; `dtype`: float64, float32, bfloat16 or float16."""
+        from attnc.compiler.cache_spec import cache_spec  # it reads specs
+
+        return cache_spec(self, dtype)
 
 
 for _class in (Sum, Chain, Gate, HeadCase, WhenCase, Alternative, Layer, Spec):

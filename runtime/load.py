@@ -32,11 +32,7 @@ def load_model(
     with torch.device("meta"):
         model = make()
     load_weights(model, files, device, dtype)
-    model.kernels = staticmethod(kernels)
+    model.rows = json.loads((folder / "plan.json").read_text("utf-8"))["cache"]
+    model.kernels = kernels
     model.use(use)
     return model.eval()
-
-
-def planned_device(folder: Path) -> str:
-    """The GPU that the folder was planned for, as plan.json says."""
-    return str(json.loads((folder / "plan.json").read_text("utf-8"))["plans"]["cuda"]["device"])

@@ -36,6 +36,8 @@ class BuiltModel(nn.Module):
     """launch name -> its generated kernel; set when a folder is loaded."""
 
     model: nn.Module
+    rows: Sequence[dict[str, Any]] = ()
+    """The cache's rows from plan.json; set when a folder is loaded."""
 
     def logits(self, x: Tensor) -> Tensor:
         """[T, W] -> [T, vocabulary]."""
@@ -76,6 +78,14 @@ class BuiltModel(nn.Module):
         """An empty cache for `batch` sequences of up to `max_length` tokens, on the model's device and in its dtype."""
         weight = next(self.parameters())
         return Cache(self.plans(), batch, max_length, weight.dtype, weight.device)
+
+    def cache_spec(self) -> list[dict[str, Any]]:
+        """What decoding keeps, a row for each head group: as `Spec.cache_spec` says for the model's dtype."""
+        dtype = next(self.parameters()).dtype
+        factor = dtype.itemsize / torch.bfloat16.itemsize  # plan.json counts in bfloat16
+        sizes = ("bytes_per_token", "bytes_fixed")
+        word = str(dtype).removeprefix("torch.")
+        return [row | {"dtype": word} | {size: type(row[size])(row[size] * factor) for size in sizes} for row in self.rows]
 
     def plans(self) -> list[LayerPlan]:
         """What decoding keeps, one plan a launch, in the order of their slots."""
