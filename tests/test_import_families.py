@@ -87,7 +87,7 @@ def model_of(values: dict[str, Any]) -> Any:
         for name, weight in model.named_parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * (0.5 if weight.dim() == 1 else 0.3))
             if "norm" in name and "gemma" not in config.model_type:
-                weight += 1
+                weight.add_(1)
     return model.eval()
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -21,16 +23,18 @@ from attnc.cli.output import bytes_text
 from attnc.compiler.cache_spec import cache_bytes, full_attention_bytes
 
 TOP = Path(__file__).resolve().parent.parent
-METHOD = TOP / "specs/demo/streaming-heads.attn"
+METHOD = Path("specs/demo/streaming-heads.attn")
+QUESTION = Path("specs/demo/question.txt")
+"""A story longer than the window of METHOD, with a question about its beginning: streaming heads have something to forget."""
+
 FOLDER = Path(".demo")
-QUESTION = "Explain in a short paragraph what a compiler does."
 CONTEXT = 8192
-MAX_NEW = 320
-"""More than the window of 256, so that the streaming heads have something to forget."""
+CACHE_TYPE = "bfloat16"
 
 
 def main() -> None:
-    """Five commands, then the comparison."""
+    """Six commands, then the comparison."""
+    os.chdir(TOP)
     FOLDER.mkdir(exist_ok=True)
     model, grafted = FOLDER / "smollm2.attn", FOLDER / "smollm2-streaming.attn"
     if not model.exists():
@@ -40,27 +44,37 @@ def main() -> None:
     for spec in (model, grafted):
         built = spec.with_name(f"{spec.stem}-built")
         attnc_command("build", spec, "-o", built, "--weights", model.with_suffix(""))
-        answers.append(attnc_command("run", built, "--chat", "--prompt", QUESTION, "--max-new", MAX_NEW))
+        answers.append(attnc_command("run", built, "--chat", "--max-new", 72, "--prompt", "-", stdin=QUESTION))
     compare([(model, answers[0]), (grafted, answers[1])])
 
 
-def attnc_command(*words: object) -> str:
+def attnc_command(*words: object, stdin: Path | None = None) -> str:
     """Runs `attnc WORDS…` here and now, prints it and what it says, and returns what it says."""
     arguments = [str(word) for word in words]
-    print(f"\n$ attnc {shlex.join(arguments)}", flush=True)
-    said = Copy()
-    with contextlib.redirect_stdout(said):
-        app(arguments, standalone_mode=False)
+    print(f"\n$ attnc {shlex.join(arguments)}{f' < {stdin}' if stdin else ''}", flush=True)
+    said = Copy(sys.stdout)
+    before = sys.stdin
+    if stdin:
+        sys.stdin = io.StringIO(stdin.read_text("utf-8"))
+    try:
+        with contextlib.redirect_stdout(said):
+            app(arguments, standalone_mode=False)
+    finally:
+        sys.stdin = before
     return said.getvalue()
 
 
 class Copy(io.StringIO):
     """Keeps what is written and passes it on at once, so that an answer is seen while it grows."""
 
+    def __init__(self, out: TextIO) -> None:
+        super().__init__()
+        self.out = out
+
     def write(self, text: str) -> int:
-        """Once here, once on the terminal."""
-        sys.__stdout__.write(text)
-        sys.__stdout__.flush()
+        """Once here, once there."""
+        self.out.write(text)
+        self.out.flush()
         return super().write(text)
 
 
@@ -75,19 +89,21 @@ def gguf_file() -> Path:
 
 def compare(answers: list[tuple[Path, str]]) -> None:
     """Specs, answers and cache bytes, side by side."""
-    table = Table(title=QUESTION, show_lines=True, width=min(140, Console().width))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    question = QUESTION.read_text("utf-8").strip().splitlines()[-1]
+    table = Table(title=f"… {question}", show_lines=True, width=min(140, console.width))
     rows: list[list[str]] = [[], [], []]
     for spec, answer in answers:
         checked = attnc.check(spec)
         table.add_column(spec.stem, ratio=1)
-        size, full = (count(checked, CONTEXT, "bfloat16") for count in (cache_bytes, full_attention_bytes))
-        rows[0].append(checked.layers[0].origin.text)
+        size, full = (count(checked, CONTEXT, CACHE_TYPE) for count in (cache_bytes, full_attention_bytes))
+        rows[0].append("layers { " + checked.layers[0].origin.text + " }")
         rows[1].append(answer.strip())
-        rows[2].append(f"cache at {CONTEXT} tokens, bfloat16: {bytes_text(size)} ({size / full:.0%} of full attention)")
+        rows[2].append(f"cache at {CONTEXT} tokens, {CACHE_TYPE}: {bytes_text(size)} ({size / full:.0%} of full attention)")
     for row in rows:
         table.add_row(*row)
     print()
-    Console().print(table, markup=False)
+    console.print(table)
 
 
 if __name__ == "__main__":
