@@ -164,17 +164,16 @@ def _without_single_whens(network: nx.DiGraph[str]) -> nx.DiGraph[str]:
 
 
 def _renamed(network: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """Mixes are named after the heads that they have come to cover."""
-    names: dict[str, str] = {}
+    """Mixes are named after the heads that they have come to cover, and numbered where several cover the same."""
+    same: dict[str, list[str]] = {}
     for name in network.graph["order"]:
         node = network.nodes[name]["node"]
         if isinstance(node, Mix):
-            stem, _, label = name.rpartition("/")
-            variant = label.split(".")[2:]
-            new = f"{stem}/mix.{node.first}-{node.last}"
-            if variant and any(f"{new}.{other}" in network for other in range(int(variant[0]))):
-                new = f"{new}.{variant[0]}"
-            names[name] = new
+            same.setdefault(f"{name.rpartition('/')[0]}/mix.{node.first}-{node.last}", []).append(name)
+    names = {}
+    for new, olds in same.items():
+        for place, old in enumerate(olds):
+            names[old] = new if len(olds) == 1 else f"{new}.{place}"
     changed = {old: new for old, new in names.items() if old != new}
     if not changed:
         return network
