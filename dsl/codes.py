@@ -20,7 +20,7 @@ CODES = {
     "A015": "a reserved word used as a name",
     "A016": "two entries on one line without a comma",
     "A017": "not an item of a spec",
-    "A018": "`:` and `=` exchanged",
+    "A018": "`:` or `=` missing, exchanged or too many",
     "A019": "a spec has more than 50000 words",
     "A020": "no `model`",
     "A021": "a second `model`",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from attnc.dsl.place import ITEMS
+from attnc.dsl.excerpt import quoted
+from attnc.dsl.place import ITEMS, Place
 
 EXPRESSION = "an expression such as `full`"
 OPERATORS = ("|", "+", ">>")
@@ -39,3 +40,10 @@ def expected(accepts: frozenset[str]) -> str:
     take({"$END"}, "the end of the file")
     said += [f"`{sign}`" for sign in sorted(rest - STARTS)]
     return " or ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
+
+
+def found(place: Place) -> str:
+    """What stands at a place instead."""
+    if place.word.type == "$END":
+        return "end of the file"
+    return f"{quoted(place.word.text)} in the next line" if place.word.first and place.at else quoted(place.word.text)

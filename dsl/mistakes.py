@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from attnc.dsl.diagnostic import Edit, closest
 from attnc.dsl.excerpt import quoted
-from attnc.dsl.expected import CLOSES, EXPRESSION, INSIDE, INSIDE_PLURAL, OPERATORS, expected
+from attnc.dsl.expected import CLOSES, EXPRESSION, INSIDE, INSIDE_PLURAL, OPERATORS, expected, found
+from attnc.dsl.habits import HABITS
 from attnc.dsl.place import ITEMS, Place
 from attnc.dsl.problems import Problems
 from attnc.dsl.source import Span
@@ -31,11 +32,11 @@ def report(place: Place, problems: Problems) -> None:
 def lacks_comma(place: Place, problems: Problems) -> bool:
     """Report an entry on the line of the one before; False if it is no entry at all, which is reported too."""
     begins = place.begins_case if place.open[-1].sort == "cases" else place.begins_setting
-    if not begins(place.at):
+    if not begins(place.at) or place.text(-1) == "if":
         report(place, problems)
         return False
     if _known(place, problems):
-        return True
+        return False
     before = place.words[place.at - 1].span
     gap = Edit(Span(before.source, before.end, before.end), ",")
     message = f"there is no comma before {quoted(place.word.text)}"
@@ -47,7 +48,9 @@ def lacks_comma(place: Place, problems: Problems) -> bool:
 def _known(place: Place, problems: Problems) -> bool:
     """Whether a mistake was found in the word that does not fit, or in the gap before it."""
     begin = place.words[place.at - 1].span.end if place.at else 0
-    return any(begin <= known.span.start < place.word.span.end and known.code in OF_WORDS for known in problems.found)
+    start, end = place.word.span.start, place.word.span.end
+    spans = [known.span for known in problems.found if known.code in OF_WORDS]
+    return any(begin <= span.start < end or span.start <= start < span.end for span in spans)
 
 
 def _unclosed(place: Place, problems: Problems) -> bool:
@@ -159,56 +162,6 @@ def _behind_braces(place: Place, problems: Problems) -> bool:
     return True
 
 
-def _range(place: Place, problems: Problems) -> bool:
-    """`0-3`, `3..`, `first(3)..7`."""
-    word = place.word
-    if word.type == "NUMBER" and word.text.startswith("-") and place.kind(-1) == "NUMBER":
-        low = place.words[place.at - 1]
-        span = Span(word.span.source, low.span.start, word.span.end)
-        meant = f"{low.text}..{word.text[1:]}"
-        help_text = f"a range is `{meant}`; there is no arithmetic"
-        problems.add("A010", f"{quoted(low.text)} is followed by another number", span, help=help_text, fix=meant)
-        return True
-    if ".." not in (word.text, place.text(-1)):
-        return False
-    message = f"unexpected {_found(place)}"
-    problems.add("A010", message, word.span, expected="a number on both sides of `..`, such as `0..3`")
-    return True
-
-
-def _argument_without_parentheses(place: Place, problems: Problems) -> bool:
-    """`window 1024`, `aligned 64`."""
-    word, name = place.word, place.words[place.at - 1]
-    if word.type != "NUMBER" or name.type != "NAME" or word.first:
-        return False
-    span = Span(word.span.source, name.span.start, word.span.end)
-    call, setting = f"{name.text}({word.text})", f"{name.text} = {word.text}"
-    if "(" not in place.accepts:
-        help_text, fix = f"write `{setting}`", setting
-    elif place.open and place.open[-1].sort == "(":
-        help_text, fix = f"write `{setting}` for the argument of that name, or `{call}`", setting
-    else:
-        help_text, fix = f"write `{call}`", call
-    problems.add("A010", f"unexpected {quoted(word.text)} after {quoted(name.text)}", span, help=help_text, fix=fix)
-    return True
-
-
-def _block(place: Place, problems: Problems) -> bool:
-    """Blocks and operators where only a value can stand."""
-    text = place.word.text
-    setting = place.open and place.open[-1].sort in ("settings", "[")
-    if setting and text in OPERATORS and "," in place.accepts:
-        what = f"`{text}`"
-    elif setting and text in ("when", "heads", "choose", "route") and "NUMBER" in place.accepts:
-        what = f"the block `{text}`"
-    else:
-        return False
-    help_text = "operators and blocks stand in `mix` and in the cases of `layers`"
-    one = "one value: a number, a name, a call such as `rms(1e-6)`, or a list of them"
-    problems.add("A010", f"{what} cannot stand in a setting", place.word.span, expected=one, help=help_text)
-    return True
-
-
 KNOWN: tuple[Callable[[Place, Problems], bool], ...] = (
     _unclosed,
     _closes_nothing,
@@ -216,19 +169,13 @@ KNOWN: tuple[Callable[[Place, Problems], bool], ...] = (
     _empty,
     _not_an_item,
     _behind_braces,
-    _range,
-    _argument_without_parentheses,
-    _block,
+    *HABITS,
 )
 
 
 def _unexpected(place: Place, problems: Problems) -> None:
     after = f" after {quoted(place.text(-1))}" if place.at else ""
     what = "what it depends on, such as `(per = layer)`" if place.text(-1) in ("choose", "route") else expected(place.accepts)
-    problems.add("A010", f"unexpected {_found(place)}{after}", place.word.span, expected=what)
-
-
-def _found(place: Place) -> str:
-    if place.word.type == "$END":
-        return "end of the file"
-    return f"{quoted(place.word.text)} in the next line" if place.word.first and place.at else quoted(place.word.text)
+    starts = place.word.type in ("NAME", "NUMBER") and not place.word.first
+    help_text = "`|` joins key sets, `+` adds outputs, `>>` chains them" if starts and "|" in place.accepts else ""
+    problems.add("A010", f"unexpected {found(place)}{after}", place.word.span, expected=what, help=help_text)

@@ -90,10 +90,12 @@ class Place:
         """Whether `selector:` stands at this index, as far as can be seen without reading the selector."""
         if not self.may_begin_case(at):
             return False
+        depth = int(self.words[at].text == "[")
         for word in self.words[at + 1 : at + LONGEST_SELECTOR]:
+            depth += (word.text in ("(", "[")) - (word.text in (")", "]"))
             if word.text == ":":
                 return True
-            if word.text in ("{", "}") or word.first:
+            if word.text in ("{", "}") or word.first or (word.text == "," and depth <= 0):
                 return False
         return False
 

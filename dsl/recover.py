@@ -61,11 +61,11 @@ class _Reader:
             self._count(at, word)
             return at + 1
         place = self._place(at)
-        instead = repaired(place, self.grammar, self.problems)
-        if instead is not None:
-            fits = self._feed(instead)
-            assert fits, f"a repair that does not fit: {instead}"
-            return at + 1
+        repair = repaired(place, self.grammar, self.problems)
+        if repair is not None:
+            fits = repair.word is None or self._feed(repair.word)
+            assert fits, f"a repair that does not fit: {repair}"
+            return at + 1 if repair.instead else at
         mistakes.report(place, self.problems)
         return self._recover(place)
 

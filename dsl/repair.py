@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from attnc.dsl.diagnostic import Edit, closest
 from attnc.dsl.excerpt import quoted
 from attnc.dsl.grammar import RESERVED, Grammar
@@ -29,11 +31,27 @@ def drop_empty_calls(words: list[Word], problems: Problems) -> list[Word]:
     return kept
 
 
-def repaired(place: Place, grammar: Grammar, problems: Problems) -> Word | None:
-    """The word to read in place of the one that does not fit, or None."""
+@dataclass(frozen=True)
+class Repair:
+    """The word to read, if any, and whether it stands in place of the one that does not fit or before it."""
+
+    word: Word | None
+    instead: bool
+
+
+def repaired(place: Place, grammar: Grammar, problems: Problems) -> Repair | None:
+    """How to read on at the word that does not fit, or None where the intention is not plain."""
     if place.cut_entry is not None:
         return None
-    return _separator(place, grammar, problems) or _item(place, grammar, problems) or _reserved(place, problems)
+    word = _separator(place, grammar, problems) or _item(place, grammar, problems) or _reserved(place, problems)
+    if word:
+        return Repair(word, instead=True)
+    if place.text(-1) in ("layers", "recipe") and place.text(0) in ("=", ":") and place.text(1) == "{":
+        message = f"`{place.word.text}` cannot stand between `{place.text(-1)}` and its braces"
+        problems.add("A018", message, place.word.span, help="delete it", fix="")
+        return Repair(None, instead=True)
+    word = _missing_name(place, problems) or _missing_separator(place, grammar, problems)
+    return Repair(word, instead=False) if word else None
 
 
 def _separator(place: Place, grammar: Grammar, problems: Problems) -> Word | None:
@@ -47,11 +65,42 @@ def _separator(place: Place, grammar: Grammar, problems: Problems) -> Word | Non
     named = "a name and its expression" if place.text(-2) == "mix" else "a key and its value"
     for sign, use in (("=", named), (":", "a selector and its expression")):
         if sign in place.accepts and sign != word.text:
-            problems.add(
-                "A018", f"`{sign}` stands between {use}, not `{word.text}`", word.span, help=f"write `{sign}`", fix=sign
-            )
+            message = f"`{sign}` stands between {use}, not `{word.text}`"
+            problems.add("A018", message, word.span, help=f"write `{sign}`", fix=sign)
             return Word(grammar.signs[sign], sign, word.span, word.first)
     return None
+
+
+def _missing_name(place: Place, problems: Problems) -> Word | None:
+    """`model { ... }`, `mix = full`."""
+    before, text = place.text(-1), place.word.text
+    if (before, text) not in (("model", "{"), ("driver", "{"), ("mix", "=")):
+        return None
+    begin = place.words[place.at - 1].span
+    example = {"model": "model small { ... }", "driver": "driver retrieve { ... }", "mix": "mix local = ..."}[before]
+    gap = Span(begin.source, begin.end, begin.end)
+    problems.add("A014", f"`{before}` has no name", gap, expected="a name", help=f"write `{example}`")
+    return Word("NAME", "", begin, first=False)
+
+
+def _missing_separator(place: Place, grammar: Grammar, problems: Problems) -> Word | None:
+    """`mix a window(8)`, `{ rope none }`, `{ else full }`, `{ 0..3 full }`."""
+    word = place.word
+    starts = word.type in ("NAME", "NUMBER") or word.text in ("[", "(", "when", "heads", "choose", "route")
+    if word.first or not starts or (word.text in "[(" and place.kind(-1) == "NAME"):
+        return None
+    if "=" in place.accepts and "," not in place.accepts:
+        sign = "="
+    elif ":" in place.accepts and not place.begins_case(place.at) and place.kind(-1) != "NAME":
+        sign = ":"
+    else:
+        return None
+    before = place.words[place.at - 1].span
+    gap = Span(before.source, before.end, before.end)
+    fix = Edit(gap, sign if sign == ":" else " =")
+    message = f"there is no `{sign}` between {quoted(before.text)} and {quoted(word.text)}"
+    problems.add("A018", message, word.span, help=f"write `{sign}` before {quoted(word.text)}", fix=fix)
+    return Word(grammar.signs[sign], sign, gap, first=False)
 
 
 def _item(place: Place, grammar: Grammar, problems: Problems) -> Word | None:

@@ -109,6 +109,11 @@ def stray(source: Source, at: int, problems: Problems) -> tuple[int, str]:
         help_text = "write the case `==` first and this one under `else`"
         problems.add("A006", "there is no `!=`", both, expected="`<`, `<=`, `>`, `>=` or `==`", help=help_text)
         return at + 2, "=="
+    if source.text.startswith("->", at):
+        arrow = Span(source, at, at + 2)
+        help_text = "a case is `selector: expression`; a chain of mixers is `A >> B`"
+        problems.add("A006", "there is no `->`", arrow, help=help_text)
+        return at + 2, ""
     sign = source.text[at]
     end = at + 1
     while end < len(source.text) and source.text[end] == sign:
