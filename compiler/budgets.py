@@ -74,7 +74,9 @@ def amount(value: int | float | Share) -> float:
 
 def _record(value: tree.Call, numbers: list[Any], budgeted: Budgeted, arguments: BudgetArguments, place: Place) -> None:
     """Adds the site; a second budget of the same path gets `_2`."""
-    name, taken = ".".join(place.path), {site.path for site in place.budgets}
+    if value.span in place.budgets:
+        return
+    name, taken = ".".join(place.path), {site.path for site in place.budgets.values()}
     path = next(one for one in (name, *(f"{name}_{count}" for count in range(2, len(taken) + 3))) if one not in taken)
     low, high, default = map(amount, numbers)
     by = arguments.by.model_dump() if isinstance(arguments.by, Value) else None
@@ -89,4 +91,4 @@ def _record(value: tree.Call, numbers: list[Any], budgeted: Budgeted, arguments:
         by=by,
         origin=origin(value),
     )
-    place.budgets.append(site)
+    place.budgets[value.span] = site

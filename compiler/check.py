@@ -10,9 +10,9 @@ from typing import TypeVar
 from attnc.compiler.lower import Scope, lower
 from attnc.compiler.mixers import DECLARED_LATER, MIXERS
 from attnc.compiler.model_settings import read_model
-from attnc.compiler.origin import one_line, origin
+from attnc.compiler.origin import origin
 from attnc.compiler.overlay import resolve_attributes
-from attnc.compiler.place import Place
+from attnc.compiler.place import Place, step
 from attnc.compiler.previous import check_previous
 from attnc.compiler.problems import Problems
 from attnc.compiler.read_expression import Names, read_expression
@@ -42,7 +42,8 @@ def check(file: tree.File, overrides: Mapping[str, str] | None = None) -> Spec:
     assert layers_item is not None, "the parser asks for layers"
     model, inherited = read_model(model_item, place)
     names = _mixes(file, place)
-    bodies = [read_expression(case.body, names, place.at("layers", one_line(case.selector))) for case in layers_item.cases]
+    paths = [place.at("layers", step(case.selector, index)) for index, case in enumerate(layers_item.cases)]
+    bodies = [read_expression(case.body, names, at) for case, at in zip(layers_item.cases, paths, strict=True)]
     recipe_item, driver_item = _one(file, tree.Recipe), _one(file, tree.Driver)
     recipe = read_recipe(recipe_item, place) if recipe_item else None
     driver = read_driver(driver_item, place) if driver_item else None
@@ -58,7 +59,7 @@ def check(file: tree.File, overrides: Mapping[str, str] | None = None) -> Spec:
         model=model,
         defaults=resolve_attributes(model, inherited, (), True, model_item.span, Problems()),
         layers=layers,
-        budgets=tuple(place.budgets),
+        budgets=tuple(place.budgets.values()),
         recipe=recipe,
         driver=driver,
         file=file.source.name,
@@ -79,7 +80,7 @@ def _mixes(file: tree.File, place: Place) -> Names:
         if word in MIXERS or word in DECLARED_LATER or word in TAKEN:
             message = f"a mix cannot be called `{word}`, which is a word of the language"
             place.problems.add("A109", message, mix.name.span, "a name of its own", f"call it `my_{word}`")
-        typed = read_expression(mix.body, names, place.at("mix", word))
+        typed = read_expression(mix.body, replace(names, reading=word), place.at("mix", word))
         del names.later[word]
         names.mixes[word] = typed
     return names

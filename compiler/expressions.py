@@ -36,13 +36,14 @@ class Lone:
 
 @dataclass(frozen=True)
 class Cases:
-    """heads, when, choose or route; of type keys if all its cases are."""
+    """heads, when, choose or route; of type keys if all its cases are. `path` is where the block is written, for budgets."""
 
     word: str
     arguments: ChooseArguments | RouteArguments | None
     cases: tuple[tuple[tree.Case, Typed], ...]
     name: str
     node: tree.Expression
+    path: tuple[str, ...]
 
 
 @dataclass(frozen=True)

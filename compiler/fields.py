@@ -123,7 +123,7 @@ def _limits(bounds: Bounds | None) -> str:
 
 def number(value: float) -> str:
     """A number as a user would write it."""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:g}"
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e9 else f"{value:g}".replace("e+", "e")
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

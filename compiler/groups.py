@@ -92,7 +92,7 @@ def _share(number: tree.Number, kv_heads: int, position: int, problems: Problems
         problems.add("A207", message, number.span, "a share that makes whole groups", help_line)
         return None
     if position + groups > kv_heads:
-        message = f"{one_line(number)} of {kv_heads} KV groups is {int(groups)}, but {kv_heads - position} are left"
+        message = f"{one_line(number)} of {kv_heads} KV groups is {int(groups)}, and only {kv_heads - position} left"
         problems.add("A205", message, number.span, f"at most {kv_heads - position} groups", "shares add up to at most 100%")
         return None
     return list(range(position, position + int(groups)))

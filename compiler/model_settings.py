@@ -10,7 +10,7 @@ from attnc.compiler.attributes import Attributes
 from attnc.compiler.declare import Bounds, Positional
 from attnc.compiler.fields import expectation, fields
 from attnc.compiler.place import INVALID, Place
-from attnc.compiler.problems import nearest, words
+from attnc.compiler.problems import nearest, one_of
 from attnc.compiler.read_value import read
 from attnc.compiler.spec import FeedForward, Model, Norm
 from attnc.compiler.value import Value
@@ -102,7 +102,7 @@ def read_model(item: tree.Model, place: Place) -> tuple[Model | None, Given]:
         else:
             message = f"`model` has no setting `{key}`"
             help_line = nearest(key, declared, f"remove `{key}`")
-            place.problems.add("A102", message, setting.key.span, f"one of {words(declared)}", help_line)
+            place.problems.add("A102", message, setting.key.span, one_of(declared, "a setting of the model"), help_line)
     missing = [f.key for f in fields(ModelSettings).values() if f.required and f.key not in given]
     missing += [REQUIRED_ATTRIBUTE] * (REQUIRED_ATTRIBUTE not in given)
     for key in missing:

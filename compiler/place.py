@@ -7,6 +7,9 @@ from typing import Final
 
 from attnc.compiler.problems import Problems
 from attnc.compiler.spec import BudgetSite
+from attnc.dsl import tree
+from attnc.dsl.format import print_expression
+from attnc.dsl.source import Span
 
 
 class Invalid:
@@ -18,15 +21,28 @@ INVALID: Final = Invalid()
 
 @dataclass(frozen=True)
 class Place:
-    """The problems and budgets collected so far, and the path for budget sites (`layers.all.sink`)."""
+    """The problems and budgets collected so far (a budget once, however often it is used), and the path for budget sites."""
 
     problems: Problems
-    budgets: list[BudgetSite] = field(default_factory=list)
+    budgets: dict[Span, BudgetSite] = field(default_factory=dict)
     path: tuple[str, ...] = ()
 
     def at(self, *steps: str) -> Place:
         """The place further in."""
         return replace(self, path=self.path + steps)
+
+
+def step(selector: tree.Selector, index: int) -> str:
+    """A case's step in the path of a budget: `else`, `retrieval`, `every`, `0..3`, or its number."""
+    match selector:
+        case tree.Else():
+            return "else"
+        case tree.Name(text=text) | tree.Call(name=tree.Name(text=text)):
+            return text
+        case tree.Number() | tree.Range():
+            return print_expression(selector)
+        case _:
+            return f"case_{index}"
 
 
 def named(owner: str) -> str:

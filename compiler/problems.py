@@ -31,6 +31,16 @@ def words(options: Iterable[str]) -> str:
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}" if quoted else "nothing"
 
 
+MOST_LISTED = 16
+"""Longer lists of words help nobody: the help line names the closest."""
+
+
+def one_of(options: Iterable[str], what: str) -> str:
+    """`` one of `a` or `b` ``, or `what` in words where there are too many."""
+    listed = list(options)
+    return f"one of {words(listed)}" if len(listed) <= MOST_LISTED else what
+
+
 def nearest(word: str, options: Iterable[str], otherwise: str) -> str:
     """A help line with the closest of `options`, or `otherwise`."""
     return closest(word, options) or otherwise

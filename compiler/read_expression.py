@@ -20,7 +20,7 @@ from attnc.compiler.expressions import (
 )
 from attnc.compiler.mixers import DECLARED_LATER, MIXERS
 from attnc.compiler.origin import one_line
-from attnc.compiler.place import Invalid, Place
+from attnc.compiler.place import Invalid, Place, step
 from attnc.compiler.problems import nearest, words
 from attnc.compiler.read_value import read_arguments, read_settings
 from attnc.compiler.tuning import ChooseArguments, GateArguments, RouteArguments
@@ -33,10 +33,11 @@ MOST_LEVELS = 64
 
 @dataclass
 class Names:
-    """The mixes defined so far, in the order of the file, and all that the file defines anywhere."""
+    """The mixes defined so far, in the order of the file, those to come, and the one that is being read."""
 
     mixes: dict[str, Typed] = field(default_factory=dict)
     later: dict[str, tree.Mix] = field(default_factory=dict)
+    reading: str = ""
 
 
 def read_expression(node: tree.Expression, names: Names, place: Place) -> Typed:
@@ -100,6 +101,9 @@ def _unknown(name: tree.Name, names: Names, place: Place) -> None:
     if word in DECLARED_LATER:
         help_line = f"this version builds {words((*MIXERS, 'gate'))}"
         problems.add("A101", f"kind `{word}` is not built yet", name.span, "a kind that this version builds", help_line)
+    elif names.reading == word:
+        message = f"the mix `{word}` names itself"
+        problems.add("A100", message, name.span, "a kind, or a mix defined above", "write what it shall be")
     elif word in names.later:
         notes = [("defined here", names.later[word].name.span)]
         message = f"the mix `{word}` is used before it is defined"
@@ -165,9 +169,9 @@ def _block(node: tree.Block, names: Names, place: Place) -> Typed:
         read = read_arguments(word, node.arguments, node.span, owner, place)
         arguments = None if isinstance(read, Invalid) else read
         sound = _names_only(node, place) and arguments is not None
-    inside = [place.at(one_line(case.selector)) for case in node.cases]
+    inside = [place.at(word, step(case.selector, index)) for index, case in enumerate(node.cases)]
     cases = tuple((case, read_expression(case.body, names, at)) for case, at in zip(node.cases, inside, strict=True))
-    return Cases(word, arguments, cases, word, node) if sound else Wrong(node, word)
+    return Cases(word, arguments, cases, word, node, place.path) if sound else Wrong(node, word)
 
 
 def _names_only(node: tree.Block, place: Place) -> bool:

@@ -10,7 +10,7 @@ from attnc.compiler.budgets import read_budget
 from attnc.compiler.fields import Field, expectation, fields, is_value, items, number, options, tag
 from attnc.compiler.origin import one_line
 from attnc.compiler.place import INVALID, Invalid, Place, named
-from attnc.compiler.problems import Problems, nearest, words
+from attnc.compiler.problems import Problems, nearest, one_of, words
 from attnc.compiler.value import Between, Share, Value
 from attnc.dsl import tree
 from attnc.dsl.excerpt import quoted
@@ -98,7 +98,9 @@ def read_settings(
         key = setting.key.text
         if key not in declared:
             help_line = nearest(key, declared, f"remove `{key}`")
-            place.problems.add("A102", f"{word} has no key `{key}`", setting.key.span, f"one of {words(declared)}", help_line)
+            place.problems.add(
+                "A102", f"{word} has no key `{key}`", setting.key.span, one_of(declared, f"a key of {word}"), help_line
+            )
         else:
             given[key] = (read(setting.value, declared[key], word, place), setting.span)
     return given
@@ -206,9 +208,8 @@ def _divides(value: Value, word: str, span: Span, problems: Problems) -> bool:
         if part == 1 or (isinstance(whole, int) and whole % part == 0):
             continue
         shown = f"{field.key} = {part} does not divide {field.divides.field} = {whole} of `{word}`"
-        better = max(part, round(whole / part) * part) if isinstance(whole, int) else part
-        problems.add(
-            "A204", shown, span, f"{field.divides.field} a multiple of {field.key}", f"use {better} for `{field.divides.field}`"
-        )
+        better = str(max(part, round(whole / part) * part)) if isinstance(whole, int) else "a number of tokens"
+        help_line = f"use {better} for `{field.divides.field}`"
+        problems.add("A204", shown, span, f"{field.divides.field} a multiple of {field.key}", help_line)
         return False
     return True

@@ -12,10 +12,9 @@ from typing import Any
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.mixer import Kind
-from attnc.compiler.previous import attentions
 from attnc.compiler.reduced_heads import HeadMap
 from attnc.compiler.spec import Attention, Condition, Layer, Mixer, Mixing, Model, Spec, When
-from attnc.compiler.walk import children, rebuilt
+from attnc.compiler.walk import attentions, children, rebuilt
 
 NARROW = 32
 """The widest head of a reduced spec."""

@@ -228,6 +228,3 @@ class Spec(Value):
 
         return cache_spec(self, dtype)
 
-
-for _class in (Sum, Chain, Gate, HeadCase, WhenCase, Alternative, Layer, Spec):
-    _class.model_rebuild()

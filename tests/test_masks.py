@@ -1,0 +1,106 @@
+"""Reference masks against pictures drawn by hand, and the other reference of the kinds: the gated convolution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_intervals import reference
+
+from attnc.compiler.mixers import DECLARED_LATER, MIXERS
+from attnc.compiler.mixers.block_local import BlockLocal
+from attnc.compiler.mixers.conv import gated_convolution
+from attnc.compiler.mixers.full import Full
+from attnc.compiler.mixers.persistent import Persistent
+from attnc.compiler.mixers.power_of_two import PowerOfTwo
+from attnc.compiler.mixers.sink import Sink
+from attnc.compiler.mixers.stride import Stride
+from attnc.compiler.mixers.window import Window
+from attnc.compiler.value import Share
+
+# One row a query, one sign a key: `#` is seen. Both directions where the name says so.
+PICTURES = {
+    "full": (Full(), "#....... ##...... ###..... ####.... #####... ######.. #######. ########"),
+    "full both": (Full(), "####### ####### ####### ####### ####### ####### #######"),
+    "window": (Window(n=3), "#....... ##...... ###..... .###.... ..###... ...###.. ....###. .....###"),
+    "window both": (Window(n=3), "###..... ####.... #####... .#####.. ..#####. ...##### ....#### .....###"),
+    "window aligned": (
+        Window(n=6, aligned=3),
+        "#........ ##....... ###...... ####..... #####.... ######... ...####.. ...#####. ...######",
+    ),
+    "window aligned both": (
+        Window(n=4, aligned=2),
+        "####.... ####.... ######.. ######.. ..###### ..###### ....#### ....####",
+    ),
+    "window share": (Window(n=Share(percent=50)), "#..... ##.... ###... .###.. ..###. ...###"),
+    "sink": (Sink(n=2), "#..... ##.... ##.... ##.... ##.... ##...."),
+    "sink both": (Sink(n=2), "##.. ##.. ##.. ##.."),
+    "block": (BlockLocal(n=3), "#....... ##...... ###..... ...#.... ...##... ...###.. ......#. ......##"),
+    "block both": (BlockLocal(n=3), "###.... ###.... ###.... ...###. ...###. ...###. ......#"),
+    "block shifted": (
+        BlockLocal(n=4, shift=Share(percent=50)),
+        "#........ ##....... ..#...... ..##..... ..###.... ..####... ......#.. ......##. ......###",
+    ),
+    "block share": (BlockLocal(n=Share(percent=50)), "#..... ##.... ###... ...#.. ...##. ...###"),
+    "stride": (Stride(n=3), "#....... .#...... ..#..... #..#.... .#..#... ..#..#.. #..#..#. .#..#..#"),
+    "stride both": (Stride(n=3), "#..#..# .#..#.. ..#..#. #..#..# .#..#.. ..#..#. #..#..#"),
+    "power of two": (
+        PowerOfTwo(n=2),
+        "#............. ##............ ###........... ####.......... #####......... ######........ ..#####....... "
+        "..######...... ##..#####..... ##..######.... ..##..#####... ..##..######.. ....##..#####. ....##..######",
+    ),
+    "power of two both": (
+        PowerOfTwo(n=1),
+        "###.#...# ####.#... #####.#.. .#####.#. #.#####.# .#.#####. ..#.##### ...#.#### #...#.###",
+    ),
+    "persistent": (Persistent(n=4), "#### #### #### ####"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_mask_is_the_picture(name):
+    kind, rows = PICTURES[name]
+    rows = rows.split()
+    assert all(len(row) == len(rows) for row in rows), "a picture is square"
+    mask = reference([kind], causal="both" not in name, length=len(rows))
+    assert ["".join("#" if seen else "." for seen in row) for row in mask.tolist()] == rows
+
+
+def test_every_key_set_has_a_picture():
+    drawn = {kind.kind for kind, _ in PICTURES.values()}
+    assert drawn == {name for name, mixer in MIXERS.items() if mixer.type == "keys"}
+
+
+def test_kinds_built_and_kinds_to_come_do_not_overlap():
+    assert not set(MIXERS) & set(DECLARED_LATER)
+    assert all(isinstance(example, mixer.parameters) for mixer in MIXERS.values() for example in mixer.examples)
+    assert all(mixer.examples for mixer in MIXERS.values())
+
+
+def drawn_weights(n: int, width: int, inner: int, seed: int) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(seed)
+    shapes = ((2, 9, width), (3 * inner, width), (inner, n), (width, inner))
+    return tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 9))
+def test_a_convolution_is_the_sum_over_its_taps(n, expand, seed):
+    x, in_proj, conv, out_proj = drawn_weights(n, 4, 4 * expand, seed)
+    y, state = gated_convolution(x, in_proj, conv, out_proj)
+    before, after, u = (x @ in_proj.T).chunk(3, dim=-1)
+    gated = before * u
+    for t in range(9):
+        mixed = sum(conv[:, n - 1 - back] * gated[:, t - back] for back in range(n) if back <= t)
+        torch.testing.assert_close(y[:, t], (after[:, t] * mixed) @ out_proj.T)
+    assert state.shape == (2, n - 1, 4 * expand)
+
+
+@given(st.integers(1, 5), st.integers(0, 9), st.integers(0, 9))
+def test_a_convolution_in_two_calls_is_the_convolution_in_one(n, cut, seed):
+    x, *weights = drawn_weights(n, 4, 4, seed)
+    whole, end = gated_convolution(x, *weights)
+    first, state = gated_convolution(x[:, :cut], *weights)
+    second, last = gated_convolution(x[:, cut:], *weights, state)
+    torch.testing.assert_close(torch.cat((first, second), dim=1), whole)
+    torch.testing.assert_close(last, end)
