@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
+
 from attnc.compiler.value import Origin
 from attnc.dsl import tree
 from attnc.dsl.format import print_expression
+from attnc.dsl.source import Source
 
 LONGEST = 160
 """Longer texts are cropped: they are comments in generated code and cells of tables."""
@@ -14,7 +18,15 @@ def origin(node: tree.Expression | tree.Case) -> Origin:
     """The origin of a piece of syntax."""
     text = one_line(node)
     shown = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
-    return Origin(file=node.span.source.name, line=node.span.line, text=shown)
+    return Origin(file=file_name(node.span.source), line=node.span.line, text=shown)
+
+
+def file_name(source: Source) -> str:
+    """The name of a spec's file without its folder, so that the same spec gives the same code wherever it lies.
+
+    Nothing but plain letters, digits and a few signs: the name is printed into generated code.
+    """
+    return re.sub(r"[^A-Za-z0-9._<>()+ -]", "_", PurePath(source.name).name) or "_"
 
 
 def one_line(node: tree.Expression | tree.Case | tree.Selector) -> str:
