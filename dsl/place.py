@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from attnc.dsl.source import Span
 from attnc.dsl.words import Word
 
 ITEMS = ("model", "mix", "layers", "recipe", "driver")
-LONGEST_SELECTOR = 64
-"""Words looked at in search of the colon after a selector; more only make recovery coarser."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Place:
         if not self.may_begin_case(at):
             return False
         depth = int(self.words[at].text == "[")
-        for word in self.words[at + 1 : at + LONGEST_SELECTOR]:
+        for word in islice(self.words, at + 1, None):
             depth += (word.text in ("(", "[")) - (word.text in (")", "]"))
             if word.text == ":":
                 return True
