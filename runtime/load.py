@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .model import BuiltModel
 from .softmax import Kernel
 from .weights import load_weights
 
 AnyModel = TypeVar("AnyModel", bound=BuiltModel)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves random numbers out: a parameter on `meta` has none, and drawing them imports torch's compiler, for seconds."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.init.normal_:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def load_model(
@@ -29,7 +39,7 @@ def load_model(
     Raises WeightsError where the weights are missing or do not fit.
     """
     files = sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model = make()
     load_weights(model, files, device, dtype)
     model.rows = json.loads((folder / "plan.json").read_text("utf-8"))["cache"]
