@@ -10,7 +10,7 @@ from typing import TypeVar
 from attnc.compiler.lower import Scope, lower
 from attnc.compiler.mixers import DECLARED_LATER, MIXERS
 from attnc.compiler.model_settings import read_model
-from attnc.compiler.origin import origin
+from attnc.compiler.origin import file_name, origin
 from attnc.compiler.overlay import resolve_attributes
 from attnc.compiler.place import Place, step
 from attnc.compiler.previous import check_previous
@@ -62,7 +62,7 @@ def check(file: tree.File, overrides: Mapping[str, str] | None = None) -> Spec:
         budgets=tuple(place.budgets.values()),
         recipe=recipe,
         driver=driver,
-        file=file.source.name,
+        file=file_name(file.source),
         text=print_file(file),
     )
 
