@@ -51,7 +51,8 @@ def fixed(text: str, error: SpecError) -> str:
 
 
 def test_mixes_layers_recipe_and_driver_move_and_the_model_stays() -> None:
-    rest = "recipe { train = [attention], lora = [q, k] }\ndriver retrieve { window = 8, layer = last, queries = question, top_k = 3 }\n"
+    driver = "driver retrieve { window = 8, layer = last, queries = question, top_k = 3 }\n"
+    rest = f"recipe {{ train = [attention], lora = [q, k] }}\n{driver}"
     text = graft(method("every(6): full { rope = 9 }, else: near", rest=rest), body())
     assert text == (
         "# Two sorts of layers, on small.\n"
