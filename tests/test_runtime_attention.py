@@ -69,11 +69,16 @@ def with_mask(group, causal):
     return replace(group, visible=visible)
 
 
-def dense(q, k, v, groups, causal, scale, cap=None, sink=None, persistent=None):
+def dense(q, k, v, groups, causal, scale, cap=None, sink=None, persistent=None, total=None):
     """One sequence, brute force: q [N, H, D], k [N, G, D], v [N, G, E]."""
     n, heads = q.shape[:2]
     repeat = heads // k.shape[1]
-    seen = [table(group, n, n, causal) for group in groups for _ in range(group.first, group.last + 1) for _ in range(repeat)]
+    seen = [
+        table(group, n, n if total is None else total, causal)
+        for group in groups
+        for _ in range(group.first, group.last + 1)
+        for _ in range(repeat)
+    ]
     seen = torch.stack(seen)
     if persistent is not None:
         k, v = torch.cat((k, persistent[0])), torch.cat((v, persistent[1]))
@@ -334,6 +339,16 @@ def test_shares_follow_each_sequence_and_the_total_that_a_chunk_is_told():
     form = Form.of((group,), True)
     assert rows((group,), form, packed([8, 40]))[:, 0, 3].tolist() == [1, 9]
     assert rows((group,), form, packed([8, 40], total_lengths=[80, 40]))[:, 0, 3].tolist() == [19, 9]
+
+
+@pytest.mark.parametrize("provider", [torch_attention, Reference()], ids=["torch", "reference"])
+def test_equal_chunks_of_texts_of_different_lengths_have_shares_of_their_own(provider):
+    groups = (with_mask(HeadGroup(0, 0, near=(Near(back=Share(25, -1)),)), True),)
+    q, k, v = random_qkv(4, 24, 1, 1, 4, 4)
+    batch = packed([12, 12], total_lengths=[80, 12])
+    found = attend(provider, q, k, v, batch, None, groups, Form.of(groups, True), 0.5)
+    pieces = [dense(q[a : a + 12], k[a : a + 12], v[a : a + 12], groups, True, 0.5, total=n) for a, n in [(0, 80), (12, 12)]]
+    torch.testing.assert_close(found, torch.cat(pieces), rtol=1e-12, atol=1e-12)
 
 
 def test_consecutive_positions_number_the_keys_that_each_query_sees():

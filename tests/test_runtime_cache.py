@@ -92,6 +92,7 @@ def test_a_key_part_reads_exactly_the_keys_that_its_numbers_promise(calls, data)
                 if (slot < pinned and slot <= last) or (slot >= pinned and place >= pinned):
                     begin = int(part.k_begin[s, g]) + slot * part.k_stride
                     named[position] = part.k[begin : begin + 4]
+            assert part.even == (len(set(cache.counts)) == 1)
             read = {run.start + i: run.k[0, 0, i] for run in part.read(g, g, s) for i in range(run.k.shape[2])}
             assert sorted(named) == sorted(read)
             kept = range(last + 1) if ring > 200 else [p for p in range(last + 1) if p < 2 or p > last - 20]
@@ -99,6 +100,23 @@ def test_a_key_part_reads_exactly_the_keys_that_its_numbers_promise(calls, data)
             for position, key in read.items():
                 assert torch.equal(key, text.k[s, position, g])
                 assert torch.equal(key, named[position])
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 18, 40])
+def test_a_full_ring_serves_a_call_of_any_size(n):
+    """Up to 16 tokens are written before they are read, and must not push out what the first of them sees."""
+    cache, whole = poisoned([LayerPlan(MIXED, 4, 4)], 1), poisoned([LayerPlan(MIXED, 4, 4)], 1)
+    Text(1).feed(cache, [60])
+    found, wanted = Text(1).feed(cache, [n]), Text(1).feed(whole, [60 + n])[60:]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_sequences_that_grow_to_one_length_from_different_ones_are_kept_apart():
+    cache, wholes = poisoned([LayerPlan(MIXED, 4, 4)], 2), poisoned([LayerPlan(MIXED, 4, 4)], 2)
+    text = Text(2)
+    text.feed(cache, [30, 32])
+    found, wanted = text.feed(cache, [5, 3]), text.feed(wholes, [35, 35])
+    torch.testing.assert_close(found, torch.cat((wanted[30:35], wanted[67:])), rtol=1e-12, atol=1e-12)
 
 
 @given(st.lists(st.integers(0, 60), min_size=2, max_size=2), st.data())
