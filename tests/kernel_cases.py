@@ -36,7 +36,7 @@ KERNELS = {
     "wide": Softmax(1, head_width=129, value_width=65, group=3),
     "narrow": Softmax(1, head_width=16, value_width=16, group=16, cap=True, sink_logit=True),
 }
-"""Kernels that between them have every hole; their texts are golden files, and a GPU runs each."""
+"""Kernels that between them have every hole; a GPU runs each."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +309,7 @@ def error(got: Tensor, want: Tensor) -> float:
 def check(inputs: Inputs, o: Tensor, lse: Tensor, block: int = 1024) -> tuple[float, float]:
     """The error is at most 1.5 times torch's own in the same dtype; returns both.
 
+    The kernels count in base 2: their log-sum-exp is rounded three times more than torch's, to the scale, and there and back.
     Torch's is the worst of so many draws of the case that 256 rows are counted: a call of two rows says little about either.
     """
     want, want_lse = reference(inputs, block)
@@ -325,7 +326,9 @@ def check(inputs: Inputs, o: Tensor, lse: Tensor, block: int = 1024) -> tuple[fl
         more = torch_error(other, *reference(other, block), block)
         torchs, torchs_lse = max(torchs, more[0]), max(torchs_lse, more[1])
     assert ours <= 1.5 * torchs, f"{ours:.3g}, torch {torchs:.3g}"
-    assert ours_lse <= 1.5 * torchs_lse, f"lse {ours_lse:.3g}, torch {torchs_lse:.3g}"
+    finite = want_lse[torch.isfinite(want_lse)].abs()
+    based = 3 * 2.0**-24 * (float(finite.max()) if finite.numel() else 0.0)
+    assert ours_lse <= 1.5 * torchs_lse + based, f"lse {ours_lse:.3g}, torch {torchs_lse:.3g}"
     return ours, torchs
 
 

@@ -71,11 +71,16 @@ class Names:
 
 def _listed(items: tuple[str, ...]) -> str:
     """`a, b`, or in brackets where that is long or needs them."""
-    line = ", ".join(items)
-    if len(items) > 1 and len(line) < 100:
-        return line
-    inside = textwrap.fill(f"{line},", 116, initial_indent="    ", subsequent_indent="    ", break_long_words=False)
-    return f"(\n{inside}\n)" if len(items) > 1 else f"({line},)"
+    if len(items) == 1:
+        return f"({items[0]},)"
+    lines = [""]
+    for item in items:
+        if len(lines[-1]) + len(item) > 110:
+            lines.append("")
+        lines[-1] += f"{item}, "
+    if len(lines) == 1:
+        return lines[0].removesuffix(", ")
+    return "\n".join(["(", *(f"    {line.rstrip()}" for line in lines), ")"])
 
 
 def _function(signature: str, doc: str, body: list[str]) -> str:
@@ -134,7 +139,8 @@ def _far_part(names: Names) -> str:
             names.unpack,
             f"unit = {' + '.join(names.far)}",  # where one pattern is active, the others are 0
             f"doubling = {' + '.join(names.powers)} > 0" if names.powers else "doubling = unit < 0  # never",
-            f"patterns = {' + '.join(f'({name} > 0).to(tl.int32)' for name in names.far)}",
+            f"patterns = ({names.far[0]} > 0).to(tl.int32)",
+            *(f"patterns += ({name} > 0).to(tl.int32)" for name in names.far[1:]),
             "return unit, doubling, patterns",
         ],
     )

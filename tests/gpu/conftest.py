@@ -1,4 +1,4 @@
-"""GPU tests are deselected where there is no GPU; those that ran write docs/gpu.json. Needs torch, triton and pytest alone."""
+"""GPU tests are deselected where there is no GPU; those that ran write docs/gpu.json."""
 
 from __future__ import annotations
 

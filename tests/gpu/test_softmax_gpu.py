@@ -148,7 +148,7 @@ def test_a_mean_of_integers_is_exact(name: str, dtype: torch.dtype) -> None:
         dtype=dtype, device="cuda", integers=True, magnitude=0.0, cache=decodes,
     )  # fmt: skip
     inputs = build(case)
-    o, lse = attend(TEXTS[name], inputs)
+    o, lse = attend(TEXTS[name], inputs, **({"splits": 1} if decodes else {}))  # joining parts takes logarithms
     want = (reference(inputs)[0] * 64).round() / 64
     full = reference(inputs)[1].exp().round() == 64
     assert full.any()

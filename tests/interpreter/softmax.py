@@ -42,7 +42,7 @@ def run(case: Case, **options: object) -> tuple[Inputs, torch.Tensor, torch.Tens
     """A few new tokens on a cache that holds them: decode; otherwise prefill. Memory that nobody wrote is NaN."""
     decodes = case.cache and case.written and max(case.sizes) <= 16
     module = kernel("softmax_decode" if decodes else "softmax_prefill", case.kernel)
-    options = {"blocks": (16, 4, 1) if decodes else (16, 16, 4, 1)} | options
+    options = {"blocks": (16, 4, 4, 1) if decodes else (16, 16, 4, 1)} | options
     inputs = build(case)
     with poisoned():
         o, lse = module.attend(*inputs.arguments, **options)
@@ -144,7 +144,7 @@ def test_wide_and_odd_heads() -> None:
 def test_large_logits() -> None:
     form = Softmax(1, head_width=64, value_width=64)
     right(Case(form, (ALL, WINDOW), (45,), (0,), magnitude=40.0), blocks=(32, 32, 4, 1))
-    right(Case(form, (ALL, WINDOW), (12,), (70,), cache=True, magnitude=40.0), blocks=(32, 4, 1))
+    right(Case(form, (ALL, WINDOW), (12,), (70,), cache=True, magnitude=40.0), blocks=(32, 4, 4, 1))
     assert build(Case(form, (ALL,), (45,), (0,), magnitude=40.0)).q.abs().max() > 100
 
 

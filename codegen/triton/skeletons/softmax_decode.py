@@ -18,9 +18,9 @@ VALUE_WIDTH = 64
 GROUP = 1  # query heads for each KV head
 CAP = False
 SINK_LOGIT = False
-BLOCKS = {  # (architecture, bytes of an element): keys of a block, warps, pipeline stages
-    ("any", 2): (64, 4, 2),
-    ("any", 4): (32, 4, 1),
+BLOCKS = {  # (architecture, bytes of an element): keys of a block, warps, warps of the largest tile, pipeline stages
+    ("any", 2): (64, 4, 4, 2),
+    ("any", 4): (32, 4, 4, 1),
 }
 MOST_ROWS = 64  # of a tile
 MOST_SPLITS = 64
@@ -212,7 +212,7 @@ def architecture(device):
     return {8: "sm_80", 9: "sm_90"}.get(torch.cuda.get_device_capability(device)[0], "sm_100")
 
 
-def split_settings(block_r, block_k, warps, stages):
+def split_settings(block_r, block_k, warps, most_warps, stages):
     """The compile-time arguments of `split_kernel`."""
     nears, strides, powers, _ = FORM
     return {
@@ -224,7 +224,7 @@ def split_settings(block_r, block_k, warps, stages):
         "BLOCK_E": max(16, triton.next_power_of_2(VALUE_WIDTH)),
         "BLOCK_R": block_r,
         "BLOCK_K": block_k,
-        "num_warps": warps,
+        "num_warps": most_warps if block_r == MOST_ROWS else warps,
         "num_stages": stages,
     }
 
@@ -253,7 +253,7 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     q [T, H, D], the sequences of `batch` one after another, the last axis dense; part: a KeyPart, whose begins and strides are
     multiples of their width; rows [S, G, R] int32, made for `form`; batch: offsets [S + 1] and past [S] int64, and max_new, at
     least the most new tokens of a sequence; scale [H] fp32; cap: soft cap of the scores; sink_logit [H] fp32;
-    blocks = (keys, warps, stages) instead of the table's; splits: programs for each tile.
+    blocks = (keys, warps, warps of the largest tile, stages) instead of the table's; splits: programs for each tile.
     Returns o [T, H, E] in q's dtype and the scores' natural log-sum-exp [T, H] fp32; a query without keys has 0 and -inf.
     """
     tokens, heads, width = q.shape

@@ -1,0 +1,58 @@
+"""The record of kernels that a GPU has run right: docs/gpu.json, written by tests/gpu."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Constants(BaseModel):
+    """What the kernel was emitted for: the constants at the top of its text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    FORM: tuple[int, int, int, bool]
+    HEAD_WIDTH: int
+    VALUE_WIDTH: int
+    GROUP: int
+    CAP: bool
+    SINK_LOGIT: bool
+
+
+class Verified(BaseModel):
+    """One kernel in one dtype on one device: `cases` calls, each at most 1.5 times as far from float64 as torch's attention.
+
+    error, torch_error  the largest difference from float64 among the cases, the kernel's and torch's
+    sha256              of the kernel's text
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str
+    capability: str
+    torch: str
+    triton: str
+    commit: str
+    skeleton: str
+    sha256: str
+    dtype: Literal["bfloat16", "float16", "float32"]
+    constants: Constants
+    cases: int
+    error: float
+    torch_error: float
+
+
+class Record(BaseModel):
+    """docs/gpu.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1]
+    kernels: tuple[Verified, ...]
+
+
+def read(path: Path) -> tuple[Verified, ...]:
+    """The rows of a record; pydantic's ValidationError if it has another form or version."""
+    return Record.model_validate_json(path.read_text(encoding="utf-8")).kernels

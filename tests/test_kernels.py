@@ -1,0 +1,147 @@
+"""Emitted kernels as text: what may be in them, that they are the same every time, and what they use when compiled ahead."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_cases import KERNELS
+
+from attnc.codegen.triton.blocks import DECODE, PREFILL, WIDTHS, blocks
+from attnc.codegen.triton.emit import SKELETONS, emit, fill, functions_of
+from attnc.codegen.triton.known_bugs import BUGS, Candidate, features_of, known
+from attnc.compiler.families import FAMILIES, Softmax
+from attnc.compiler.intervals import Intervals, Near
+
+NAMES = FAMILIES["softmax"]
+TOP = Path(__file__).parents[1]
+softmaxes = st.builds(
+    Softmax,
+    nears=st.integers(0, 4),
+    strides=st.integers(0, 3),
+    powers=st.integers(0, 3),
+    causal=st.booleans(),
+    head_width=st.integers(1, 256),
+    value_width=st.integers(1, 256),
+    group=st.integers(1, 128),
+    cap=st.booleans(),
+    sink_logit=st.booleans(),
+)
+
+
+@pytest.mark.parametrize("name", ["mixed", "sink_logit", "far", "both_ways"])
+@pytest.mark.parametrize("skeleton", NAMES)
+def test_emitted_text(skeleton: str, name: str, golden: Callable[[str, str], None]) -> None:
+    golden(f"{skeleton}_{name}.py", emit(skeleton, KERNELS[name]))
+
+
+@given(st.sampled_from(NAMES), softmaxes)
+def test_an_emitted_file_stands_alone(skeleton: str, kernel: Softmax) -> None:
+    """It parses, imports torch and triton alone, calls only what it defines, and is the same twice."""
+    text = emit(skeleton, kernel)
+    assert text == emit(skeleton, kernel)
+    tree = ast.parse(text)
+    imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    assert imported == ["torch", "triton", "triton.language"]
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = set(functions_of(text))
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert called <= names | {"float", "max", "min", "any", "tuple"}
+    assert max(map(len, text.splitlines())) <= 128
+
+
+@given(st.sampled_from(NAMES), softmaxes)
+def test_only_the_terms_of_the_form_are_there(skeleton: str, kernel: Softmax) -> None:
+    text = emit(skeleton, kernel)
+    assert ("stride > 0" in text or "stride_0 > 0" in text) == (kernel.strides > 0)
+    assert ("power > 0" in text or "power_0 > 0" in text) == (kernel.powers > 0)
+    assert ("far_part" in text) == (kernel.far > 0)
+    assert ("tanh" in text) == kernel.cap
+    assert ("tl.load(sink_logit" in text) == kernel.sink_logit
+    assert ("j <= i" in text) == kernel.causal
+    assert text.count("tl.load(row + ") == 4 * kernel.nears + kernel.far
+
+
+def test_the_skeletons_are_kernels_and_share_their_functions() -> None:
+    prefill, decode = (functions_of((SKELETONS / f"{name}.py").read_text("utf-8")) for name in NAMES)
+    shared = set(prefill) & set(decode) - {"attend", "variants"}
+    assert {"read_row", "lower", "upper", "horizon", "keep", "visit", "block_of", "position", "adjust_score"} <= shared
+    assert {name for name in shared if prefill[name] != decode[name]} == set()
+
+
+def test_filling_a_hole_that_is_not_there_is_our_mistake() -> None:
+    with pytest.raises(AssertionError, match="other"):
+        fill("def hole():\n    pass\n", {"other": "def other():\n    pass"}, {})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"nears": -1}, {"head_width": 257}, {"group": 0}, {"nears": "1"}, {"cap": 1}, {"strides": 65}]
+)
+def test_a_form_holds_bounded_numbers_alone(wrong: dict[str, object]) -> None:
+    with pytest.raises(AssertionError):
+        Softmax(**{"nears": 1, **wrong})
+
+
+def test_a_kernel_has_room_for_every_head_of_its_launch() -> None:
+    unions = [
+        Intervals(near=(Near(back=9),)),
+        Intervals(sink=3, near=(Near(align=8), Near(back=2)), powers=(4,)),
+        Intervals(strides=(3, 5)),
+    ]
+    assert Softmax.of(unions, 64, 32, 4, False, True) == Softmax(2, 2, 1, True, 64, 32, 4, False, True)
+
+
+def test_no_emitted_kernel_meets_a_known_bug() -> None:
+    for kernel in KERNELS.values():
+        for skeleton in NAMES:
+            candidate = Candidate(features_of(emit(skeleton, kernel)))
+            assert not known(candidate, (3, 6, 0), "sm_90"), (skeleton, kernel)
+    wrong = Candidate(features_of("tl.dot(tl.trans(p), v)"))
+    assert [bug.name for bug in known(wrong, (3, 6, 0), "sm_90")] == ["dot of a transposed dot result"]
+    assert known(wrong, (3, 7, 1), "sm_90") == ()
+    assert known(wrong, (3, 6, 0), "sm_80") == ()
+    assert all(bug.evidence and bug.instead for bug in BUGS)
+
+
+def test_every_row_of_the_block_tables_is_complete() -> None:
+    for table in (PREFILL, DECODE):
+        assert tuple(table) == WIDTHS
+        assert len({tuple(rows) for rows in table.values()}) == 1
+    assert blocks("softmax_prefill", 65) == PREFILL[128]
+    assert blocks("softmax_decode", 256) == DECODE[256]
+
+
+def test_the_record_of_gpu_runs_has_its_form() -> None:
+    path = TOP / "docs" / "gpu.json"
+    if path.exists():
+        from attnc.codegen.triton.verified import read
+
+        rows = read(path)
+        assert len({(row.device, row.skeleton, row.sha256, row.dtype) for row in rows}) == len(rows)
+        assert json.loads(path.read_text("utf-8"))["schema_version"] == 1
+
+
+COMPILED = [
+    (skeleton, width, dtype, target)
+    for skeleton in NAMES
+    for width in (64, 128)
+    for dtype in ("bf16", "fp32")
+    for target in ("sm_80", "sm_90", "sm_100", "gfx942")
+]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("skeleton", "width", "dtype", "target"), COMPILED)
+def test_compiled_ahead_nothing_spills(skeleton: str, width: int, dtype: str, target: str) -> None:
+    from attnc.codegen.triton.compile import SHARED_LIMIT, compile_ahead
+
+    text = emit(skeleton, Softmax(1, head_width=width, value_width=width, group=4))
+    for used in compile_ahead(text, target, dtype):
+        assert used.spills == 0, used
+        assert 0 < used.shared <= SHARED_LIMIT[target], used
+        assert 16 <= used.registers <= (512 if target.startswith("gfx") else 255), used
