@@ -197,6 +197,9 @@ def test_a_budget_stands_at_its_default_and_is_recorded_once():
         ("mix.near.temperature", 0.5, 1, 0.8),
         ("layers.else.when.length", 1, 9, 4),
     ]
+    rest = "mix short = when { length < budget(1..9, default = 4): full, else: window(2) }"
+    spec = check("0: short, else: short { scale = 2 }", rest=rest)
+    assert [site.path for site in spec.budgets] == ["mix.short.when.length"]
     share = check("all: window(budget(10%..50%, default = 25%, per = head, by = coverage(90%)))").budgets[0]
     assert (share.share, share.low, share.default, share.per, share.by["word"]) == (True, 10, 25, "head", "coverage")
 

@@ -92,3 +92,14 @@ def test_a_reduced_spec_owes_the_same_laws_and_confuses_no_numbers(text):
     assert owed(small) == owed(check_text(text))
     same_order(sizes(spec), sizes(small), ("widths", "tokens"))
     assert max(sizes(small).get("widths", [0])) <= 32
+
+
+def test_layers_with_different_numbers_of_kv_heads_keep_different_ones():
+    text = """model m { vocab = 100, dim = 64, layers = 4, heads = 24, kv_heads = 12, head_dim = 8, ffn = none,
+    norm = rms(1e-6) }
+    layers { 0: full, 1: full { kv_heads = 8 }, 2: heads { 0: full, else: window(9) }, 3: full { kv_heads = 1 } }"""
+    small, _ = reduce(check_text(text))
+    found = [attentions(layer.mixer)[0].attributes for layer in small.layers]
+    assert len({a.kv_heads for a in found[:2] + found[3:]}) == 3
+    assert [a.heads // a.kv_heads for a in found] == [2, 3, 2, 24]
+    assert len({a.kv_heads for a in found[1:]}) == 3
