@@ -14,7 +14,7 @@ from attnc.compiler.attributes import Attributes
 from attnc.compiler.kept import join, of_union
 from attnc.compiler.mixer import Kept
 from attnc.compiler.mixers import MIXERS
-from attnc.compiler.spec import DECODE_TOKENS, Attention, Layer, Mixing, Spec
+from attnc.compiler.spec import DECODE_TOKENS, Attention, Layer, Mixing, Route, Spec
 from attnc.compiler.value import Share, Tokens, Value, tokens_of
 from attnc.compiler.walk import CACHED_PHASES, Part, default_leaves, first_leaf, parts
 
@@ -79,17 +79,25 @@ def _rows(layer: Layer, part: Part, spec: Spec, dtype: str) -> Iterator[CacheRow
         shapes = MIXERS[leaf.kind.kind].state(leaf.kind, attributes, spec.model)
         yield _fixed(f"{name}.{leaf.kind.kind}", layer.index, shapes, dtype)
         return
-    runs = [(first, last, kept) for first, last, kept in _kept(part, attributes) if kept.recent != 0 or kept.pinned != 0]
-    for first, last, kept in runs:
+    widths = {"k": attributes.head_dim, "v": attributes.value_dim}
+    if attributes.qk_from:
+        del widths["k"]
+    if isinstance(part.mixer, Route):
+        widths["route"] = len(part.mixer.alternatives)
+    for first, last, kept in _kept(part, attributes):
+        if kept.recent == 0 and kept.pinned == 0:
+            continue
         whole = first == 0 and last == attributes.kv_heads - 1
         shown = name if whole else f"{name}.heads.{first}" + f"-{last}" * (last > first)
-        yield _slots(shown, layer.index, last - first + 1, kept, attributes, dtype)
+        yield _slots(shown, layer.index, last - first + 1, kept, widths, dtype)
     if attributes.short_conv is not None:
         yield _fixed(f"{name}.short_conv", layer.index, _conv_shapes(attributes), dtype)
 
 
 def _kept(part: Part, attributes: Attributes) -> list[tuple[int, int, Kept]]:
-    """(first, last, kept) of runs of KV heads: the join over what may run with a cache."""
+    """(first, last, kept) of runs of KV heads: the join over what may run with a cache. A route keeps all keys."""
+    if isinstance(part.mixer, Route):
+        return [(0, attributes.kv_heads - 1, Kept())]
     every = list(default_leaves(part.mixer, 0, attributes.kv_heads - 1, CACHED_PHASES))
     starts = sorted({leaf.first for leaf in every})
     runs: list[tuple[int, int, Kept]] = []
@@ -103,9 +111,8 @@ def _kept(part: Part, attributes: Attributes) -> list[tuple[int, int, Kept]]:
     return runs
 
 
-def _slots(name: str, layer: int, heads: int, kept: Kept, attributes: Attributes, dtype: str) -> CacheRow:
-    """Keys and values of some KV heads; with `qk_from = previous` values alone."""
-    widths = {"v": attributes.value_dim} if attributes.qk_from else {"k": attributes.head_dim, "v": attributes.value_dim}
+def _slots(name: str, layer: int, heads: int, kept: Kept, widths: dict[str, int], dtype: str) -> CacheRow:
+    """What some KV heads keep of each token; with `qk_from = previous` values alone."""
     slot = heads * sum(widths.values()) * BYTES[dtype]
     pinned, recent = kept.pinned, kept.recent
     slots: int | None = None

@@ -264,6 +264,8 @@ def test_a_cache_keeps_what_any_reachable_case_needs():
     assert kept("power_of_two(4)") == kept("stride(4)") == kept("full")
     assert kept("persistent(4)") == []
     assert kept("full", "causal = false") == []
+    route = "route(per = token, by = router(linear)) { a: window(5), b: sink(1), c: window(2) }"
+    assert kept(route) == [("", "growing", 4, None, 4 * (slot + 2 * 3), 0)]
     assert kept("conv(3, expand = 2)") == [(".conv", "fixed", 0, 0, 0, 2 * 2 * 128)]
     assert kept("window(5) { short_conv = 4 }")[1] == (".short_conv", "fixed", 0, 0, 0, 2 * 3 * (64 + 32 + 32))
 

@@ -7,8 +7,10 @@ import json
 from hypothesis import given
 from strategies import Sizes, spec_texts
 
-from attnc.compiler import check_text
+from attnc.compiler import check_text, graph, passes
 from attnc.compiler.cache_spec import cache_bytes, cache_spec, full_attention_bytes
+from attnc.compiler.kept import kept_heads
+from attnc.compiler.mixer import Kept
 from attnc.compiler.spec import Spec
 from attnc.compiler.table import table, table_text
 
@@ -47,3 +49,27 @@ def test_rows_own_every_group_and_caches_count_what_they_hold(text):
         if exact:
             assert cache_bytes(spec, tokens, "float32") == fixed + tokens * sum(row.bytes_per_token for row in rows)
     assert full_attention_bytes(spec, 10, "float32") == 10 * full_attention_bytes(spec, 1, "float32")
+
+
+@given(spec_texts(Sizes(groups=6)))
+def test_the_cache_of_a_spec_is_the_cache_of_its_graph(text):
+    """`cache_spec` walks the spec, the emitter the graph after all passes: two ways to one answer, KV head by KV head."""
+    spec = check_text(text)
+    from_graph = {}
+    for _, node in passes.run(graph.build(spec)).nodes():
+        if isinstance(node, graph.Mix) and node.attributes.causal:
+            for first, last, kept in kept_heads(node):
+                for head in range(first, last + 1):
+                    from_graph[node.layer, node.scope, head] = kept
+    from_spec = {}
+    for row in cache_spec(spec, "float32"):
+        if row.kind == "fixed":
+            continue
+        name, _, heads = row.name.removeprefix(f"layers.{row.layer}").removeprefix(".").rpartition("heads.")
+        whole = not heads or not heads[0].isdigit()
+        scope = row.name.removeprefix(f"layers.{row.layer}").removeprefix(".") if whole else name.removesuffix(".")
+        first = 0 if whole else int(heads.partition("-")[0])
+        for head in range(first, first + row.kv_heads):
+            from_spec[row.layer, scope, head] = Kept(pinned=row.pinned, recent=row.recent)
+    nothing = Kept(pinned=0, recent=0)
+    assert from_spec == {place: kept for place, kept in from_graph.items() if kept != nothing}
