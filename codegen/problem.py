@@ -8,7 +8,6 @@ from attnc.dsl import Diagnostic, Source, Span
 
 CODES = {
     "A401": "a mix has no kernel and `--strict` was asked for",
-    "A402": "a part of the spec cannot be built yet",
     "A510": "the output folder holds other files",
     "A511": "the output folder cannot be written",
     "A512": "the weights do not fit the spec",

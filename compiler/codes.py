@@ -1,4 +1,4 @@
-"""The checker's codes: A1 names and bounds, A2 ownership and shapes, A3 causality. `attnc explain` prints them."""
+"""The checker's codes: A1 names and bounds, A2 ownership and shapes, A3 causality."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from attnc.compiler.mixer import Kept, Kind
 from attnc.compiler.mixers import MIXERS
+from attnc.compiler.overlay import block_size
 from attnc.compiler.value import Share, Tokens
 
 if TYPE_CHECKING:  # the table of a spec is printed without networkx
@@ -67,13 +68,9 @@ def _larger(one: Tokens, other: Tokens) -> Tokens | None:
 
 
 def chunk_size(mix: Mix) -> int:
-    """The block size by which `positions = chunk` counts: that of the one key set of the union that has blocks."""
+    """The block size by which `positions = chunk` counts: that of the key sets of the union that have blocks."""
     keys = [key for variant in mix.variants for group in variant.groups for key in group.keys]
-    sizes = {
-        getattr(key, "aligned", getattr(key, "n", None))
-        for key in keys
-        if key.kind in ("block_local", "power_of_two", "window")
-    }
+    sizes = {size for key in keys if (size := block_size(key)) is not None}
     assert len(sizes) == 1, "the checker lets only one block size number the chunks"
     (size,) = sizes
     assert isinstance(size, int), "chunks have a fixed size"

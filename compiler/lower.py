@@ -95,6 +95,13 @@ def _mixing(typed: Lone, scope: Scope) -> Mixing | None:
         help_line = "write a key set such as `window(n)`, or set `causal = true`"
         scope.place.problems.add("A300", message, typed.node.span, "a kind that sees both directions", help_line)
         return None
+    said = next((found for settings in scope.settings for found in settings.items()), None)
+    if said is not None:
+        key, (_, place) = said
+        message = f"`{key}` has no meaning for `{typed.kind.kind}`, which has projections of its own"
+        expected = f"`{typed.kind.kind}` without attributes"
+        scope.place.problems.add("A213", message, place, expected, f"leave `{key}` out, or set it on the other mixers alone")
+        return None
     return Mixing(kind=typed.kind, attributes=attributes, origin=origin(typed.node))
 
 

@@ -96,11 +96,16 @@ def _agree(attributes: Attributes, where: dict[str, Span], span: Span, problems:
 def check_keys(kinds: tuple[Kind, ...], attributes: Attributes, span: Span, problems: Problems) -> bool:
     """What attributes ask of a union's key sets."""
     sizes = {size for kind in kinds for size in [block_size(kind)] if size}
-    if attributes.positions == "chunk" and len(sizes) != 1:
+    if attributes.positions == "chunk" and (len(sizes) != 1 or not all(isinstance(size, int) for size in sizes)):
         found = "no blocks" if not sizes else f"blocks of {' and '.join(str(size) for size in sorted(sizes, key=str))}"
         message = f"`positions = chunk` counts blocks, but the union has {found}"
-        expected = "one size of blocks: block_local, power_of_two or an aligned window"
+        expected = "one size of blocks in tokens: block_local, power_of_two or an aligned window"
         problems.add("A213", message, span, expected, "leave `positions` out, or align the window")
+        return False
+    if sum(MIXERS[kind.kind].own_keys(kind) > 0 for kind in kinds) > 1:
+        total = sum(MIXERS[kind.kind].own_keys(kind) for kind in kinds)
+        message = "a union has one set of learned keys"
+        problems.add("A213", message, span, "at most one `persistent`", f"write one `persistent({total})`")
         return False
     if attributes.share_qk and any(MIXERS[kind.kind].own_keys(kind) for kind in kinds):
         message = "`share_qk` makes keys of queries, but learned keys have none"

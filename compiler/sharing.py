@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.compiler.attributes import Attributes
+from attnc.compiler.attributes import Attributes, LogPosition
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.print_value import print_value
 from attnc.compiler.problems import Problems
@@ -69,7 +69,15 @@ def one_launch(cases: list[Mixer], word: str, span: Span, problems: Problems) ->
 
 def routes_plainly(attributes: Attributes, span: Span, problems: Problems) -> bool:
     """What a route per token can say so far: plain softmax at absolute positions."""
-    plain = {"score": "softmax", "positions": "absolute", "sink_logit": None, "short_conv": None, "qk_from": None}
+    plain: dict[str, object] = {
+        "score": "softmax",
+        "positions": "absolute",
+        "sink_logit": None,
+        "short_conv": None,
+        "qk_from": None,
+    }
+    if isinstance(attributes.temperature, LogPosition):
+        plain["temperature"] = 1.0
     for key, value in plain.items():
         if getattr(attributes, key) != value:
             message = f"`{key}` inside `route(per = token)` is not built yet"

@@ -83,9 +83,9 @@ class RouterNetwork(Value):
     """`router(linear | mlp, pool = mean | ends(n), init = [...], estimator = gumbel | straight_through)`."""
 
     word: Literal["router"] = "router"
-    network: Annotated[Literal["linear", "mlp"], Positional()]
-    pool: Literal["mean"] | Ends | None = None
-    init: Annotated[tuple[float, ...], Bounds(-100, 100)] = ()
+    network: Annotated[Literal["linear", "mlp"], Positional(), NotBuilt("mlp")]
+    pool: Annotated[Literal["mean"] | Ends | None, NotBuilt()] = None
+    init: Annotated[tuple[float, ...], Bounds(-100, 100), NotBuilt()] = ()
     estimator: Literal["gumbel", "straight_through"] = "gumbel"
 
 

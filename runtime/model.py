@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .attention_torch import torch_attention
 from .batch import Batch
-from .cache import Cache
+from .cache import Cache, CacheError
 from .call import Call
 from .generate import generate
 from .mix import Mix
@@ -75,7 +75,12 @@ class BuiltModel(nn.Module):
         return generate(self, tokens, max_new, sampler, **options)
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
-        """An empty cache for `batch` sequences of up to `max_length` tokens, on the model's device and in its dtype."""
+        """An empty cache for `batch` sequences of up to `max_length` tokens, on the model's device and in its dtype.
+
+        CacheError A509 where a mixer looks ahead: later tokens would change what was said of earlier ones.
+        """
+        if not all(mix.form.causal for mix in self.launches()):
+            raise CacheError("A509", "the model looks ahead (causal = false), so it reads whole texts and keeps no cache")
         weight = next(self.parameters())
         return Cache(self.plans(), batch, max_length, weight.dtype, weight.device)
 
