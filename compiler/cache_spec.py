@@ -85,8 +85,6 @@ def _rows(layer: Layer, part: Part, spec: Spec, dtype: str) -> Iterator[CacheRow
     if isinstance(part.mixer, Route):
         widths["route"] = len(part.mixer.alternatives)
     for first, last, kept in _kept(part, attributes):
-        if kept.recent == 0 and kept.pinned == 0:
-            continue
         whole = first == 0 and last == attributes.kv_heads - 1
         shown = name if whole else f"{name}.heads.{first}" + f"-{last}" * (last > first)
         yield _slots(shown, layer.index, last - first + 1, kept, widths, dtype)
