@@ -16,7 +16,7 @@ __all__ = ["Cache", "CacheError", "Growing", "LayerCache", "LayerPlan", "Ring", 
 
 
 class CacheError(RuntimeError):
-    """A cache cannot do what was asked. A507: a crop that is not exact; A508: too many tokens; A509: a model that looks ahead."""
+    """A cache cannot do what was asked. A507: an inexact crop; A508: too many tokens; A509: the model looks ahead."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
