@@ -21,11 +21,22 @@ from safetensors.torch import load_file
 import attnc
 from attnc.checkpoint import import_checkpoint
 from attnc.cli.text import Text
+from attnc.compiler.cache_spec import cache_bytes, full_attention_bytes
+from attnc.compiler.graft import graft
+from attnc.dsl import Source, parse, read
+
+pytestmark = pytest.mark.xdist_group("smollm2")  # one worker holds the models
 
 TEXTS = ("assert", "truth", "context-managers")
 TEXT_TOKENS = 224
 ALLOWED = 1.5
 """Our float32 error against float64, in units of transformers' own float32 error."""
+
+Errors = tuple[float, float]
+
+SINK, WINDOW = 4, 32
+METHOD = """model method {{ vocab = 8, dim = 8, layers = 1, norm = rms(1e-6), heads = 3 }}
+layers {{ all: heads {{ 0: full, 1..2: sink({sink}) | window({window}) }} }}"""
 
 PROMPTS = (
     "What is gravity?",
@@ -99,6 +110,12 @@ def built(smollm2: SmolLM2, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (folder / "model.safetensors").unlink()
 
 
+@pytest.fixture(scope="module")
+def exact(reference: Any) -> Any:
+    """transformers in float64."""
+    return copy.deepcopy(reference).double()
+
+
 @pytest.fixture
 def say(capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     """Prints although the test passes."""
@@ -146,21 +163,50 @@ def test_chats_are_written_as_transformers_writes_them(smollm2: SmolLM2) -> None
 
 @torch.inference_mode()
 def test_logits_are_as_exact_as_those_of_transformers(
-    texts: list[torch.Tensor], reference: Any, built: Any, say: Callable[[str], None]
+    texts: list[torch.Tensor], reference: Any, exact: Any, built: Any, say: Callable[[str], None]
 ) -> None:
-    exact = copy.deepcopy(reference).double()
-    ours, theirs = [], []
-    for tokens in texts:
+    errors = []
+    for name, tokens in zip(TEXTS, texts, strict=True):
         truth = exact(tokens).logits
         assert truth.dtype == torch.float64
-        theirs.append((reference(tokens).logits.double() - truth).abs())
-        ours.append((built.forward(tokens).logits.double() - truth).abs())
-    for name, our, their in zip(TEXTS, ours, theirs, strict=True):
-        say(f"{name}: largest error {our.max():.2e}, transformers {their.max():.2e}; mean {our.mean():.2e}, {their.mean():.2e}")
-    assert max(our.max() for our in ours) <= ALLOWED * max(their.max() for their in theirs)
-    for name, our, their in zip(TEXTS, ours, theirs, strict=True):
-        assert our.mean() <= ALLOWED * their.mean(), name
-        assert our.max() <= ALLOWED * their.max(), name
+        errors.append(compared(name, built.forward(tokens).logits, reference(tokens).logits, truth, say))
+    assert max(our for our, _ in errors) <= ALLOWED * max(their for _, their in errors)
+
+
+def compared(name: str, ours: torch.Tensor, theirs: torch.Tensor, truth: torch.Tensor, say: Callable[[str], None]) -> Errors:
+    """Our largest error and that of transformers; the mean error over all logits of a text is held to the bound here."""
+    our, their = (ours.double() - truth).abs(), (theirs.double() - truth).abs()
+    say(f"{name}: mean error {our.mean():.2e}, transformers {their.mean():.2e}; largest {our.max():.2e}, {their.max():.2e}")
+    assert our.mean() <= ALLOWED * their.mean()
+    return float(our.max()), float(their.max())
+
+
+@torch.inference_mode()
+def test_a_grafted_mix_is_as_exact_as_transformers_with_a_mask_for_each_head(
+    smollm2: SmolLM2, texts: list[torch.Tensor], reference: Any, exact: Any, tmp_path: Path, say: Callable[[str], None]
+) -> None:
+    method = METHOD.format(sink=SINK, window=WINDOW)
+    text = graft(parse(Source("method", method)), parse(read(smollm2.spec)))
+    spec = attnc.check(text)
+    assert cache_bytes(spec, 8192, "float32") < 0.36 * full_attention_bytes(spec, 8192, "float32")
+    attnc.build(spec, tmp_path / "grafted", weights=smollm2.folder)
+    built = attnc.load(tmp_path / "grafted", device="cpu", dtype=torch.float32)
+    (tmp_path / "grafted/model.safetensors").unlink()
+    tokens = texts[0]
+    mask = head_masks(TEXT_TOKENS)
+    truth = exact(tokens, attention_mask=mask.double()).logits
+    assert (truth - exact(tokens).logits).abs().max() > 1, "the mix must differ from full attention"
+    ours, theirs = compared("grafted", built.forward(tokens).logits, reference(tokens, attention_mask=mask).logits, truth, say)
+    assert ours <= ALLOWED * theirs
+
+
+def head_masks(length: int) -> torch.Tensor:
+    """What transformers adds to the scores [1, 9 heads, length, length]: group 0 sees all, the others a mix."""
+    i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    full = j <= i
+    streaming = full & ((j < SINK) | (i - j < WINDOW))
+    visible = torch.stack([full] * 3 + [streaming] * 6)
+    return torch.where(visible, 0.0, torch.finfo(torch.float32).min)[None]
 
 
 @torch.inference_mode()
