@@ -32,7 +32,7 @@ test: $(READY)  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --durations=20
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20
 	$(BIN)/python tools/unverified.py
 
 compat: $(READY) $(TRITONS:%=.compat/triton-%)  ## interpreter and compile-only tests on the oldest and the newest triton
