@@ -18,7 +18,7 @@ CAP = False
 SINK_LOGIT = False
 BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, warps, pipeline stages
     ("sm_80", 2): (128, 32, 8, 3),
-    ("sm_90", 2): (64, 64, 4, 3),
+    ("sm_90", 2): (128, 64, 8, 3),
     ("sm_100", 2): (128, 64, 8, 3),
     ("gfx942", 2): (128, 64, 8, 2),
     ("sm_80", 4): (32, 32, 8, 2),
