@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attnc.compiler.codes import CODES
-from attnc.dsl.diagnostic import Diagnostic, closest
+from attnc.dsl.diagnostic import Diagnostic, SpecError, closest
+from attnc.dsl.problems import MOST
 from attnc.dsl.source import Span
 
 Note = tuple[str, Span]
@@ -18,11 +19,20 @@ class Problems:
         self.found: list[Diagnostic] = []
 
     def add(self, code: str, message: str, span: Span, expected: str, help: str, notes: Iterable[Note] = ()) -> None:  # noqa: A002
-        """Record a mistake. `expected` and `help` are never empty: the user learns what would have been right."""
+        """Record a mistake. `expected` and `help` are never empty: the user learns what would have been right.
+
+        Raises SpecError when there are as many as anybody reads.
+        """
         assert code in CODES, code
         assert expected, message
         assert help, message
         self.found.append(Diagnostic(code, message, span, expected, tuple(notes), help))
+        if len(self.found) >= MOST:
+            end = Span(span.source, span.end, span.end)
+            more = Diagnostic(
+                "A099", f"checking stops after {MOST} errors", end, "a spec with fewer", help="correct these first"
+            )
+            raise SpecError([*self.found, more])
 
 
 def words(options: Iterable[str]) -> str:

@@ -37,7 +37,7 @@ def _read(value: tree.Expression, field: Field, owner: str, place: Place) -> Any
         case tree.Range(low=low, high=high) if Between in field.types:
             result = _range(low, high, field, owner, place)
         case tree.List(items=parts) if items(field.types):
-            inner = replace(field, types=items(field.types))
+            inner = replace(field, types=items(field.types), not_built=None)
             read_parts = [read(part, inner, owner, place) for part in parts]
             result = INVALID if INVALID in read_parts else tuple(read_parts)
         case tree.Call(name=tree.Name(text="budget")):

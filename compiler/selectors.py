@@ -16,6 +16,7 @@ from attnc.compiler.read_value import read_call
 from attnc.compiler.value import Between, Value
 from attnc.dsl import tree
 from attnc.dsl.excerpt import quoted
+from attnc.dsl.problems import MOST
 from attnc.dsl.source import Span
 
 Count = Annotated[int, Positional(), Bounds(1, 1024), Budgeted("training")]
@@ -61,6 +62,8 @@ def owners(cases: tuple[tree.Case, ...], layers: int, place: Place) -> list[int]
         for layer in chosen or ():
             if owner.setdefault(layer, index) != index:
                 clashes.setdefault((owner[layer], index), []).append(layer)
+        if len(clashes) > MOST:  # more than are reported
+            break
     for (first, second), both in clashes.items():
         message = f"{_shown(both)} {'has' if len(both) == 1 else 'have'} two rules"
         notes = [("the first one is here", cases[first].span)]

@@ -14,6 +14,7 @@ from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.overlay import block_size
 from attnc.compiler.print_value import print_keys, print_value
+from attnc.compiler.tuning import RouterNetwork
 from attnc.compiler.value import Share
 
 SHARES = (5, 10, 25, 40, 50, 75, 100)
@@ -186,8 +187,8 @@ def mixers(draw: st.DrawFn, sizes: Sizes, kv_heads: int, ratio: int, depth: int 
     if shape == "choose":
         return f"choose(per = {draw(st.sampled_from(('layer', 'head')))}) {{ a: {draw(union)}, b: {draw(union)} }}"
     if shape == "route":
-        network = draw(st.sampled_from(("linear", "mlp")))
-        return f"route(per = token, by = router({network})) {{ a: {draw(union)}, b: {draw(union)} }}"
+        estimator = draw(values(fields(RouterNetwork)["estimator"]))
+        return f"route(per = token, by = router(linear, estimator = {estimator})) {{ a: {draw(union)}, b: {draw(union)} }}"
     if shape == "conv":
         return print_value(draw(kinds("conv", 4)))
     if shape == "gate":

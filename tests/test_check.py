@@ -78,7 +78,6 @@ def test_the_models_rope_reaches_key_sets_only():
     parts = mixer("full + conv(3)", "rope = 77").parts
     assert isinstance(parts[1], Mixing)
     assert [part.attributes.rope for part in parts] == [77, None]
-    assert mixer("conv(3) { rope = 5 }").attributes.rope == 5
 
 
 def test_yarn_stretches_the_models_trained_length():
@@ -178,11 +177,9 @@ def test_choose_keeps_its_method_and_its_first_alternative_is_the_default():
 
 
 def test_route_per_token_keeps_its_router():
-    found = mixer(
-        "route(per = token, by = router(mlp, init = [1, -2], estimator = straight_through)) { a: full, b: window(3) }"
-    )
+    found = mixer("route(per = token, by = router(linear, estimator = straight_through)) { a: full, b: window(3) }")
     assert isinstance(found, Route)
-    assert (found.router.network, found.router.init, found.router.estimator) == ("mlp", (1, -2), "straight_through")
+    assert (found.router.network, found.router.estimator) == ("linear", "straight_through")
 
 
 def test_a_budget_stands_at_its_default_and_is_recorded_once():
@@ -262,7 +259,7 @@ def test_a_cache_keeps_what_any_reachable_case_needs():
     assert kept("when { length < 9: full, else: window(5) }") == [("", "growing", 4, None, 4 * slot, 0)]
     assert kept("choose(per = head) { a: window(5), b: full }") == [("", "ring", 4, 20, 0, 20 * 4 * slot)]
     assert kept("power_of_two(4)") == kept("stride(4)") == kept("full")
-    assert kept("persistent(4)") == []
+    assert kept("persistent(4)") == [("", "ring", 4, 15, 0, 15 * 4 * slot)]
     assert kept("full", "causal = false") == []
     route = "route(per = token, by = router(linear)) { a: window(5), b: sink(1), c: window(2) }"
     assert kept(route) == [("", "growing", 4, None, 4 * (slot + 2 * 3), 0)]
@@ -332,4 +329,24 @@ def test_a_large_file_is_checked_in_time():
     mixes = "\n".join(f"mix a{n} = sink({n}) | window({n + 1})" for n in range(2000))
     start = time.process_time()
     check("all: a1999", rest=mixes)
+    assert time.process_time() - start < 10
+
+
+HOSTILE = {
+    "rules": "\n".join(["0..5: full"] * 8000),
+    "alternatives": "all: choose(per = head) {" + "\n".join(f"a{n}: window({n + 1})" for n in range(4000)) + "}",
+    "key sets": "all: " + " | ".join(f"window({n + 1})" for n in range(8000)),
+    "terms": "all: " + " + ".join(f"window({n + 1})" for n in range(8000)),
+    "settings": "all: full {" + "\n".join(f"k{n} = 3" for n in range(8000)) + "}",
+    "arguments": "all: window(" + ", ".join(f"k{n} = 3" for n in range(8000)) + ")",
+    "branches": "all: gate(" + ", ".join(["full"] * 20000) + ")",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_spec_costs_no_more_than_errors(name):
+    start = time.process_time()
+    with pytest.raises(SpecError) as caught:
+        check(HOSTILE[name])
+    assert len(caught.value.diagnostics) <= 51
     assert time.process_time() - start < 10

@@ -22,6 +22,8 @@ WRONG = {
     "not_built_kinds": MODEL + "layers { first(2): linear(decay = scalar), else: routed(tokens, top_k = 5) }",
     "not_built_values": MODEL
     + "layers { 0: sink(4, detect = cosine(0.9)), 1: full { score = grouped(5) }, else: full { kv_latent = 64 } }",
+    "attributes_of_a_convolution": MODEL + "layers { all: full + conv(3) { rope = none } }",
+    "learned_keys_twice": MODEL + "layers { 0: persistent(2) | full | persistent(3), else: full }",
     "not_built_route": MODEL + "layers { all: route(per = layer, by = router(mlp)) { a: full, b: window(5) } }",
     "unknown_argument": MODEL + "layers { all: window(12, algined = 4) }",
     "too_many_arguments": MODEL + "layers { 0: full(3), else: sink(3, 4) }",
@@ -79,7 +81,7 @@ WRONG = {
     "blocks_not_built": MODEL
     + "layers { 0: when { length < 5: conv(3), else: full }, 1: choose(per = layer) { a: full, b: full + conv(3) }\n"
     "  2: when { length < 5: full { rope = none }, else: full }\n"
-    "  else: route(per = token, by = router(mlp)) { a: full, b: sink(3) } { score = uniform } }",
+    "  else: route(per = token, by = router(linear)) { a: full, b: sink(3) } { score = uniform } }",
     "shared_weights": MODEL + "layers { 0: heads { 0: full { qk_norm = rms }, else: full },\n"
     "  else: when { length < 5: full { scale = 2 }, else: full } }",
     "when_without_else": MODEL + "layers { all: when { length < 9: full } }",
