@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attnc.codegen.parts import Names, Part, merged
 from attnc.compiler.spec import Chain, Gate, Model, Sum
+from attnc.compiler.walk import first_leaf
 
 
 def combine(mixer: Sum | Chain | Gate, inner: list[Part], names: Names, model: Model) -> Part:
@@ -14,7 +15,7 @@ def combine(mixer: Sum | Chain | Gate, inner: list[Part], names: Names, model: M
         slot += part.slots
     match mixer:
         case Sum():
-            summary = f"Outputs added: {' + '.join(mixer.names)}."
+            summary = f"Outputs added: {' + '.join(mixer.names)}." if len(inner) > 1 else f"{mixer.names[0]} alone."
             body = [f"return {' + '.join(f'self.{name}(x, call)' for name in mixer.names)}"]
         case Chain():
             summary = f"One reads the other: {' >> '.join(mixer.names)}."
@@ -22,7 +23,7 @@ def combine(mixer: Sum | Chain | Gate, inner: list[Part], names: Names, model: M
         case Gate():
             summary = f"Branches weighed by a gate: {', '.join(mixer.names)}."
             more, body = _gate(mixer, model)
-            modules += more
+            modules += [*_shared(mixer), *more]
     return Part(
         name=names.new([mixer.node], "Mixer"),
         place="mixer",
@@ -33,6 +34,18 @@ def combine(mixer: Sum | Chain | Gate, inner: list[Part], names: Names, model: M
         slots=slot,
         needs=merged([{"layers": {"ProductGate"}}] if isinstance(mixer, Gate) and mixer.by == "product" else []),
     )
+
+
+def _shared(mixer: Gate) -> list[str]:
+    """Lines that let every branch use the first one's projections, as far as it has some of its own."""
+    lines = []
+    first, *others = mixer.names
+    a = first_leaf(mixer.parts[0]).attributes
+    for letter in mixer.shared:
+        borrowed = (letter in "qk" and a.qk_from is not None) or (letter == "k" and a.share_qk)
+        if not borrowed:
+            lines += [f"self.{name}.{letter}_proj = self.{first}.{letter}_proj" for name in others]
+    return lines
 
 
 def _gate(mixer: Gate, model: Model) -> tuple[list[str], list[str]]:

@@ -64,6 +64,10 @@ class _Classes:
                 part = composing.combine(mixer, inner, self.names, self.spec.model)
             case Mixing():
                 part = projecting.apply(self.graph, layer, scope, self.names, self.spec.model)
+                if not scope:  # its weights lie below its own name, `mixer.conv`, as they do beside others
+                    self.parts.append(part)
+                    alone = Sum(names=(mixer.kind.kind,), parts=(mixer,))
+                    part = composing.combine(alone, [part], self.names, self.spec.model)
             case Route():
                 part = projecting.routed(self.graph, layer, scope, self.names, self.spec.model, self.visible)
             case _:

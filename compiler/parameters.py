@@ -21,8 +21,10 @@ def parameters(spec: Spec, graph: Graph) -> tuple[Weight, ...]:
     for layer in spec.layers:
         prefix = f"model.layers.{layer.index}"
         inside = [*norms(model), *feed_forward(model)]
-        for _, node in graph.nodes(layer.index):
-            inside += of_node(node, model)
+        nodes = [node for _, node in graph.nodes(layer.index)]
+        borrowed = tuple(name for node in nodes for name in _borrowed(node))
+        for node in nodes:
+            inside += [weight for weight in of_node(node, model) if not weight.name.startswith(borrowed)]
         found += [weight.model_copy(update={"name": f"{prefix}.{weight.name}"}) for weight in inside]
     found += norm("model.norm", model)
     if not model.tie:
@@ -53,10 +55,11 @@ def norm(name: str, model: Model) -> list[Weight]:
 def norms(model: Model) -> list[Weight]:
     """The norms of one layer."""
     names = ["input_layernorm"]
-    if model.norm_place == "sandwich":
-        names += ["post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
-    elif model.feed_forward is not None:
+    sandwich = model.norm_place == "sandwich"
+    if sandwich or model.feed_forward is not None:
         names += ["post_attention_layernorm"]
+    if sandwich and model.feed_forward is not None:
+        names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
     return [weight for name in names for weight in norm(name, model)]
 
 
@@ -100,6 +103,14 @@ def of_node(node: Node, model: Model) -> list[Weight]:
 
 def _gate(node: Combine) -> str:
     return f"mixer.{node.scope}.gate" if node.scope else "mixer.gate"
+
+
+def _borrowed(node: Node) -> list[str]:
+    """Projections that branches of a gate take from its first branch: the beginnings of their names."""
+    if not isinstance(node, Combine) or not node.shared:
+        return []
+    inside = f"mixer.{node.scope}." if node.scope else "mixer."
+    return [f"{inside}{name}.{letter}_proj." for name in node.names[1:] for letter in node.shared]
 
 
 def projections(node: Project, model: Model) -> list[Weight]:
