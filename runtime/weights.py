@@ -28,6 +28,7 @@ CODES = {
     "A544": "tensors that the model has no place for",
     "A545": "tensors of another shape",
     "A546": "tensors of another sort of numbers",
+    "A547": "tensors that the model ties, and that differ",
 }
 
 
@@ -47,19 +48,35 @@ def load_weights(
 ) -> None:
     """Read the tensors of one or several safetensors files into the module's parameters; raises WeightsError.
 
-    Nothing changes unless all fit: every parameter is there (of tied ones, one name is enough), nothing else is, shapes agree,
-    and floats go to floats. Parameters on the device `meta` come to be on `device` (default: the CPU), in `dtype` (default:
-    the file's); others keep theirs and take the numbers.
+    Nothing changes unless all fit: every parameter is there (of tied ones, one name is enough, and several agree), nothing
+    else is, shapes agree, and floats go to floats. Parameters on the device `meta` come to be on `device` (default: the CPU),
+    in `dtype` (default: the file's); others keep theirs and take the numbers.
     """
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
     shapes, homes = _contents(paths)
     places = _places(module)
     _complain(shapes, places)
+    _check_ties(homes, places)
     with torch.no_grad():
         for path in paths:
             with safe_open(path, framework="pt") as file:
                 for name in (name for name, home in homes.items() if home == path):
                     _put(module, places, name, file.get_tensor(name), device, dtype)
+
+
+def _check_ties(homes: Mapping[str, Path], places: Mapping[str, Tensor]) -> None:
+    """Names of one tensor hold the same numbers."""
+    first_names: dict[int, str] = {}
+    for name in homes:
+        first = first_names.setdefault(id(places[name]), name)
+        if first != name and not torch.equal(_read(homes, first), _read(homes, name)):
+            raise WeightsError("A547", f"{first} and {name}", [first, name])
+
+
+def _read(homes: Mapping[str, Path], name: str) -> Tensor:
+    with safe_open(homes[name], framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
 
 
 def _put(

@@ -19,6 +19,7 @@ from attnc.runtime.softmax import attend
 GROUPS = (HeadGroup(0, 1, near=(FULL,)), HeadGroup(2, 2, sink=2, near=(Near(back=4),)))
 MIXED = (Slots(0, 1, Growing()), Slots(2, 2, Ring(2, 5)))
 RING = (Slots(0, 2, Ring(2, 5)),)
+WINDOW = (replace(GROUPS[1], first=0),)
 FORM = Form.of(GROUPS, causal=True)
 
 
@@ -122,7 +123,7 @@ def test_sequences_that_grow_to_one_length_from_different_ones_are_kept_apart():
 @given(st.lists(st.integers(0, 60), min_size=2, max_size=2), st.data())
 def test_crop_is_exact_or_refused_with_its_code(counts, data):
     plans = data.draw(st.sampled_from([MIXED, RING]))
-    groups = GROUPS if plans is MIXED else (replace(GROUPS[1], first=0),)
+    groups = GROUPS if plans is MIXED else WINDOW
     cache, text = poisoned([LayerPlan(plans, 4, 4)], 2), Text(2, groups)
     text.feed(cache, counts)
     n = data.draw(st.integers(0, 60))
@@ -142,6 +143,16 @@ def test_crop_is_exact_or_refused_with_its_code(counts, data):
     text.feed(fresh, after)
     for sizes in data.draw(st.lists(st.lists(st.integers(0, 20), min_size=2, max_size=2), min_size=1, max_size=3)):
         torch.testing.assert_close(text.feed(cache, sizes), text.feed(fresh, sizes), rtol=1e-12, atol=1e-12)
+
+
+def test_a_full_ring_goes_back_by_16_tokens_and_no_more():
+    cache, fresh, text = poisoned([LayerPlan(RING, 4, 4)], 1), poisoned([LayerPlan(RING, 4, 4)], 1), Text(1, WINDOW)
+    text.feed(cache, [60])
+    with pytest.raises(CacheError, match="from 60 to 43"):
+        cache.crop(43)
+    cache.crop(44)
+    text.feed(fresh, [44])
+    torch.testing.assert_close(text.feed(cache, [1]), text.feed(fresh, [1]), rtol=1e-12, atol=1e-12)
 
 
 def test_a_state_cannot_go_back_except_to_the_start():

@@ -26,7 +26,7 @@ class Tiny:
 
     def __init__(self):
         make = torch.Generator().manual_seed(0)
-        self.embedding = torch.randn(23, 8, generator=make, dtype=torch.float64)
+        self.embedding, self.head = (torch.randn(23, 8, generator=make, dtype=torch.float64) for _ in range(2))
         self.calls = []
 
     def new_cache(self, batch, max_length):
@@ -41,7 +41,7 @@ class Tiny:
         out = attend(torch_attention, q, k, x, batch, layer, GROUPS, FORM, 0.5)
         if cache is not None:
             cache.advance(batch)
-        return Output(batch.unpack((x + out).flatten(1) @ self.embedding.T), cache)
+        return Output(batch.unpack((x + out).flatten(1) @ self.head.T), cache)
 
 
 def without_cache(model, prompt, count):
@@ -68,12 +68,15 @@ def test_cached_tokens_of_left_padded_prompts_in_chunks_equal_those_of_whole_cal
 
 def test_generation_ends_when_every_sequence_has_stopped():
     model = Tiny()
-    tokens = torch.randint(0, 23, (2, 5))
+    tokens = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 8]])
     free = torch.stack(list(generate(model, tokens, 12)), dim=1)
     stop = [int(free[0, 3]), int(free[1, 6])]
     ends = [next(i for i, token in enumerate(row) if token in stop) for row in free.tolist()]
     found = torch.stack(list(generate(model, tokens, 12, stop=stop)), dim=1)
     assert found.shape[1] == max(ends) + 1
+    first = ends.index(min(ends))
+    assert ends[0] != ends[1]
+    assert len(set(free[first, ends[first] : max(ends) + 1].tolist())) > 1, "the text would have gone on"
     for row, wanted, end in zip(found.tolist(), free.tolist(), ends, strict=True):
         assert row[: end + 1] == wanted[: end + 1]
         assert set(row[end:]) == {wanted[end]}

@@ -72,6 +72,20 @@ def test_one_name_of_tied_tensors_is_enough_and_they_stay_tied(tmp_path, device,
     assert torch.equal(model.embed.weight, wanted)
 
 
+def test_tied_tensors_that_differ_are_refused(tmp_path):
+    whole = tensors(Small(tie=True))
+    save_file(whole, tmp_path / "same.safetensors")
+    load_weights(Small(tie=True), tmp_path / "same.safetensors")
+    whole["lm_head.weight"] = whole["lm_head.weight"] + 1
+    save_file(whole, tmp_path / "w.safetensors")
+    model = Small(tie=True)
+    before = tensors(model)
+    with pytest.raises(WeightsError, match=r"embed\.weight and lm_head\.weight") as caught:
+        load_weights(model, tmp_path / "w.safetensors")
+    assert caught.value.code == "A547"
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
 def bad(change):
     def make(path):
         whole = tensors(Small())
@@ -142,7 +156,9 @@ def test_a_start_depends_on_the_name_and_the_seed_alone():
     for name, value in tensors(one).items():
         assert torch.equal(value, other.state_dict()[name]), name
     assert not torch.equal(one.embed.weight, third.embed.weight)
-    assert not torch.equal(one.embed.weight[:3, :4], one.out.weight)
+    twins = nn.ModuleList([nn.Linear(9, 9), nn.Linear(9, 9)])
+    initialise(twins, 7)
+    assert not torch.equal(twins[0].weight, twins[1].weight)
 
 
 def test_tensors_start_as_their_module_says():
