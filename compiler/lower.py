@@ -63,6 +63,11 @@ def lower(typed: Typed, scope: Scope) -> Mixer | None:
             return _attention(typed, scope)
         case Lone():
             return _mixing(typed, scope)
+        case Attributed(body=Lone(kind=kind), settings=settings) if settings:
+            key, (_, place) = next(iter(settings.items()))
+            message = f"`{key}` has no meaning for `{kind.kind}`, which has projections of its own"
+            scope.place.problems.add("A213", message, place, f"`{kind.kind}` without attributes", f"leave `{key}` out")
+            return None
         case Attributed(body=body, settings=settings):
             return lower(body, replace(scope, settings=(*scope.settings, settings)))
         case Several():
@@ -94,13 +99,6 @@ def _mixing(typed: Lone, scope: Scope) -> Mixing | None:
         message = f"`{typed.kind.kind}` looks back only, but `causal = false` is set"
         help_line = "write a key set such as `window(n)`, or set `causal = true`"
         scope.place.problems.add("A300", message, typed.node.span, "a kind that sees both directions", help_line)
-        return None
-    said = next((found for settings in scope.settings for found in settings.items()), None)
-    if said is not None:
-        key, (_, place) = said
-        message = f"`{key}` has no meaning for `{typed.kind.kind}`, which has projections of its own"
-        expected = f"`{typed.kind.kind}` without attributes"
-        scope.place.problems.add("A213", message, place, expected, f"leave `{key}` out, or set it on the other mixers alone")
         return None
     return Mixing(kind=typed.kind, attributes=attributes, origin=origin(typed.node))
 
