@@ -15,9 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import triton
-
-from attnc.codegen.triton.versions import INTERPRETS, compile_kernel
+from attnc.codegen.triton.versions import INTERPRETS, assembler, compile_kernel
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
@@ -114,15 +112,12 @@ def _compile(kernel: Any, constants: dict[str, Any], target: str, dtype: str) ->
 
 def _nvidia(asm: dict[str, Any], target: str) -> tuple[int, int, int]:
     """Registers, spilled bytes and stack of a thread, as the assembler that Triton brings along says."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    blackwell = tools / "ptxas-blackwell"
-    ptxas = blackwell if int(target[3:]) >= 100 and blackwell.exists() else tools / "ptxas"
     arch = re.search(r"\.target (sm_\w+)", asm["ptx"])
     assert arch is not None
     with tempfile.TemporaryDirectory(prefix="attnc-") as folder:
         ptx = Path(folder) / "kernel.ptx"
         ptx.write_text(asm["ptx"], encoding="utf-8")
-        command = [str(ptxas), "-v", f"--gpu-name={arch[1]}", str(ptx), "-o", str(Path(folder) / "kernel.cubin")]
+        command = [assembler(target), "-v", f"--gpu-name={arch[1]}", str(ptx), "-o", str(Path(folder) / "kernel.cubin")]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr  # noqa: S603
     registers, frame, stores = (
         int(_only(pattern, log))

@@ -16,6 +16,10 @@ INTERPRETS: bool = triton.knobs.runtime.interpret
 """Whether kernels made in this process run in Triton's interpreter (TRITON_INTERPRET=1), where nothing can be compiled."""
 
 
+OPTIONS = frozenset({"num_warps", "num_stages", "enable_fp_fusion"})
+"""Compile-time arguments that are Triton's own. Fusing a product and a sum is named, as its default changes with 3.10."""
+
+
 def gpu_target(target: str) -> Any:
     """Triton's name for `sm_80`, `sm_90`, `sm_100` or `gfx942`."""
     if target.startswith("sm_"):
@@ -23,13 +27,20 @@ def gpu_target(target: str) -> Any:
     return GPUTarget("hip", target, 64)
 
 
+def assembler(target: str) -> str:
+    """The ptxas that Triton itself uses for an NVIDIA target: which of those it brings along differs between versions."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    return str(get_ptxas(int(target[3:])).path)
+
+
 def compile_kernel(
     kernel: Any, signature: dict[str, str], constants: dict[str, Any], aligned: frozenset[str], target: str
 ) -> Any:
     """Compile a jitted function without a GPU. `aligned` names the arguments that are multiples of 16, `constants` also holds
-    num_warps and num_stages.
+    the OPTIONS.
     """
-    options = {name: value for name, value in constants.items() if name in ("num_warps", "num_stages")}
+    options = {name: value for name, value in constants.items() if name in OPTIONS}
     values = {name: value for name, value in constants.items() if name not in options}
     names = kernel.arg_names
     attributes = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in aligned}

@@ -202,6 +202,7 @@ def settings(rings, block_q, block_k, warps, stages):
         "BLOCK_K": block_k,
         "num_warps": warps,
         "num_stages": stages,
+        "enable_fp_fusion": True,
     }
 
 

@@ -238,13 +238,20 @@ def split_settings(block_r, block_k, warps, most_warps, stages):
         "BLOCK_K": block_k,
         "num_warps": most_warps if block_r == MOST_ROWS else warps,
         "num_stages": stages,
+        "enable_fp_fusion": True,
     }
 
 
 def combine_settings(splits):
     """The compile-time arguments of `combine_kernel`."""
-    width = max(16, triton.next_power_of_2(VALUE_WIDTH))
-    return {"E": VALUE_WIDTH, "BLOCK_E": width, "SPLITS": triton.next_power_of_2(splits), "num_warps": 4, "num_stages": 1}
+    return {
+        "E": VALUE_WIDTH,
+        "BLOCK_E": max(16, triton.next_power_of_2(VALUE_WIDTH)),
+        "SPLITS": triton.next_power_of_2(splits),
+        "num_warps": 4,
+        "num_stages": 1,
+        "enable_fp_fusion": True,
+    }
 
 
 def variants(architecture, element_size):
