@@ -73,7 +73,7 @@ class TextReport(BaseModel):
 
 
 class TableReport(BaseModel):
-    """What `attnc show --json` prints: the resolved table, and with a plan how each part runs."""
+    """What `attnc show --json` prints: the resolved table; with a plan how each part runs, and which kernels no GPU has run."""
 
     schema_version: int = 1
     model: Model
@@ -81,6 +81,7 @@ class TableReport(BaseModel):
     budgets: tuple[BudgetSite, ...]
     laws: tuple[Law, ...]
     plan: SerializeAsAny[Value] | None
+    unverified: list[SerializeAsAny[BaseModel]]
 
 
 def file_report(file: str, result: Spec | SpecError) -> FileReport:

@@ -13,6 +13,7 @@ from attnc.cli.options import Device, Json, device_name, read_spec, read_tree
 from attnc.cli.output import print_json
 
 if TYPE_CHECKING:
+    from attnc.cli.verified import Unverified
     from attnc.compiler.graph import Graph
     from attnc.compiler.plan import Plan
     from attnc.compiler.spec import Spec
@@ -73,15 +74,24 @@ def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
         from attnc.cli.report import TableReport
         from attnc.compiler.laws import laws
 
-        print_json(TableReport(model=spec.model, rows=table(spec), budgets=spec.budgets, laws=laws(spec), plan=plan))
+        waiting = [] if plan is None else _unverified(spec, plan)
+        budgets, owed = spec.budgets, laws(spec)
+        print_json(TableReport(model=spec.model, rows=table(spec), budgets=budgets, laws=owed, plan=plan, unverified=waiting))
         return
     if plan is None:
         typer.echo(table_text(spec), nl=False)
         return
+    from attnc.cli.verified import unverified_text
     from attnc.compiler.show import plan_text
 
     typer.echo(table_text(spec).partition("\n\nlaws\n")[0])  # the laws are the spec's, whatever runs it
-    typer.echo("\n" + plan_text(plan), nl=False)
+    typer.echo("\n" + plan_text(plan) + unverified_text(_unverified(spec, plan)), nl=False)
+
+
+def _unverified(spec: Spec, plan: Plan) -> list[Unverified]:
+    from attnc.cli.verified import unverified
+
+    return unverified(plan, _layer_graph(spec), spec.model)
 
 
 def _graph(spec: Spec, json: bool) -> None:
