@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -474,11 +475,34 @@ def test_a_full_disk_leaves_what_was_there(checkpoint: Path, tmp_path: Path, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for function in ("attnc.checkpoint.tensors._copy", "attnc.checkpoint.place.os.replace"):
-        with monkeypatch.context() as patch:
-            patch.setattr(function, full)
-            assert "no space left on device" in refused(checkpoint, out)["A533"]
-        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    monkeypatch.setattr("attnc.checkpoint.tensors._copy", full)
+    assert "no space left on device" in refused(checkpoint, out)["A533"]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_rename_that_fails_is_undone(
+    step: int, again: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.attn"
+    if again:  # old folder away, new folder in, spec in
+        import_checkpoint(checkpoint, out)
+        save_file({name: weight + 1 for name, weight in tiny_weights().items()}, checkpoint / "model.safetensors")
+    elif step == 2:
+        step = 1  # without an earlier import there is one rename less
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    rename = os.replace
+    steps = iter(range(9))
+
+    def failing(*paths: Path) -> None:
+        if next(steps) == step:
+            raise OSError(5, "Input/output error")
+        rename(*paths)
+
+    monkeypatch.setattr("attnc.checkpoint.place.os.replace", failing)
+    assert "input/output error" in refused(checkpoint, out)["A533"]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 # GGUF

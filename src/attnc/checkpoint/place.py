@@ -77,15 +77,15 @@ def put(made: Path, folder: Path, spec: Path, text: str) -> None:
             os.replace(folder, old)
         try:
             os.replace(made, folder)
+            os.replace(new_spec, spec)
         except OSError:
+            shutil.rmtree(folder, ignore_errors=True)  # the new one, if it got that far
             if old.exists():
                 os.replace(old, folder)
             raise
-        os.replace(new_spec, spec)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         new_spec.unlink(missing_ok=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def _disk(folder: Path, error: OSError) -> Exception:
