@@ -87,7 +87,7 @@ WATCHED = (
         "fla-org/flash-linear-attention issue 1262",
     ),
 )
-"""Cases whose trigger is not known, so that no kernel can be refused: tests/gpu compares products of integers exactly instead."""
+"""Cases whose trigger is not known, so that no kernel can be refused; tests/gpu compares products of integers exactly."""
 
 
 def features_of(text: str) -> frozenset[str]:
