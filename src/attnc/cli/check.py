@@ -22,12 +22,13 @@ def check(
     json: Json = False,
 ) -> None:
     """Check specs and report all their mistakes."""
-    from attnc.cli.report import CheckReport, file_report
     from attnc.dsl.diagnostic import SpecError
 
     results = [(file, _result(file)) for file in files]
     failed = [result for _, result in results if isinstance(result, SpecError)]
     if json:
+        from attnc.cli.report import CheckReport, file_report
+
         print_json(CheckReport(files=[file_report(file, result) for file, result in results]))
     else:
         _print(results)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, SerializeAsAny
+from pydantic import BaseModel
 
-from attnc.compiler.laws import Law
-from attnc.compiler.spec import BudgetSite, Model, Spec
-from attnc.compiler.table import TableRow
-from attnc.compiler.value import Value
+from attnc.compiler.spec import Spec
 from attnc.dsl.diagnostic import Diagnostic, SpecError
 from attnc.dsl.source import Span
 
@@ -62,26 +59,6 @@ class CheckReport(BaseModel):
 
     schema_version: int = 1
     files: list[FileReport]
-
-
-class TextReport(BaseModel):
-    """A stage whose text is its whole content."""
-
-    schema_version: int = 1
-    stage: str
-    text: str
-
-
-class TableReport(BaseModel):
-    """What `attnc show --json` prints: the resolved table; with a plan how each part runs, and which kernels no GPU has run."""
-
-    schema_version: int = 1
-    model: Model
-    rows: tuple[TableRow, ...]
-    budgets: tuple[BudgetSite, ...]
-    laws: tuple[Law, ...]
-    plan: SerializeAsAny[Value] | None
-    unverified: list[SerializeAsAny[BaseModel]]
 
 
 def file_report(file: str, result: Spec | SpecError) -> FileReport:

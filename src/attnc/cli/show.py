@@ -60,7 +60,7 @@ def _tree(source: str, json: bool) -> None:
 
     text = tree_text(read_tree(source))
     if json:
-        from attnc.cli.report import TextReport
+        from attnc.cli.show_report import TextReport
 
         print_json(TextReport(stage="tree", text=text))
     else:
@@ -71,7 +71,7 @@ def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
     from attnc.compiler.table import table, table_text
 
     if json:
-        from attnc.cli.report import TableReport
+        from attnc.cli.show_report import TableReport
         from attnc.compiler.laws import laws
 
         waiting = [] if plan is None else _unverified(spec, plan)
@@ -117,7 +117,7 @@ def _module(source: str, folder: Path | None, device: str | None, json: bool) ->
         texts, _ = write_texts(spec, graph, plan_all(graph, Options(device=device_name(device))))
         text = texts["model.py"]
     if json:
-        from attnc.cli.report import TextReport
+        from attnc.cli.show_report import TextReport
 
         print_json(TextReport(stage="module", text=text))
     else:

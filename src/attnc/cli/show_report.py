@@ -1,0 +1,30 @@
+"""Stages as data, for `attnc show --json`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, SerializeAsAny
+
+from attnc.compiler.laws import Law
+from attnc.compiler.spec import BudgetSite, Model
+from attnc.compiler.table import TableRow
+from attnc.compiler.value import Value
+
+
+class TextReport(BaseModel):
+    """A stage whose text is its whole content."""
+
+    schema_version: int = 1
+    stage: str
+    text: str
+
+
+class TableReport(BaseModel):
+    """What `attnc show --json` prints: the resolved table; with a plan how each part runs, and which kernels no GPU has run."""
+
+    schema_version: int = 1
+    model: Model
+    rows: tuple[TableRow, ...]
+    budgets: tuple[BudgetSite, ...]
+    laws: tuple[Law, ...]
+    plan: SerializeAsAny[Value] | None
+    unverified: list[SerializeAsAny[BaseModel]]
