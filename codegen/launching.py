@@ -77,7 +77,7 @@ def plan_text(mix: Mix, project: Project, at: int) -> str:
         slots.append(f"Slots({first - mix.first}, {last - mix.first}, {keep})")
     a = mix.attributes
     widths = f"key_width={a.head_dim}, value_width={a.value_dim}"
-    source = ", keys_from=self.source" if project.qk_layer is not None else ""
+    source = f", keys_from=self.source{f' + {at}' if at else ''}" if project.qk_layer is not None else ""
     states = _conv_states(project) if at == 0 and a.short_conv is not None else ""
     return f"LayerPlan(({', '.join(slots)},), {widths}{source}{states})"
 

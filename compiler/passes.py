@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import networkx as nx
 
 from attnc.compiler.graph import Combine, Graph, HeadGroup, Mix, Node, Variant, union
+from attnc.compiler.kept import chunk_size
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.verify import verify
 
@@ -29,12 +30,17 @@ def drop_contained_keys(graph: Graph) -> Graph:
 
 def group_equal_heads(graph: Graph) -> Graph:
     """Neighbouring mixes of one layer with the same attributes and guards become one; equal head groups inside it too."""
-    return _merge(graph, lambda mix: (mix.scope, mix.attributes, tuple(v.guards for v in mix.variants)), _side_by_side)
+    return _merge(graph, lambda mix: (mix.scope, *_turned(mix), tuple(v.guards for v in mix.variants)), _side_by_side)
 
 
 def variants_in_one_launch(graph: Graph) -> Graph:
     """Alternatives over the same KV groups with the same attributes differ only in numbers, so one launch serves them."""
-    return _merge(graph, lambda mix: (mix.scope, mix.attributes, mix.first, mix.last), _on_top)
+    return _merge(graph, lambda mix: (mix.scope, *_turned(mix), mix.first, mix.last), _on_top)
+
+
+def _turned(mix: Mix) -> tuple[object, ...]:
+    """What must be equal before q and k can be turned once for several mixes."""
+    return (mix.attributes, chunk_size(mix) if mix.attributes.positions == "chunk" else None)
 
 
 PASSES: tuple[Pass, ...] = (drop_contained_keys, group_equal_heads, variants_in_one_launch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attnc.compiler.attributes import Attributes, LogPosition
 from attnc.compiler.mixers import MIXERS
+from attnc.compiler.overlay import block_size
 from attnc.compiler.print_value import print_value
 from attnc.compiler.problems import Problems
 from attnc.compiler.spec import PHASES, Attention, Choose, Heads, Mixer, Mixing, When
@@ -59,12 +60,19 @@ def one_launch(cases: list[Mixer], word: str, span: Span, problems: Problems) ->
             if other.first <= leaf.last and leaf.first <= other.last:
                 pairs = zip(other.mixer.attributes, leaf.mixer.attributes, strict=True)
                 different = [key for (key, one), (_, two) in pairs if one != two]
+                if leaf.mixer.attributes.positions == "chunk" and _blocks(leaf.mixer) != _blocks(other.mixer):
+                    different.append("positions")
                 if different:
                     message = f"alternatives of `{word}` for the same heads that differ in `{different[0]}` are not built yet"
                     expected = "the same attributes in every alternative"
                     problems.add("A101", message, span, expected, f"set `{different[0]}` around the block")
                     return False
     return True
+
+
+def _blocks(mixer: Attention | Mixing) -> set[object]:
+    """The sizes of blocks that `positions = chunk` counts."""
+    return {block_size(kind) for kind in mixer.keys} - {None} if isinstance(mixer, Attention) else set()
 
 
 def routes_plainly(attributes: Attributes, span: Span, problems: Problems) -> bool:

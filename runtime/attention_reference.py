@@ -45,7 +45,7 @@ class Reference:
     """A `Provider` (softmax.py) that asks `HeadGroup.visible` for masks and `weights` for what logits become.
 
     rope: for `positions = consecutive`. q and k come un-rotated; each query rotates every key that it sees by the key's rank
-    among them in order of position, and itself by the last rank. Keys without a position are neither ranked nor rotated.
+    among them in order of position, and itself by its own key's rank. Keys without a position are neither ranked nor rotated.
     """
 
     weights: Weights = softmax_weights
@@ -99,14 +99,14 @@ class Reference:
             block = q[:, begin : begin + BLOCK]
             i = torch.arange(begin, begin + block.shape[1], device=q.device) + batch.pasts[s]
             visible = group.visible(i[:, None], j[None, :], batch.totals[s]) | (j < 0)
-            logits = self._products(block, k, j, visible) * scale
+            logits = self._products(block, k, i, j, visible) * scale
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
             weights = self.weights(logits, visible, sink)
             seen = v.masked_fill(~visible.any(dim=0).view(1, -1, 1), 0.0)  # 0 * NaN is NaN
             outputs.append(weights @ seen)
         return torch.cat(outputs, dim=1) if outputs else q.new_zeros(*q.shape[:2], v.shape[2])
 
-    def _products(self, q: Tensor, k: Tensor, j: Tensor, visible: Tensor) -> Tensor:
+    def _products(self, q: Tensor, k: Tensor, i: Tensor, j: Tensor, visible: Tensor) -> Tensor:
         """q [H, n, D] times k [H, L, D] -> [H, n, L], rotated by rank first if that is asked for."""
         if self.rope is None:
             return q @ k.transpose(1, 2)
@@ -115,7 +115,8 @@ class Reference:
         cos, sin = angles(self.rope, rank.clamp(min=0))
         turned = rotate_by(k[:, None, :, None], cos, sin).squeeze(-2)  # [H, n, L, D]
         turned = torch.where((j < 0).view(1, 1, -1, 1), k.unsqueeze(1), turned)
-        query = rotate_by(q.unsqueeze(-2), *angles(self.rope, rank[:, -1].clamp(min=0))).squeeze(-2)
+        own = (placed & (j < i[:, None])).sum(dim=1)  # [n], the rank that the query's own key has, or would have
+        query = rotate_by(q.unsqueeze(-2), *angles(self.rope, own)).squeeze(-2)
         return torch.einsum("hnd,hnld->hnl", query, turned)
 
 

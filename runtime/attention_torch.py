@@ -36,6 +36,8 @@ def torch_attention(
     if isinstance(scale, Tensor):
         wide = torch.promote_types(q.dtype, torch.float32)
         q, scale = (q.to(wide) * scale.to(wide).unsqueeze(-1)).to(q.dtype), 1.0
+    elif scale == 0.0:  # a plain mean; PyTorch's kernels multiply their own -inf by the scale, and 0 * -inf is NaN
+        q, scale = torch.zeros_like(q), 1.0
     score = _Score(scale, cap, sink_logit, q.shape[1] // sum(band.last - band.first + 1 for band in parts[0].bands))
     spans = head_spans(groups, parts)
     if even(batch, parts):
