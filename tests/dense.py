@@ -1,0 +1,297 @@
+"""The oracle: a whole model computed from the formulas of docs/language.md, head by head over plain T x T masks.
+
+Nothing of attnc computes here: a checked spec is read as data, its weights are a dict. One function an idea (formulas.py),
+obvious over fast. All is in the dtype asked for, except the angles of rotations, which the language wants in fp32: those
+few operations follow the published formula of Llama's code step by step.
+
+Legend: n queries of the call, L all keys so far; H query heads, G KV heads; D key width, E value width, W model width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from formulas import block, convolved, l2, layer_norm, mask, rms, rotated, score_weights, silu
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call: so many new tokens, in this phase, and what `length` means in it."""
+
+    tokens: int
+    phase: str
+    length: int
+
+
+@dataclass
+class Text:
+    """What has been computed of one text so far: per part of the model all keys, values, routes and inputs of convolutions."""
+
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def joined(self, name, new):
+        """All rows so far with the new ones [n, ...] below."""
+        self.rows[name] = torch.cat((self.rows[name], new)) if name in self.rows else new
+        return self.rows[name]
+
+
+def logits(
+    spec, weights: Mapping[str, torch.Tensor], tokens: torch.Tensor, steps: Sequence[Step] | None = None, dtype=torch.float64
+):
+    """[N, vocabulary] for one text [N]. `steps` None: all tokens in one training call, nothing cached."""
+    weights = {name: tensor.detach().to(dtype) for name, tensor in weights.items()}
+    steps = [Step(len(tokens), "train", len(tokens))] if steps is None else steps
+    text, found, done = Text(), [], 0
+    for step in steps:
+        found.append(_Call(spec, weights, text, step, done, dtype).logits(tokens[done : done + step.tokens]))
+        done += step.tokens
+    assert done == len(tokens), "the steps read the whole text"
+    return torch.cat(found)
+
+
+def holds(condition, phase: str, length: int) -> bool:
+    """Whether a condition of `when` does."""
+    if condition is None:
+        return True
+    if condition.left == "phase":
+        return phase == condition.right
+    left, right = length, condition.right
+    return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right, "==": left == right}[
+        condition.operator
+    ]
+
+
+def owner(mixer, group: int, phase: str, length: int):
+    """The attention that owns a KV group in this phase at this length; a `choose` is at its default."""
+    match mixer.node:
+        case "attention":
+            return mixer
+        case "heads":
+            (case,) = (case for case in mixer.cases if case.first <= group <= case.last)
+            return owner(case.mixer, group, phase, length)
+        case "when":
+            case = next(case for case in mixer.cases if holds(case.condition, phase, length))
+            return owner(case.mixer, group, phase, length)
+        case "choose":
+            return owner(mixer.alternatives[0].mixer, group, phase, length)
+    raise AssertionError(mixer.node)
+
+
+def any_attention(mixer):
+    """One of the attentions that share a set of projections."""
+    while mixer.node != "attention":
+        mixer = (mixer.cases if mixer.node in ("heads", "when") else mixer.alternatives)[0].mixer
+    return mixer
+
+
+@dataclass
+class _Call:
+    """One call on a text of which `past` tokens have been read."""
+
+    spec: object
+    weights: dict[str, torch.Tensor]
+    text: Text
+    step: Step
+    past: int
+    dtype: torch.dtype
+    handed: list = field(default_factory=list)
+    """q and k of each attention of the nearest earlier layer with its own"""
+    fresh: list = field(default_factory=list)
+    """the same of this layer so far"""
+    taken: list = field(default_factory=list)
+    """attentions of this layer that took theirs over"""
+
+    def logits(self, tokens):
+        m = self.spec.model
+        x = self.weights["model.embed_tokens.weight"][tokens] * m.embedding_scale
+        for layer in self.spec.layers:
+            self.fresh, self.taken = [], []
+            x = self.block(layer, f"model.layers.{layer.index}", x)
+            self.handed = self.fresh or self.handed
+        head = "model.embed_tokens.weight" if m.tie else "lm_head.weight"
+        y = m.logit_scale * (self.norm("model.norm", x) @ self.weights[head].T)
+        return y if m.logit_cap is None else m.logit_cap * torch.tanh(y / m.logit_cap)
+
+    def block(self, layer, at, x):
+        m, sandwich = self.spec.model, self.spec.model.norm_place == "sandwich"
+        y = self.mixer(layer.mixer, at, "", self.norm(f"{at}.input_layernorm", x))
+        x = x + m.residual_scale * (self.norm(f"{at}.post_attention_layernorm", y) if sandwich else y)
+        if m.feed_forward is None:
+            return x
+        before = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
+        y = self.feed_forward(f"{at}.mlp", self.norm(f"{at}.{before}", x))
+        return x + m.residual_scale * (self.norm(f"{at}.post_feedforward_layernorm", y) if sandwich else y)
+
+    def norm(self, name, x):
+        norm, weight = self.spec.model.norm, self.weights[f"{name}.weight"]
+        if norm.kind == "layer":
+            return layer_norm(x, weight, self.weights[f"{name}.bias"], norm.epsilon)
+        return rms(x, norm.centre + weight, norm.epsilon)
+
+    def linear(self, name, x):
+        y = x @ self.weights[f"{name}.weight"].T
+        return y + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else y
+
+    def feed_forward(self, at, x):
+        up = self.linear(f"{at}.up_proj", x)
+        match self.spec.model.feed_forward.kind:
+            case "swiglu":
+                inner = silu(self.linear(f"{at}.gate_proj", x)) * up
+            case "geglu":
+                inner = F.gelu(self.linear(f"{at}.gate_proj", x), approximate="tanh") * up
+            case "gelu":
+                inner = up * (1 + torch.erf(up / math.sqrt(2))) / 2
+            case "relu":
+                inner = torch.clamp(up, min=0)
+        return self.linear(f"{at}.down_proj", inner)
+
+    def mixer(self, mixer, at, scope, x):
+        """`at` names the layer; `scope` where in it the mixer stands (`gate` parts and the like are named in checkpoints)."""
+        inside = [f"{scope}.{name}" if scope else name for name in getattr(mixer, "names", ())]
+        match mixer.node:
+            case "sum":
+                return sum(self.mixer(part, at, name, x) for part, name in zip(mixer.parts, inside, strict=True))
+            case "chain":
+                for part, name in zip(mixer.parts, inside, strict=True):
+                    x = self.mixer(part, at, name, x)
+                return x
+            case "gate":
+                return self.gate(mixer, f"{at}.mixer.{scope}.gate" if scope else f"{at}.mixer.gate", at, inside, x)
+            case "mixing":
+                return self.conv(f"{at}.mixer.{scope or mixer.kind.kind}", x)
+            case "route":
+                return self.route(mixer, f"{at}.mixer.{scope}" if scope else f"{at}.self_attn", x)
+            case _:
+                return self.attention(mixer, f"{at}.mixer.{scope}" if scope else f"{at}.self_attn", x)
+
+    def gate(self, mixer, name, at, inside, x):
+        if mixer.shared:  # the other branches use the first one's projections
+            for other in inside[1:]:
+                for letter in mixer.shared:
+                    for what in ("weight", "bias"):
+                        own = f"{at}.mixer.{inside[0]}.{letter}_proj.{what}"
+                        if own in self.weights:
+                            self.weights[f"{at}.mixer.{other}.{letter}_proj.{what}"] = self.weights[own]
+        branches = [self.mixer(part, at, scope, x) for part, scope in zip(mixer.parts, inside, strict=True)]
+        if mixer.by == "product":
+            eps, product = self.spec.model.norm.epsilon, torch.ones_like(x)
+            for branch, part in zip(branches, mixer.names, strict=True):
+                product = product * rms(branch, self.weights[f"{name}.{part}_norm.weight"], eps)
+            return product
+        squash = torch.sigmoid if mixer.by == "sigmoid" else lambda z: torch.softmax(z, dim=1)
+        shares = squash(x @ self.weights[f"{name}.weight"].T)
+        return sum(shares[:, b : b + 1] * branch for b, branch in enumerate(branches))
+
+    def conv(self, at, x):
+        """LFM2: B, C, u = in_proj(x); out_proj(C * conv(B * u))."""
+        b, c, u = torch.chunk(x @ self.weights[f"{at}.in_proj.weight"].T, 3, dim=1)
+        history = self.text.joined(at, b * u)
+        return (c * convolved(history, len(x), self.weights[f"{at}.conv.weight"])) @ self.weights[f"{at}.out_proj.weight"].T
+
+    # x -> q, k, v -> short_conv with SiLU -> qk_norm -> rope -> the kind -> output_norm -> output_gate -> o -> scale
+
+    def attention(self, mixer, at, x):
+        shape = any_attention(mixer).attributes
+        if shape.qk_from is None:
+            q = self.heads(at, "q", x, shape.heads, shape.head_dim, shape)
+            k = q if shape.share_qk else self.heads(at, "k", x, shape.kv_heads, shape.head_dim, shape)
+            self.fresh.append((q, k))
+        else:
+            q, k = self.handed[len(self.taken)]
+            self.taken.append(at)
+        v = self.heads(at, "v", x, shape.kv_heads, shape.value_dim, shape)
+        k, v = self.text.joined(f"{at}.k", k), self.text.joined(f"{at}.v", v)
+        ratio, outputs = shape.heads // shape.kv_heads, []
+        for h in range(shape.heads):
+            g = h // ratio
+            leaf = owner(mixer, g, self.step.phase, self.step.length)
+            sink = self.weights[f"{at}.sink_logit"][h] if leaf.attributes.sink_logit else None
+            outputs.append(self.head(leaf, at, g, q[:, h], k[:, g], v[:, g], sink))
+        return self.output(at, shape, torch.stack(outputs, dim=1), x)
+
+    def heads(self, at, letter, x, heads, width, a):
+        """[n, heads, width] of one projection, convolved and normalised."""
+        y = self.linear(f"{at}.{letter}_proj", x)
+        if a.short_conv:
+            history = self.text.joined(f"{at}.{letter}_conv", y)
+            y = silu(convolved(history, len(y), self.weights[f"{at}.{letter}_conv.weight"]))
+        y = y.reshape(len(x), heads, width)
+        if letter != "v" and a.qk_norm == "rms":
+            norm = self.spec.model.norm
+            y = rms(y, norm.centre + self.weights[f"{at}.{letter}_norm.weight"], norm.epsilon)
+        return l2(y) if letter != "v" and a.qk_norm == "l2" else y
+
+    def head(self, leaf, at, g, q, k, v, sink):
+        """One head: q [n, D], k [L, D], v [L, E] -> [n, E]. Learned keys stand before the text's."""
+        a, n = leaf.attributes, len(q)
+        seen = mask(leaf.keys, self.past, n, self.step.length, a.causal)
+        turned, products = self.products(leaf, q, k, seen)
+        for _ in [kind for kind in leaf.keys if kind.kind == "persistent"]:
+            products = torch.cat((turned @ self.weights[f"{at}.persistent_key"][:, g].T, products), dim=1)
+            v = torch.cat((self.weights[f"{at}.persistent_value"][:, g], v))
+        seen = torch.cat((seen.new_ones(n, products.shape[1] - seen.shape[1]), seen), dim=1)
+        return score_weights(self.scaled(products, a), seen, a, sink) @ v
+
+    def products(self, leaf, q, k, seen):
+        """q [n, D] turned by its positions, and its products with the turned keys k [L, D], [n, L]."""
+        a, n = leaf.attributes, len(q)
+        if a.rope is None:
+            return q, q @ k.T
+        if a.positions == "consecutive":  # every query numbers the keys that it sees; its own place is among them
+            before = torch.stack([seen[t, : self.past + t].sum() for t in range(n)])
+            q = rotated(q, before, a)
+            return q, torch.stack([rotated(k, torch.cumsum(seen[t], 0) - 1, a) @ q[t] for t in range(n)])
+        each = block(leaf.keys) if a.positions == "chunk" else 1
+        q = rotated(q, torch.arange(self.past, self.past + n) // each, a)
+        return q, q @ rotated(k, torch.arange(len(k)) // each, a).T
+
+    def scaled(self, products, a):
+        """Products of q and k to logits."""
+        factor = self.spec.model.score_scale or 1 / math.sqrt(a.head_dim)
+        if getattr(a.score, "word", "") == "softplus":
+            factor = math.log(a.head_dim)
+        if isinstance(a.temperature, int | float):
+            s = products * (factor / a.temperature)
+        else:
+            steps = [(i + 1) // a.temperature.floor_scale for i in range(self.past, self.past + len(products))]
+            sharper = [1 + a.temperature.attn_scale * math.log(1 + step) for step in steps]
+            s = products * factor * torch.tensor(sharper, dtype=products.dtype)[:, None]
+        cap = self.spec.model.score_cap
+        return s if cap is None else cap * torch.tanh(s / cap)
+
+    def output(self, at, a, o, x):
+        """o [n, H, E] and the mixer's input x -> [n, W]."""
+        if a.output_norm:
+            o = rms(o, self.weights[f"{at}.output_norm.weight"], self.spec.model.norm.epsilon)
+        o = o.reshape(len(x), -1)
+        if a.output_gate:
+            squash = {"sigmoid": torch.sigmoid, "silu": silu, "linear": lambda z: z}[a.output_gate]
+            o = o * squash(x @ self.weights[f"{at}.output_gate.weight"].T)
+        y = self.linear(f"{at}.o_proj", o)
+        return y * (self.weights[f"{at}.scale"] if not isinstance(a.scale, int | float) else a.scale)
+
+    def route(self, mixer, at, x):
+        """Each token's key goes to the alternative with the largest router logit; every query reads each alternative with a
+        softmax of its own over that one's keys, and sums them with learned weights.
+        """
+        leaves = [alternative.mixer for alternative in mixer.alternatives]
+        a, n = leaves[0].attributes, len(leaves)
+        q = self.heads(at, "q", x, a.heads, a.head_dim, a)
+        k = q if a.share_qk else self.heads(at, "k", x, a.kv_heads, a.head_dim, a)
+        k, v = self.text.joined(f"{at}.k", k), self.text.joined(f"{at}.v", self.heads(at, "v", x, a.kv_heads, a.value_dim, a))
+        taken = self.text.joined(f"{at}.route", (x @ self.weights[f"{at}.router.weight"].T).argmax(1))
+        shares = torch.softmax((x @ self.weights[f"{at}.join.weight"].T).reshape(len(x), a.heads, n), dim=2)
+        outputs = []
+        for h in range(a.heads):
+            g, o = h // (a.heads // a.kv_heads), 0
+            for number, leaf in enumerate(leaves):
+                seen = mask(leaf.keys, self.past, len(x), self.step.length, a.causal)
+                _, products = self.products(leaf, q[:, h], k[:, g], seen)
+                read = score_weights(self.scaled(products, a), seen & (taken == number), a, None) @ v[:, g]
+                o = o + shares[:, h, number : number + 1] * read
+            outputs.append(o)
+        return self.output(at, a, torch.stack(outputs, dim=1), x)
