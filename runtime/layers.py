@@ -25,11 +25,6 @@ class RMSNorm(nn.Module):
         self.eps, self.centre = eps, centre
         self.weight = nn.Parameter(torch.full((width,), 1.0 - centre))
 
-    @property
-    def starts(self) -> dict[str, float]:
-        """What the weight starts as."""
-        return {"weight": 1.0 - self.centre}
-
     def forward(self, x: Tensor) -> Tensor:
         """x [..., width] -> the same shape and dtype."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))

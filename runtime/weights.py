@@ -16,10 +16,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 SHOWN = 8
 """Names that a complaint lists before it counts the rest."""
 
-Start = float | tuple[float, float] | str
-"""A number that fills a tensor; (mean, standard deviation) of normal numbers; or a word of WORDS."""
-
-WORDS: dict[str, float | tuple[float, float]] = {"zeros": 0.0, "ones": 1.0, "normal": (0.0, 0.02)}
+Start = float | tuple[float, float]
+"""A number that fills a tensor, or (mean, standard deviation) of normal numbers."""
 
 CODES = {
     "A541": "no such file of weights",
@@ -155,33 +153,6 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def initialise(module: nn.Module, seed: int, starts: Mapping[str, Start] | None = None) -> None:
-    """Fill every parameter from its name and the seed: the same numbers whatever else the module holds, and in which order.
-
-    How a tensor starts: by `starts[full name]`; else by an attribute of the module that holds it, `starts[own name]` or the
-    word `start`; else norms at 1, biases at 0, all others normal with standard deviation 0.02. Numbers are drawn on the CPU
-    in fp32. Tied parameters take their first name.
-    """
-    starts = starts or {}
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parent, _, own = name.rpartition(".")
-            start = starts[name] if name in starts else _default(module.get_submodule(parent), own)
-            parameter.copy_(started(name, parameter.shape, start, seed))
-
-
-def _default(module: nn.Module, name: str) -> Start:
-    own: Mapping[str, Start] = getattr(module, "starts", {})
-    word = getattr(module, "start", None)
-    if name in own:
-        return own[name]
-    if isinstance(word, str):
-        return word
-    if isinstance(module, nn.LayerNorm) and name == "weight":
-        return "ones"
-    return "zeros" if name == "bias" else "normal"
-
-
 def _generator(name: str, seed: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -195,7 +166,6 @@ def check_files(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) ->
 
 def started(name: str, shape: Sequence[int], start: Start, seed: int) -> Tensor:
     """A float32 tensor as it starts: its numbers depend on its name and the seed alone."""
-    start = WORDS[start] if isinstance(start, str) else start
     if not isinstance(start, tuple):
         return torch.full(tuple(shape), start, dtype=torch.float32)
     mean, deviation = start

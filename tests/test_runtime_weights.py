@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from attnc.runtime.layers import RMSNorm
-from attnc.runtime.weights import CODES, WeightsError, initialise, load_weights
+from attnc.runtime.weights import CODES, WeightsError, load_weights, started
 
 
 class Small(nn.Module):
@@ -24,7 +24,6 @@ class Small(nn.Module):
             setattr(self, name, parts[name])
         self.lm_head = nn.Linear(4, 5, bias=False)
         self.sink_logit = nn.Parameter(torch.randn(2))
-        self.starts = {"sink_logit": 0.0}
         if tie:
             self.lm_head.weight = self.embed.weight
 
@@ -148,30 +147,11 @@ def test_a_complaint_lists_some_names_and_counts_the_rest(tmp_path):
 
 
 def test_a_start_depends_on_the_name_and_the_seed_alone():
-    one, other, third = Small(), Small(flip=True), Small()
-    initialise(one, 7)
+    one = started("a.weight", (300, 300), (0.0, 0.02), 7)
     torch.randn(3)
-    initialise(other, 7)
-    initialise(third, 8)
-    for name, value in tensors(one).items():
-        assert torch.equal(value, other.state_dict()[name]), name
-    assert not torch.equal(one.embed.weight, third.embed.weight)
-    twins = nn.ModuleList([nn.Linear(9, 9), nn.Linear(9, 9)])
-    initialise(twins, 7)
-    assert not torch.equal(twins[0].weight, twins[1].weight)
-
-
-def test_tensors_start_as_their_module_says():
-    model = Small()
-    initialise(model, 0, {"out.weight": (5.0, 0.0), "layer.bias": 2.0, "out.bias": "ones"})
-    assert model.norm.weight.tolist() == [0.0] * 4
-    assert model.layer.weight.tolist() == [1.0] * 4
-    assert model.layer.bias.tolist() == [2.0] * 4
-    assert model.sink_logit.tolist() == [0.0] * 2
-    assert model.out.weight.tolist() == [[5.0] * 4] * 3
-    assert model.out.bias.tolist() == [1.0] * 3
-    wide = nn.Linear(300, 300)
-    initialise(wide, 0)
-    assert abs(wide.weight.std().item() - 0.02) < 0.001
-    assert abs(wide.weight.mean().item()) < 0.001
-    assert not wide.bias.any()
+    assert torch.equal(one, started("a.weight", (300, 300), (0.0, 0.02), 7))
+    assert not torch.equal(one, started("b.weight", (300, 300), (0.0, 0.02), 7))
+    assert not torch.equal(one, started("a.weight", (300, 300), (0.0, 0.02), 8))
+    assert abs(one.std().item() - 0.02) < 0.001
+    assert abs(one.mean().item()) < 0.001
+    assert started("a.weight", (3,), 5.0, 7).tolist() == [5.0] * 3
