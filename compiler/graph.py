@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Literal
 
 import networkx as nx
@@ -40,6 +39,7 @@ from attnc.compiler.spec import (
     When,
 )
 from attnc.compiler.value import Origin, Value
+from attnc.compiler.walk import children
 
 
 class Guard(Value):
@@ -257,59 +257,50 @@ class _Builder:
 
 
 def _segment_mixes(mixer: Mixer) -> tuple[Attributes, Segments]:
-    """(attributes of the projections, what each segment of the KV groups does in each variant)."""
-    found = variants(mixer, _kv_heads(mixer))
+    """(attributes of the projections, what each segment of the KV groups does in each variant).
+
+    Segments have variants of their own: variants of all heads together would be as many as the product of their numbers.
+    """
     segments: Segments = []
-    for first, last in _segments(found):
+    starts = sorted(_starts(mixer))
+    for first, following in zip(starts, [*starts[1:], _kv_heads(mixer)], strict=True):
         choices: list[tuple[Attributes, tuple[Variant, ...]]] = []
-        for guards, leaves in found:
-            leaf = next(one for one in leaves if one.first <= first <= one.last)
-            group = HeadGroup(first=first, last=last, keys=leaf.keys, intervals=leaf.intervals, origin=leaf.origin)
+        for guards, leaf in _variants(mixer, first):
+            seen = union(leaf.keys, leaf.attributes.causal)
+            group = HeadGroup(first=first, last=following - 1, keys=leaf.keys, intervals=seen, origin=leaf.origin)
             choices.append((leaf.attributes, (Variant(guards=guards, groups=(group,)),)))
-        segments.append((first, last, choices))
-    every = [leaf.attributes for _, leaves in found for leaf in leaves]
+        segments.append((first, following - 1, choices))
+    every = [attributes for _, _, choices in segments for attributes, _ in choices]
     logits = next((one.sink_logit for one in every if one.sink_logit), None)  # one tensor for all heads, if some need it
     return every[0].model_copy(update={"sink_logit": logits}), segments
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """An attention leaf with the KV groups it owns."""
-
-    first: int
-    last: int
-    keys: tuple[Kind, ...]
-    intervals: Intervals | None
-    attributes: Attributes
-    origin: Origin
+def _starts(mixer: Mixer) -> set[int]:
+    """The KV groups at which some case of `heads` begins."""
+    if isinstance(mixer, Heads):
+        return {case.first for case in mixer.cases}
+    inner = children(mixer)[:1] if isinstance(mixer, Choose) else children(mixer)
+    return {0}.union(*map(_starts, inner))
 
 
-def variants(mixer: Mixer, kv_heads: int) -> list[tuple[tuple[Guard, ...], list[Leaf]]]:
-    """All ways a set of heads can run: (guards, leaves that cover every KV group in order)."""
-    return _variants(mixer, 0, kv_heads - 1)
-
-
-def _variants(mixer: Mixer, first: int, last: int) -> list[tuple[tuple[Guard, ...], list[Leaf]]]:
+def _variants(mixer: Mixer, group: int) -> list[tuple[tuple[Guard, ...], Attention]]:
+    """All that a KV group may do, and when: the first whose guards hold."""
     match mixer:
-        case Attention(keys=keys, attributes=attributes, origin=origin):
-            return [((), [Leaf(first, last, keys, union(keys, attributes.causal), attributes, origin)])]
+        case Attention():
+            return [((), mixer)]
         case Choose(alternatives=alternatives):
-            return _variants(alternatives[0].mixer, first, last)
+            return _variants(alternatives[0].mixer, group)
         case When(cases=cases):
             found = []
             before: tuple[Guard, ...] = ()
             for case in cases:
                 here = before if case.condition is None else (*before, Guard(condition=case.condition, holds=True))
-                found += [((*here, *guards), leaves) for guards, leaves in _variants(case.mixer, first, last)]
+                found += [((*here, *guards), leaf) for guards, leaf in _variants(case.mixer, group)]
                 if case.condition is not None:
                     before = (*before, Guard(condition=case.condition, holds=False))
             return found
         case Heads(cases=cases):
-            per_case = [_variants(case.mixer, case.first, case.last) for case in cases]
-            return [
-                (tuple(guard for guards, _ in choice for guard in guards), [leaf for _, leaves in choice for leaf in leaves])
-                for choice in product(*per_case)
-            ]
+            return _variants(next(case.mixer for case in cases if case.first <= group <= case.last), group)
         case _:
             raise AssertionError(f"{mixer.node} does not share projections")
 
@@ -324,13 +315,6 @@ def union(keys: tuple[Kind, ...], causal: bool) -> Intervals | None:
     if len(known) < len(parts):
         return None
     return arithmetic.union(known) if known else Intervals(causal=causal)
-
-
-def _segments(found: list[tuple[tuple[Guard, ...], list[Leaf]]]) -> list[tuple[int, int]]:
-    """The coarsest cut of the KV groups that no leaf crosses."""
-    starts = sorted({leaf.first for _, leaves in found for leaf in leaves})
-    end = max(leaf.last for _, leaves in found for leaf in leaves)
-    return [(start, following - 1) for start, following in zip(starts, [*starts[1:], end + 1], strict=True)]
 
 
 def _kv_heads(mixer: Mixer) -> int:
