@@ -227,4 +227,3 @@ class Spec(Value):
         from attnc.compiler.cache_spec import cache_spec  # it reads specs
 
         return cache_spec(self, dtype)
-
