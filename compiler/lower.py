@@ -12,6 +12,7 @@ from attnc.compiler.mixers import conv
 from attnc.compiler.model_settings import Given
 from attnc.compiler.origin import one_line, origin
 from attnc.compiler.overlay import check_keys, resolve_attributes
+from attnc.compiler.part_names import part_names
 from attnc.compiler.place import Place
 from attnc.compiler.sharing import is_attention, one_launch, routes_plainly, share_weights
 from attnc.compiler.spec import (
@@ -109,7 +110,7 @@ def _several(typed: Several, scope: Scope) -> Sum | Chain | Gate | None:
     parts = tuple(part for part in lowered if part is not None)
     if len(parts) < len(lowered):
         return None
-    names = _distinct([part.name for part in typed.parts])
+    names = part_names([part.name for part in typed.parts])
     if typed.word == "sum":
         return Sum(names=names, parts=parts)
     if typed.word == "chain":
@@ -124,15 +125,6 @@ def _several(typed: Several, scope: Scope) -> Sum | Chain | Gate | None:
         problems.add("A208", message, span, expected, "leave `shared` out")
         return None
     return Gate(names=names, parts=parts, by=typed.arguments.by, shared=shared, origin=origin(typed.node))
-
-
-def _distinct(names: list[str]) -> tuple[str, ...]:
-    """Names in order, made unique with `_2`, `_3`."""
-    found: list[str] = []
-    for name in names:
-        count = 1 + names[: len(found)].count(name)
-        found.append(name if count == 1 else f"{name}_{count}")
-    return tuple(found)
 
 
 def _heads(typed: Cases, scope: Scope) -> Mixer | None:

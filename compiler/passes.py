@@ -19,7 +19,7 @@ def drop_contained_keys(graph: Graph) -> Graph:
     known: dict[int, tuple[Variant, ...]] = {}  # layers of one rule share their variants, and go on sharing them
 
     def smaller(node: Node) -> Node:
-        if not isinstance(node, Mix):
+        if not isinstance(node, Mix) or node.attributes.positions == "chunk":  # whose blocks number the chunks
             return node
         if id(node.variants) not in known:
             known[id(node.variants)] = tuple(map(_smaller_variant, node.variants))
