@@ -1,7 +1,8 @@
-"""Whole built models on a GPU: generated kernels against the float64 reference, beside PyTorch's own attention in the same dtype."""
+"""Whole built models on a GPU: generated kernels against the float64 reference, beside PyTorch's own attention."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def logits(model: torch.nn.Module, texts: torch.Tensor, step: int) -> tuple[torc
     """(whole prefill, prompt in two chunks and then `step` tokens a call)."""
     cache = model.new_cache(len(texts), LENGTH)
     cuts = [0, PROMPT - 18, PROMPT, *range(PROMPT + step, LENGTH, step), LENGTH]
-    pieces = [model(texts[:, a:b], cache, total_lengths=PROMPT).logits for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [model(texts[:, a:b], cache, total_lengths=PROMPT).logits for a, b in pairwise(cuts)]
     return model(texts).logits, torch.cat(pieces, dim=1)
 
 
