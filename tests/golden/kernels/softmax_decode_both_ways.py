@@ -25,7 +25,7 @@ BLOCKS = {  # (architecture, bytes of an element): keys of a block, warps, warps
     ("gfx942", 2): (64, 4, 4, 2),
     ("sm_80", 4): (32, 8, 8, 1),
     ("sm_90", 4): (32, 8, 8, 2),
-    ("sm_100", 4): (32, 8, 8, 2),
+    ("sm_100", 4): (32, 4, 8, 1),
     ("gfx942", 4): (32, 8, 8, 2),
     ("any", 2): (32, 4, 4, 1),
     ("any", 4): (32, 4, 4, 1),
@@ -126,7 +126,7 @@ def position(slot, base, stored, pinned, ring, slots, RINGS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["kv_heads", "tiles", "splits", "row_stride", "k_begin_stride", "v_begin_stride"])
 def split_kernel(
-    q, k, v, part_o, part_lse, rows, offsets, past, stored, base, k_begin, v_begin, pinned, ring, scale, cap,
+    q, k, v, part_o, part_norm, rows, offsets, past, stored, base, k_begin, v_begin, pinned, ring, scale, cap,
     kv_heads, tiles, splits, q_token_stride, q_head_stride, k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
     ROW: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -193,28 +193,27 @@ def split_kernel(
         value = tl.load(v_here + v_inside, mask=here[:, None] & (e < E)[None, :], other=0.0)
         acc = tl.dot(weight.to(value.dtype), value, acc * fade[:, None], input_precision="ieee")
 
-    some = norm > 0.0
-    total = tl.where(some, norm, 1.0)
-    acc = acc / total[:, None]
     place = (row * (kv_heads * GROUP) + head) * splits + split
-    tl.store(part_o + place[:, None] * E + e[None, :], acc, mask=(live & some)[:, None] & (e < E)[None, :])
-    tl.store(part_lse + place, tl.where(some, best + tl.log2(total), float("-inf")), mask=live)
+    tl.store(part_o + place[:, None] * E + e[None, :], acc, mask=(live & (norm > 0.0))[:, None] & (e < E)[None, :])
+    tl.store(part_norm + 2 * place, best, mask=live)
+    tl.store(part_norm + 2 * place + 1, norm, mask=live)
 
 
 @triton.jit(do_not_specialize=["heads", "splits"])
 def combine_kernel(
-    part_o, part_lse, o, lse, sink_logit, heads, splits, E: tl.constexpr, BLOCK_E: tl.constexpr, SPLITS: tl.constexpr
+    part_o, part_norm, o, lse, sink_logit, heads, splits, E: tl.constexpr, BLOCK_E: tl.constexpr, SPLITS: tl.constexpr
 ):
-    """One query of one head: the parts weighted by their sums, which `part_lse` holds as logarithms to base 2."""
+    """One query of one head: its parts brought to one maximum and added. `part_norm` holds each part's maximum and sum."""
     place = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)
     e = tl.arange(0, BLOCK_E)
-    part = tl.load(part_lse + place * splits + split, mask=split < splits, other=float("-inf"))
-    best = tl.maximum(tl.max(part, 0), FLOOR)
-    weight = tl.exp2(part - best)
-    there = (weight > 0.0)[:, None] & (e < E)[None, :]
+    top = tl.load(part_norm + 2 * (place * splits + split), mask=split < splits, other=FLOOR)
+    part = tl.load(part_norm + 2 * (place * splits + split) + 1, mask=split < splits, other=0.0)
+    best = tl.max(top, 0)
+    weight = tl.exp2(top - best)
+    there = (part > 0.0)[:, None] & (e < E)[None, :]
     value = tl.load(part_o + (place * splits + split)[:, None] * E + e[None, :], mask=there, other=0.0)
-    peak, norm = add_sink_logit(best, tl.sum(weight, 0), sink_logit, place % heads)
+    peak, norm = add_sink_logit(best, tl.sum(weight * part, 0), sink_logit, place % heads)
     total = tl.where(norm > 0.0, norm, 1.0)
     acc = tl.sum(weight[:, None] * value, 0) * (tl.exp2(best - peak) / total)
     tl.store(o + place * E + e, acc.to(o.dtype.element_ty), mask=e < E)
@@ -297,15 +296,15 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     part_o = torch.empty(tokens, heads, splits, VALUE_WIDTH, dtype=torch.float32, device=q.device)
-    part_lse = torch.empty(tokens, heads, splits, dtype=torch.float32, device=q.device)
+    part_norm = torch.empty(tokens, heads, splits, 2, dtype=torch.float32, device=q.device)
     scale = scale.contiguous()
     split_kernel[(sequences * kv_heads * tiles * splits,)](
-        q, part.k, part.v, part_o, part_lse, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin,
+        q, part.k, part.v, part_o, part_norm, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin,
         part.v_begin, part.pinned, part.ring, scale, 0.0 if cap is None else cap,
         kv_heads, tiles, splits, q.stride(0), q.stride(1), part.k_stride, part.v_stride,
         rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0), **split_settings(block_r, *chosen),
     )  # fmt: skip
     combine_kernel[(tokens * heads,)](
-        part_o, part_lse, o, lse, scale if sink_logit is None else sink_logit, heads, splits, **combine_settings(splits)
+        part_o, part_norm, o, lse, scale if sink_logit is None else sink_logit, heads, splits, **combine_settings(splits)
     )
     return o, lse
