@@ -90,14 +90,18 @@ def _swap(beside: Path, folder: Path) -> None:
         os.replace(beside, folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.replaced-", dir=folder.parent))
-    os.replace(folder, old / "folder")
+    try:
+        os.replace(folder, old / "folder")
+    except OSError:
+        old.rmdir()
+        raise
     try:
         os.replace(beside, folder)
     except OSError:
-        os.replace(old / "folder", folder)
+        os.replace(old / "folder", folder)  # should this fail too, the old folder stays where it is
+        old.rmdir()
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _disk(folder: Path, problem: OSError) -> SpecError:
