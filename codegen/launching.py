@@ -14,6 +14,9 @@ from attnc.compiler.mixer import Kind
 from attnc.compiler.spec import Model
 from attnc.compiler.value import Share, Tokens
 
+LONGEST = 110
+"""Characters of an expression that stands on one line of model.py."""
+
 Masks = Mapping[tuple[tuple[Kind, ...], bool], str]
 """(union of key sets, causal) -> its mask function in reference.py."""
 
@@ -77,9 +80,15 @@ def plan_text(mix: Mix, project: Project, at: int) -> str:
         slots.append(f"Slots({first - mix.first}, {last - mix.first}, {keep})")
     a = mix.attributes
     widths = f"key_width={a.head_dim}, value_width={a.value_dim}"
-    source = f", keys_from=self.source{f' + {at}' if at else ''}" if project.qk_layer is not None else ""
-    states = _conv_states(project) if at == 0 and a.short_conv is not None else ""
-    return f"LayerPlan(({', '.join(slots)},), {widths}{source}{states})"
+    arguments = [f"({', '.join(slots)},)", widths]
+    if project.qk_layer is not None:
+        arguments.append(f"keys_from=self.source{f' + {at}' if at else ''}")
+    if at == 0 and a.short_conv is not None:
+        arguments.append(_conv_states(project))
+    text = f"LayerPlan({', '.join(arguments)})"
+    if len(text) <= LONGEST:
+        return text
+    return "LayerPlan(" + "".join(f"\n                {argument}," for argument in arguments) + "\n            )"
 
 
 def _conv_states(project: Project) -> str:
@@ -90,7 +99,7 @@ def _conv_states(project: Project) -> str:
     widths["v"] = a.kv_heads * a.value_dim
     assert a.short_conv is not None, "asked only where there is a convolution"
     texts = [f'State("{name}_conv", ({a.short_conv - 1}, {width}))' for name, width in widths.items()]
-    return f", states=({', '.join(texts)},)"
+    return f"states=({', '.join(texts)},)"
 
 
 def _guard(guard: Guard) -> str:
