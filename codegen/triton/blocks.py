@@ -1,7 +1,7 @@
 """How large the blocks are: one row for each class of head width, architecture and element size, as data.
 
-Chosen so that no kernel spills registers at widths 64 and 128 and none takes more shared memory than there is; the tests
-compile every row, and a tuner may pass other blocks to `attend`. "any" is for Triton's interpreter.
+Chosen so that no kernel spills registers at widths 64 and 128 and none takes more shared memory than there is: the tests
+compile them, and a tuner may pass other blocks to `attend`. "any" is for Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ PREFILL: dict[int, Table] = {  # queries, keys, warps, stages
         ("sm_80", 2): (128, 32, 8, 3),
         ("sm_90", 2): (128, 64, 8, 3),
         ("sm_100", 2): (128, 64, 8, 3),
-        ("gfx942", 2): (128, 64, 8, 2),
+        ("gfx942", 2): (128, 32, 8, 2),
         ("sm_80", 4): (32, 32, 8, 2),
         ("sm_90", 4): (32, 16, 8, 2),
-        ("sm_100", 4): (32, 16, 8, 2),
-        ("gfx942", 4): (32, 32, 8, 2),
+        ("sm_100", 4): (32, 16, 8, 1),
+        ("gfx942", 4): (32, 16, 8, 2),
         ("any", 2): (32, 32, 4, 1),
         ("any", 4): (32, 32, 4, 1),
     },
@@ -58,8 +58,8 @@ DECODE: dict[int, Table] = {  # keys, warps, warps of the largest tile, stages
         ("sm_100", 2): (64, 4, 4, 4),
         ("gfx942", 2): (64, 4, 4, 2),
         ("sm_80", 4): (32, 8, 8, 1),
-        ("sm_90", 4): (32, 8, 8, 2),
-        ("sm_100", 4): (32, 8, 8, 2),
+        ("sm_90", 4): (32, 8, 8, 1),
+        ("sm_100", 4): (32, 4, 8, 2),
         ("gfx942", 4): (32, 8, 8, 2),
         ("any", 2): (32, 4, 4, 1),
         ("any", 4): (32, 4, 4, 1),
@@ -69,9 +69,9 @@ DECODE: dict[int, Table] = {  # keys, warps, warps of the largest tile, stages
         ("sm_90", 2): (64, 4, 8, 3),
         ("sm_100", 2): (64, 4, 8, 3),
         ("gfx942", 2): (64, 4, 4, 2),
-        ("sm_80", 4): (16, 8, 8, 1),
-        ("sm_90", 4): (16, 8, 8, 2),
-        ("sm_100", 4): (16, 8, 8, 1),
+        ("sm_80", 4): (32, 8, 8, 2),
+        ("sm_90", 4): (16, 4, 8, 2),
+        ("sm_100", 4): (16, 4, 8, 2),
         ("gfx942", 4): (16, 8, 8, 2),
         ("any", 2): (32, 4, 4, 1),
         ("any", 4): (32, 4, 4, 1),
