@@ -64,8 +64,8 @@ def lower(typed: Typed, scope: Scope) -> Mixer | None:
             return _attention(typed, scope)
         case Lone():
             return _mixing(typed, scope)
-        case Attributed(body=Lone(kind=kind), settings=settings) if settings:
-            key, (_, place) = next(iter(settings.items()))
+        case Attributed(body=Lone(kind=kind), settings=settings) if settings.keys() - {"causal"}:
+            key, (_, place) = next(item for item in settings.items() if item[0] != "causal")
             message = f"`{key}` has no meaning for `{kind.kind}`, which has projections of its own"
             scope.place.problems.add("A213", message, place, f"`{kind.kind}` without attributes", f"leave `{key}` out")
             return None
