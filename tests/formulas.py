@@ -63,6 +63,7 @@ def rotated(x: torch.Tensor, places: torch.Tensor, a) -> torch.Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos, rest), dim=1)
 
 
+@functools.lru_cache(maxsize=512)
 def frequencies(a) -> tuple[torch.Tensor, float]:
     """(radians a position of each pair, fp32; the factor of what is rotated)."""
     power = torch.arange(0, a.rope_dim, 2, dtype=torch.float32) / a.rope_dim

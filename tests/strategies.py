@@ -96,6 +96,8 @@ class Sizes:
     shares: bool = True
     causal: bool | None = True
     """None draws both"""
+    rich: bool = False
+    """attributes in cases of heads and around blocks, `when` inside heads, q and k taken over, scales and caps of the model"""
 
 
 DRAWN = (
@@ -115,10 +117,19 @@ DRAWN = (
 """Attributes that a random mixer may set; the others are shapes, or the spec's own business."""
 
 
+OF_ONE_SOFTMAX = ("rope", "rope_scale", "positions", "score", "temperature", "sink_logit")
+"""Attributes in which head groups of one layer may differ."""
+
+OF_PROJECTIONS = ("qk_norm", "short_conv", "output_norm", "output_gate", "scale")
+"""Attributes that all head groups of a layer share, and that contradict nothing."""
+
+OF_MODELS = ("embedding_scale", "residual_scale", "logit_scale", "logit_cap", "score_cap", "score_scale")
+
+
 @st.composite
-def settings_of(draw: st.DrawFn, keys: tuple[Kind, ...], ratio: int) -> dict[str, Any]:
+def settings_of(draw: st.DrawFn, keys: tuple[Kind, ...], ratio: int, names: tuple[str, ...] = DRAWN) -> dict[str, Any]:
     """Attributes for a union that do not contradict it or one another."""
-    given = {name: draw(values(fields(Attributes)[name])) for name in draw(st.lists(st.sampled_from(DRAWN), max_size=3))}
+    given = {name: draw(values(fields(Attributes)[name])) for name in draw(st.lists(st.sampled_from(names), max_size=3))}
     if given.get("share_qk") and (ratio > 1 or any(MIXERS[key.kind].own_keys(key) for key in keys)):
         del given["share_qk"]
     if given.get("positions") == "chunk" and len({size for key in keys if (size := block_size(key))}) != 1:
@@ -179,11 +190,15 @@ def mixers(draw: st.DrawFn, sizes: Sizes, kv_heads: int, ratio: int, depth: int 
     if shape == "attention":
         return draw(attentions(sizes, ratio))
     if shape == "heads":
-        return f"heads {{ {', '.join(f'{group}: {draw(union)}' for group in draw(groups_split(kv_heads)))} }}"
+        case = head_cases(sizes) if sizes.rich else union
+        block = f"heads {{ {', '.join(f'{group}: {draw(case)}' for group in draw(groups_split(kv_heads)))} }}"
+        return with_settings(block, draw(settings_of((), ratio, OF_PROJECTIONS))) if sizes.rich else block
     if shape == "when":
         lengths = draw(st.integers(1, 2 * sizes.tokens))
         condition = draw(st.sampled_from([f"length < {lengths}", "phase == decode", "phase == train", "phase == prefill"]))
-        return f"when {{ {condition}: {draw(union)}, else: {draw(union)} }}"
+        block = f"when {{ {condition}: {draw(union)}, else: {draw(union)} }}"
+        around = tuple(name for name in DRAWN if name not in ("positions", "share_qk"))
+        return with_settings(block, draw(settings_of((), ratio, around))) if sizes.rich else block
     if shape == "choose":
         return f"choose(per = {draw(st.sampled_from(('layer', 'head')))}) {{ a: {draw(union)}, b: {draw(union)} }}"
     if shape == "route":
@@ -197,6 +212,15 @@ def mixers(draw: st.DrawFn, sizes: Sizes, kv_heads: int, ratio: int, depth: int 
         return f"gate({draw(union)}, {draw(union)}, by = {by}{shared})"
     sign = " + " if shape == "sum" else " >> "
     return sign.join(f"({draw(inner)})" for _ in range(2))
+
+
+@st.composite
+def head_cases(draw: st.DrawFn, sizes: Sizes) -> str:
+    """What a few head groups see, with attributes of their own or decided by `when`."""
+    keys = draw(unions(sizes, learned=False))
+    if draw(st.integers(0, 3)) == 0:
+        return f"when {{ length < {draw(st.integers(1, 2 * sizes.tokens))}: {print_keys(keys)}, else: full }}"
+    return with_settings(print_keys(keys), draw(settings_of(keys, 1, OF_ONE_SOFTMAX)))
 
 
 @st.composite
@@ -224,8 +248,18 @@ def spec_texts(draw: st.DrawFn, sizes: Sizes | None = None) -> str:
     }
     if draw(st.booleans()):
         settings |= {"value_dim": draw(st.sampled_from(sizes.widths)), "rope_dim": draw(st.integers(1, width // 2)) * 2}
+    if sizes.rich:
+        settings |= {name: draw(st.sampled_from((0.5, 1.5, 2.0))) for name in draw(st.sets(st.sampled_from(OF_MODELS)))}
     body = ", ".join(f"{key} = {print_value(value)}" for key, value in settings.items())
-    rules = draw(st.integers(1, layers))
-    names = [str(layer) for layer in range(rules - 1)] + ["else" if rules > 1 else "all"]
-    cases = "\n".join(f"  {name}: {draw(mixers(sizes, kv_heads, ratio))}" for name in names)
+    count = draw(st.integers(1, layers))
+    names = [str(layer) for layer in range(count - 1)] + ["else" if count > 1 else "all"]
+    rules = [draw(mixers(sizes, kv_heads, ratio)) for _ in names]
+    if (
+        sizes.rich
+        and len(rules) > 1
+        and rules[-2].startswith(("heads", "full", "window", "sink", "stride"))
+        and draw(st.booleans())
+    ):
+        rules[-1] = f"({rules[-2]}) {{ qk_from = previous }}"
+    cases = "\n".join(f"  {name}: {rule}" for name, rule in zip(names, rules, strict=True))
     return f"model drawn {{ {body} }}\nlayers {{\n{cases}\n}}\n"

@@ -1,0 +1,132 @@
+"""Compositions that ask for more than one thing at once: built, they equal the oracle in every way to run them."""
+
+from __future__ import annotations
+
+import pytest
+from models import FLOAT32, WAYS, Case
+
+from attnc.compiler import check_text
+from attnc.compiler.laws import owed
+
+BODY = (
+    "vocab = 64, dim = 24, layers = {layers}, heads = {heads}, kv_heads = {kv_heads}, head_dim = 8,"
+    " ffn = swiglu(32), norm = rms(1e-6)"
+)
+
+
+def spec_text(layers: str, model: str = "", mixes: str = "", heads: int = 6, kv_heads: int = 3) -> str:
+    rules = [rule for rule in layers.splitlines() if rule.strip()]
+    body = BODY.format(layers=len(rules), heads=heads, kv_heads=kv_heads)
+    return f"model composed {{ {body}{model} }}\n{mixes}\nlayers {{\n{layers}\n}}\n"
+
+
+SPECS = {
+    "head groups turn their keys each in its own way": spec_text(
+        "all: heads { 0: full { rope = none }, 1: window(4) { rope = 500, rope_dim = 4 },"
+        " 2: stride(3) { positions = consecutive } }"
+    ),
+    "head groups weigh their keys each in its own way": spec_text(
+        "all: heads { 0: full { score = softplus(exponent = 3) }, 1: window(4) { score = uniform },"
+        " 2: stride(3) { temperature = log_position(floor_scale = 3) } }"
+    ),
+    "a sink logit for some heads": spec_text("all: heads { 0: full, else: window(4) { sink_logit = learned } }"),
+    "chunks of two sizes": spec_text(
+        "all: heads { 0: window(8, aligned = 4), else: block_local(3, shift = 50%) } { positions = chunk }"
+    ),
+    "chunks numbered by a key set that another contains": spec_text("all: full | block_local(4) { positions = chunk }"),
+    "each head group decides by its own condition": spec_text(
+        "all: heads { 0: when { length < 9: full, else: window(3) },"
+        " 1: when { phase == decode: sink(2) | window(3), else: full }, 2: stride(3) }"
+    ),
+    "heads within the cases of when": spec_text(
+        "all: when { length < 9: heads { 0: full, else: window(3) },"
+        " phase == decode: heads { 0..1: stride(2), else: full }, else: power_of_two(2) }"
+    ),
+    "heads that are not side by side": spec_text("all: heads { [0, 2, 4]: full, else: window(3) }", heads=7, kv_heads=7),
+    "q and k taken over by several launches": spec_text(
+        "0: heads { 0: full { rope = none }, else: window(4) }\n"
+        "1: heads { 0: full { rope = none }, else: window(4) } { qk_from = previous }"
+    ),
+    "q and k taken over past a convolution": spec_text(
+        "0: full\n1: conv(3)\n2: full { qk_from = previous, output_gate = silu }\n3: window(4)"
+    ),
+    "ranks taken over from a ring": spec_text(
+        "0: sink(1) | window(4) { positions = consecutive }\n"
+        "1: sink(1) | window(4) { positions = consecutive, qk_from = previous, short_conv = 3 }"
+    ),
+    "q for k, and a plain mean": spec_text(
+        "all: full { share_qk = true, short_conv = 3, qk_norm = rms, score = uniform }", kv_heads=6
+    ),
+    "all that stands between projections and output": spec_text(
+        "all: heads { 0: full, else: window(5) }"
+        " { qk_norm = l2, short_conv = 2, output_norm = rms, output_gate = linear, scale = learned(init = 2) }"
+    ),
+    "every number of the model": spec_text(
+        "all: heads { 0: full { temperature = 0.5 }, else: sink(1) | window(5) }",
+        ", embedding_scale = 3, residual_scale = 0.5, logit_scale = 2, logit_cap = 3, score_cap = 2, score_scale = 0.7,"
+        " norm_place = sandwich, bias = all, tie = true",
+    ),
+    "learned keys beside a sink logit": spec_text(
+        "all: persistent(2) | window(4) { sink_logit = learned, temperature = log_position(floor_scale = 3) }",
+        ", score_cap = 2",
+    ),
+    "learned keys under softplus": spec_text("all: persistent(2) | window(4) { score = softplus(exponent = 3) }"),
+    "learned keys have no rank": spec_text("all: persistent(2) | window(4) { positions = consecutive }"),
+    "learned keys alone": spec_text("all: persistent(3)"),
+    "a query that is not among its keys has the next rank": spec_text("all: sink(3) { positions = consecutive }"),
+    "ranks in both directions": spec_text(
+        "all: heads { 0: full, 1: window(4), 2: stride(2) } { positions = consecutive, rope = 100 }", ", causal = false"
+    ),
+    "blocks in both directions": spec_text(
+        "all: block_local(5, shift = 40%) { positions = chunk, temperature = log_position(floor_scale = 3) }",
+        ", causal = false",
+    ),
+    "chains of sums and products": spec_text("all: (full >> (window(3) + conv(2))) >> gate(full, conv(3), by = product)"),
+    "gates of gates with parts of the same name": spec_text(
+        "all: gate(gate(full, full, full_2, by = softmax), full, conv(2))", mixes="mix full_2 = window(2)"
+    ),
+    "a gate shares projections": spec_text(
+        "0: gate(window(8, aligned = 4), full | stride(4), by = sigmoid, shared = [q])\n"
+        "1: gate(window(5), heads { 0: full, else: stride(4) }, window(3), by = softmax, shared = [q, v, k]) + conv(3)",
+        ", bias = all, value_dim = 6",
+    ),
+    "a gate between phases": spec_text("all: gate(when { phase == decode: full, else: window(25%) }, window(3), by = sigmoid)"),
+    "a convolution alone": spec_text("all: conv(3, expand = 2)", ", norm_place = sandwich, bias = all"),
+    "no feed-forward between two norms": spec_text("all: full", ", norm_place = sandwich").replace("swiglu(32)", "none"),
+    "words of Python as names of parts": spec_text(
+        "all: (forward + class) >> gate(training, call) >> (self + slot)",
+        mixes="\n".join(
+            f"mix {word} = window({n})" for n, word in enumerate(("forward", "class", "training", "call", "self", "slot"), 2)
+        ),
+    ),
+    "a choice at its default, by shares": spec_text(
+        "all: heads { 0: choose(per = head) { a: window(30%), b: full }, else: block_local(25%, shift = 50%) | sink(1) }"
+    ),
+    "a route per token": spec_text("all: route(per = token, by = router(linear)) { exact: full, near: window(4) }"),
+    "a route with all that it can say": spec_text(
+        "0: route(per = token, by = router(linear, estimator = straight_through)) { a: full, b: window(4), c: sink(2) }"
+        " { qk_norm = rms, output_norm = rms, output_gate = silu, temperature = 2, rope_scale = yarn(4, original = 8) }\n"
+        "1: window(4) + (route(per = token, by = router(linear)) { a: stride(3), b: window(25%) })",
+        ", score_cap = 2, value_dim = 6",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_composition_equals_the_oracle_in_every_phase(name, tmp_path):
+    case = Case.of(check_text(SPECS[name]), tmp_path / "built", tokens=30)
+    for way in WAYS:
+        case.model.use(way)
+        case.check(case.model)
+
+
+def test_the_compositions_owe_laws_of_every_sort():
+    laws = [owed(check_text(text)) for text in SPECS.values()]
+    assert any("decode" in one for one in laws)
+    assert any("by_phase" in one for one in laws)
+    assert any("causal" not in one for one in laws)
+
+
+def test_a_route_in_float32_rounds_like_the_oracle(tmp_path):
+    case = Case.of(check_text(SPECS["a route per token"]), tmp_path / "built")
+    case.check(case.narrow(), ("training", "prefill", "decode by 16"), FLOAT32)
