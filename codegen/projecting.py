@@ -29,6 +29,8 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
     """The class of a scope's Project node with all Mix nodes that read it."""
     project = next(node for _, node in graph.nodes(layer) if isinstance(node, Project) and node.scope == scope)
     mixes = [(name, node) for name, node in graph.nodes(layer) if isinstance(node, Mix) and node.scope == scope]
+    covered = sorted(group for _, mix in mixes for group in range(mix.first, mix.last + 1))
+    assert covered == list(range(project.attributes.kv_heads)), f"the launches of layer {layer} cover each KV group once"
     kinds = [key.kind for _, mix in mixes for variant in mix.variants for group in variant.groups for key in group.keys]
     class_name = names.new(kinds, "Attention")
     many = len(mixes) > 1

@@ -102,7 +102,7 @@ def union(parts: Iterable[Intervals]) -> Intervals:
         sink=_largest([part.sink for part in found]),
         near=near,
         strides=tuple(sorted(n for n in strides if not any(n != m and n % m == 0 for m in strides))),
-        powers=tuple(sorted(powers)),
+        powers=tuple(sorted(n for n in powers if not any(n != m and m % n == 0 and (m // n).bit_count() == 1 for m in powers))),
         causal=causal,
     )
 

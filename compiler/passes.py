@@ -43,7 +43,8 @@ def _turned(mix: Mix) -> tuple[object, ...]:
     return (mix.attributes, chunk_size(mix) if mix.attributes.positions == "chunk" else None)
 
 
-PASSES: tuple[Pass, ...] = (drop_contained_keys, group_equal_heads, variants_in_one_launch)
+PASSES: tuple[Pass, ...] = (drop_contained_keys, variants_in_one_launch, group_equal_heads)
+"""Variants come first: neighbours of which some variants alone are equal must not be joined in those alone."""
 
 
 def run(graph: Graph) -> Graph:
@@ -142,7 +143,7 @@ def _run(mixes: list[Mix]) -> Mix:
 def _equal_neighbours(groups: Iterable[HeadGroup]) -> tuple[HeadGroup, ...]:
     kept: list[HeadGroup] = []
     for group in groups:
-        if kept and kept[-1].keys == group.keys:
+        if kept and set(kept[-1].keys) == set(group.keys):
             kept[-1] = kept[-1].model_copy(update={"last": group.last})
         else:
             kept.append(group)

@@ -33,7 +33,18 @@ def _verify_mix(name: str, mix: Mix) -> None:
 def _verify_heads(graph: Graph, name: str, node: Combine) -> None:
     """Every KV group of the layer reaches the join exactly once in every case."""
     assert node.attributes is not None, f"{name} knows how many heads it joins"
-    mixes = [graph.network.nodes[source]["node"] for source in graph.inputs(name)]
-    if all(isinstance(mix, Mix) for mix in mixes):
-        heads = sorted(head for mix in mixes for head in range(mix.first, mix.last + 1))
-        assert heads == list(range(node.attributes.kv_heads)), f"{name} joins KV groups {heads}"
+    ranges = [_heads_of(graph, source) for source in graph.inputs(name)]
+    heads = sorted(head for found in ranges for head in (range(node.attributes.kv_heads) if found is None else found))
+    assert heads == list(range(node.attributes.kv_heads)), f"{name} joins KV groups {heads}"
+
+
+def _heads_of(graph: Graph, name: str) -> range | None:
+    """The KV groups that a node hands on; None: all of the layer's. The cases of a `when` hand on the same."""
+    node = graph.network.nodes[name]["node"]
+    if isinstance(node, Mix):
+        return range(node.first, node.last + 1)
+    if not isinstance(node, Combine):
+        return None
+    found = {_heads_of(graph, source) for source in graph.inputs(name)}
+    assert len(found) == 1, f"the cases of {name} cover different heads"
+    return found.pop()

@@ -66,7 +66,7 @@ def made(spec: Spec, folder: Path) -> torch.nn.Module:
 
 
 def rms(x: torch.Tensor) -> float:
-    return float(x.double().square().mean().sqrt())
+    return float(x.detach().double().square().mean().sqrt())
 
 
 @dataclass

@@ -38,6 +38,11 @@ SPECS = {
         "all: heads { 0: when { length < 9: full, else: window(3) },"
         " 1: when { phase == decode: sink(2) | window(3), else: full }, 2: stride(3) }"
     ),
+    "conditions that some head groups share": spec_text(
+        "all: heads { 0: when { length < 8: full, length < 16: stride(2), else: window(3) },"
+        " 1: when { length < 8: full, else: window(2) },"
+        " 2: when { length < 8: window(3) | sink(1), else: sink(1) | window(3) } }"
+    ),
     "heads within the cases of when": spec_text(
         "all: when { length < 9: heads { 0: full, else: window(3) },"
         " phase == decode: heads { 0..1: stride(2), else: full }, else: power_of_two(2) }"
