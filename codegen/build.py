@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +108,12 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
         resources=_resources(texts, options.targets),
         files=(),
     )
-    started = ["model.safetensors"] if options.seed is not None and options.weights is None else []
-    built = built.model_copy(update={"files": tuple(sorted([*texts, *copies, *started, "plan.json"]))})
+    made: dict[str, Callable[[Path], None]] = {}
+    if options.seed is not None and options.weights is None:
+        made["model.safetensors"] = partial(weight_files.start, weights, options.seed)
+    built = built.model_copy(update={"files": tuple(sorted([*texts, *copies, *made, "plan.json"]))})
     texts["plan.json"] = json.dumps(built.model_dump(mode="json"), indent=1) + "\n"
-    with tempfile.TemporaryDirectory() as space:
-        if started:
-            assert options.seed is not None
-            copies["model.safetensors"] = weight_files.start(weights, options.seed, Path(space))
-        folders.write(folder, texts, copies)
+    folders.write(folder, texts, copies, made)
     return Report(folder, built, decisions)
 
 

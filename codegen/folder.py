@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from attnc.codegen.problem import complaint
@@ -15,13 +17,21 @@ from attnc.dsl import SpecError
 MANIFEST = "files"
 """The key of plan.json that lists every file of a built folder."""
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of Linux's renameat2: paths as they are, and both names change places."""
 
-def write(folder: Path, texts: Mapping[str, str], copies: Mapping[str, Path]) -> None:
-    """Writes a whole folder: `texts` by relative path, `copies` from files elsewhere. Replaces an earlier build, and only that.
 
-    Raises SpecError A510 when `folder` holds files that no build wrote, A511 when the disk refuses.
+Made = Mapping[str, Callable[[Path], None]]
+"""Files by relative path, each with a function that writes it to the path that it is given."""
+
+
+def write(folder: Path, texts: Mapping[str, str], copies: Mapping[str, Path], made: Made | None = None) -> None:
+    """Writes a whole folder: `texts` by relative path, `copies` from files elsewhere, and what is `made` on the spot.
+
+    Replaces an earlier build, and only that. Raises SpecError A510 when `folder` holds files that no build wrote, A511 when
+    the disk refuses.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     refuse_strangers(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +39,7 @@ def write(folder: Path, texts: Mapping[str, str], copies: Mapping[str, Path]) ->
     except OSError as problem:
         raise _disk(folder, problem) from problem
     try:
-        _fill(beside, texts, copies)
+        _fill(beside, texts, copies, made or {})
         _swap(beside, folder)
     except OSError as problem:
         raise _disk(folder, problem) from problem
@@ -67,12 +77,12 @@ def built_files(folder: Path) -> set[str]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Relative paths of all files, without Python's own caches."""
-    found = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    """Relative paths of all that is no folder, without Python's own caches."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return [path.relative_to(folder).as_posix() for path in found if "__pycache__" not in path.parts]
 
 
-def _fill(folder: Path, texts: Mapping[str, str], copies: Mapping[str, Path]) -> None:
+def _fill(folder: Path, texts: Mapping[str, str], copies: Mapping[str, Path], made: Made) -> None:
     folder.chmod(0o755)
     for name, text in texts.items():
         path = folder / name
@@ -82,13 +92,22 @@ def _fill(folder: Path, texts: Mapping[str, str], copies: Mapping[str, Path]) ->
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, path)
+    for name, make in made.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path)
 
 
 def _swap(beside: Path, folder: Path) -> None:
-    """The new folder takes the old one's name; the old one is removed only after that."""
+    """The new folder takes the old one's name, and whoever dies in between leaves one of them there; the old one is removed.
+
+    Where the system cannot exchange two names at once, the old folder is away for a moment.
+    """
     if not folder.exists():
         os.replace(beside, folder)
         return
+    if _exchanged(beside, folder):
+        return  # what lies beside now is the old folder
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.replaced-", dir=folder.parent))
     try:
         os.replace(folder, old / "folder")
@@ -97,11 +116,24 @@ def _swap(beside: Path, folder: Path) -> None:
         raise
     try:
         os.replace(beside, folder)
-    except OSError:
+    except BaseException:
         os.replace(old / "folder", folder)  # should this fail too, the old folder stays where it is
         old.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchanges the names of two folders in one step (Linux); False where this system or file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code))
 
 
 def _disk(folder: Path, problem: OSError) -> SpecError:

@@ -35,15 +35,17 @@ def carried(folder: Path | None, weights: Sequence[Weight]) -> dict[str, Path]:
     return found | {name: folder / name for name in TEXT_FILES if (folder / name).is_file()}
 
 
-def start(weights: Sequence[Weight], seed: int, folder: Path) -> Path:
-    """A file of random weights: each tensor's numbers depend on its name and the seed alone."""
+def start(weights: Sequence[Weight], seed: int, path: Path) -> None:
+    """Writes a file of random weights: each tensor's numbers depend on its name and the seed alone. OSError if it cannot."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from attnc.runtime.weights import started
 
-    path = folder / "model.safetensors"
     tensors = {weight.name: started(weight.name, weight.shape, weight.start, seed) for weight in weights}
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
-    save_file(tensors, path)
-    return path
+    try:
+        save_file(tensors, path)
+    except SafetensorError as problem:
+        raise OSError(str(problem)) from problem

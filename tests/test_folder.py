@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
-import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -88,9 +89,18 @@ def test_a_file_is_no_folder(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.fixture(params=[True, False], ids=["exchange", "no exchange"])
+def exchange(request, monkeypatch):
+    """Whether the system can exchange the names of two folders."""
+    if not request.param:
+        monkeypatch.setattr(folders, "_exchanged", lambda _one, _other: False)
+    return request.param
+
+
 @pytest.mark.parametrize("step", ["mkdtemp", "write_text", "copyfile", "replace"])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, step, earlier):
+    monkeypatch.setattr(folders, "_exchanged", lambda _one, _other: False)
     out = tmp_path / "out"
     if earlier:
         build(spec(4), out, Options(seed=0))
@@ -107,7 +117,9 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, step, earlier):
     assert [path.name for path in tmp_path.iterdir()] == ["out"] * earlier
 
 
-def test_a_swap_that_fails_halfway_puts_the_old_folder_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("problem", [OSError(errno.EIO, os.strerror(errno.EIO)), KeyboardInterrupt()], ids=["disk", "user"])
+def test_a_swap_that_fails_halfway_puts_the_old_folder_back(tmp_path, monkeypatch, problem):
+    monkeypatch.setattr(folders, "_exchanged", lambda _one, _other: False)
     out = tmp_path / "out"
     build(spec(4), out, Options(seed=0))
     kept, calls, replace = content(out), [], os.replace
@@ -115,34 +127,113 @@ def test_a_swap_that_fails_halfway_puts_the_old_folder_back(tmp_path, monkeypatc
     def second_fails(source, target):
         calls.append(source)
         if len(calls) == 2:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise problem
         replace(source, target)
 
     monkeypatch.setattr(folders.os, "replace", second_fails)
-    refused("A511", lambda: build(spec(5), out, Options(seed=0)))
+    with pytest.raises((SpecError, KeyboardInterrupt)):
+        build(spec(5), out, Options(seed=0))
     assert len(calls) == 3, "away, in (which fails), back"
     assert content(out) == kept
 
 
-@pytest.mark.parametrize("step", ["_fill", "_swap"])
-def test_a_killed_build_leaves_the_old_folder_whole(tmp_path, step):
-    out = tmp_path / "out"
+EVENTS = ("open", "os.", "shutil.", "tempfile.", "ctypes.")
+"""What Python reports before it touches files, or calls the system on its own account."""
+
+
+def killed(step: int, action) -> bool:
+    """Runs `action` in a process of its own that kills itself before the given step of its work on files; whether it did."""
+    child = os.fork()
+    if child == 0:
+        left = [step]
+
+        def hook(event, _arguments):
+            if event.startswith(EVENTS) and event != "os.kill":
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        try:
+            action()
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(3)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def test_a_build_killed_at_any_step_leaves_the_old_folder_or_the_new_one(tmp_path, exchange):
+    out, weights = tmp_path / "out", tmp_path / "weights"
+    weights.write_bytes(b"old" * 1000)
+    plan = json.dumps({"files": ["model.py", "plan.json", "kernels/a.py", "weights", "made"]})
+
+    def write(word):
+        texts = {"model.py": word, "kernels/a.py": word, "plan.json": plan}
+        folders.write(out, texts, {"weights": weights}, {"made": lambda path: path.write_text(word)})
+
+    write("new")
+    new = content(out)
+    write("old")
+    old = content(out)
+    steps = 0
+    while killed(steps, lambda: write("new")):
+        aside = [content(path / "folder") for path in tmp_path.glob(".out.replaced-*")]
+        assert content(out) in ((old, new) if exchange or out.exists() else ({},))
+        assert out.exists() or old in aside, "without an exchange the old folder may be aside, whole"
+        for path in tmp_path.glob(".out.*"):
+            shutil.rmtree(path)
+        write("old")
+        steps += 1
+    assert content(out) == new
+    assert steps > 15, "killed at every step"
+
+
+def test_a_folder_is_never_away_where_names_can_be_exchanged(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    (one / "file").write_text("1")
+    other.mkdir()
+    assert folders._exchanged(one, other), "Linux can"
+    assert (other / "file").read_text() == "1"
+    assert not list(one.iterdir())
+    with pytest.raises(FileNotFoundError):
+        folders._exchanged(one, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 6000, 50000])
+def test_a_disk_that_takes_no_more_loses_nothing(tmp_path, limit):
+    """Files may have `limit` bytes, as the system sees to it: the texts fail first, then weights that are made."""
+    out, large = tmp_path / "out", check_text(TEXT.format(n=5).replace("vocab = 16", "vocab = 2000"), "large.attn")
     build(spec(4), out, Options(seed=0))
     kept = content(out)
-    script = f"""
-import os, signal
-from pathlib import Path
-from attnc.codegen import folder
-from attnc.codegen.build import Options, build
-from attnc.compiler import check_text
-folder.{step} = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
-build(check_text({TEXT.format(n=5)!r}, "small.attn"), Path({str(out)!r}), Options(seed=0))
-"""
-    run = subprocess.run([sys.executable, "-c", script], check=False, timeout=120)
-    assert run.returncode == -signal.SIGKILL
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        code = 4
+        try:
+            build(large, out, Options(seed=0))
+        except SpecError as problem:
+            code = 0 if problem.diagnostics[0].code == "A511" else 3
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
     assert content(out) == kept
-    build(spec(5), out, Options(seed=0))
-    assert content(out) != kept, "what the killed build left beside does not stand in the way"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "big disk").mkdir()
+    (tmp_path / "out").symlink_to("big disk")
+    for n in (4, 5):
+        build(spec(n), tmp_path / "out", Options(seed=0))
+    assert (tmp_path / "out").is_symlink()
+    assert "model.py" in content(tmp_path / "big disk")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big disk", "out"]
 
 
 def test_weights_that_do_not_fit_are_named_before_anything_is_written(tmp_path):
