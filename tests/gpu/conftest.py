@@ -83,4 +83,4 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def commit() -> str:
     """The commit under test: of git, or ATTNC_COMMIT where the tree came without its history."""
     run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=TOP, capture_output=True, text=True, check=False)
-    return run.stdout.strip() or os.environ.get("ATTNC_COMMIT", "unknown")
+    return run.stdout.strip() if run.returncode == 0 else os.environ.get("ATTNC_COMMIT", "unknown")
