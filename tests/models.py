@@ -20,7 +20,10 @@ from dense import Step
 
 import attnc
 from attnc.codegen.build import Options, build
+from attnc.compiler import graph, passes
+from attnc.compiler.cache_spec import CacheRow, cache_bytes, cache_spec
 from attnc.compiler.laws import owed
+from attnc.compiler.parameters import parameters
 from attnc.compiler.spec import Spec
 
 FLOAT32 = 1.5
@@ -130,6 +133,17 @@ class Case:
             error = rms(torch.cat([logits - self.oracle(text, steps) for text, steps, logits in found]))
             limit = allowed * self.rounding
             assert error <= limit, f"{name}: off by {error:.3g}, allowed is {limit:.3g}\n{self.spec.text}"
+
+    def check_sizes(self) -> None:
+        """The tensors and the cache are what the compiler foretold of them, without torch."""
+        foretold = {one.name: one.shape for one in parameters(self.spec, passes.run(graph.build(self.spec)))}
+        assert {name: tuple(one.shape) for name, one in self.model.named_parameters()} == foretold, self.spec.text
+        if "causal" in self.laws:
+            for tokens in (1, 50):
+                cache = self.model.new_cache(1, tokens)
+                assert cache.bytes() == cache_bytes(self.spec, tokens, "float64"), self.spec.text
+            rows = [CacheRow.model_validate(row) for row in self.model.cache_spec()]
+            assert rows == list(cache_spec(self.spec, "float64")), self.spec.text
 
     def narrow(self) -> torch.nn.Module:
         """The same model in float32."""

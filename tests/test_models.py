@@ -18,6 +18,7 @@ SPECS = Path(__file__).parent.parent / "specs"
 def test_a_built_spec_equals_the_oracle_in_every_phase(name, tmp_path):
     small, _ = reduce(check_path(SPECS / f"{name}.attn"), 32)
     case = Case.of(small, tmp_path / "built")
+    case.check_sizes()
     for way in WAYS:
         case.model.use(way)
         case.check(case.model)

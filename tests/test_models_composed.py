@@ -120,6 +120,7 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_a_composition_equals_the_oracle_in_every_phase(name, tmp_path):
     case = Case.of(check_text(SPECS[name]), tmp_path / "built", tokens=30)
+    case.check_sizes()
     for way in WAYS:
         case.model.use(way)
         case.check(case.model)

@@ -14,6 +14,7 @@ FEW = settings(max_examples=max(1, settings.default.max_examples // 4))
 
 def compare(text, folders):
     case = Case.of(check_text(text), folders.mktemp("drawn") / "built", tokens=30)
+    case.check_sizes()
     for way in WAYS:
         case.model.use(way)
         case.check(case.model)

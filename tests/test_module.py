@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import keyword
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given, settings
+from strategies import Sizes, spec_texts
 
 import attnc
 from attnc.codegen.build import Options, build, plan_all, write_texts
 from attnc.compiler import check_text, graph, parameters, passes
+from attnc.compiler.part_names import RESERVED, part_names
 
 MODEL = """model {name} {{ vocab = 32, dim = 24, layers = {layers}, ffn = swiglu(32), norm = rms(1e-6), heads = 6, kv_heads = 3
   {more} }}"""
@@ -73,6 +79,48 @@ def test_emitted_files_are_clean_python(name, tmp_path):
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,W", "--line-length", "160", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout
+
+
+@settings(max_examples=max(1, settings.default.max_examples // 4))
+@given(text=spec_texts(Sizes(rich=True, route=True, causal=None)))
+def test_emitted_files_of_random_specs_are_clean_python(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    for file, written in texts(check_text(text)).items():
+        if file in ("__init__.py", "model.py", "reference.py", "kernels/__init__.py"):
+            (folder / file.replace("/", "_")).write_text(written)
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,W", "--ignore", "E501", str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, f"{text}\n{run.stdout}"
+
+
+def test_names_of_parts_are_free_in_python_and_in_torch():
+    own = [name for name in dir(torch.nn.Module()) if re.fullmatch("[a-z][a-z0-9_]*", name)]
+    assert set(own) <= RESERVED
+    assert set(keyword.kwlist) <= RESERVED
+    assert part_names(["full", "class", "full", "full_2", "forward"]) == ("full", "class_", "full_2_", "full_2", "forward_")
+    words = ["full", "full", "full_2", "full_2_", "to", "to_", "to__2", "to"]
+    assert len(set(part_names(words))) == len(words)
+    assert not set(part_names(words)) & RESERVED
+
+
+def test_a_loaded_model_can_be_copied_and_needs_no_compiler_of_torch(tmp_path):
+    build(check_text(text_of("echo"), "echo.attn"), tmp_path / "out", Options(seed=0))
+    code = "import attnc, copy, sys; copy.deepcopy(attnc.load(sys.argv[1])); print('torch._dynamo' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False", "importing it takes seconds"
+
+
+def test_a_folder_built_anew_in_one_process_is_imported_anew(tmp_path):
+    """Two specs that differ in nothing but a number of model.py."""
+    found = []
+    for base in (10000, 500):
+        text = text_of("echo").replace("rope = 10000", f"rope = {base}")
+        build(check_text(text, "echo.attn"), tmp_path / "out", Options(seed=0))
+        model = attnc.load(tmp_path / "out", dtype=torch.float64)
+        with torch.no_grad():
+            model.model.layers[0].self_attn.q_proj.weight.mul_(100)
+            found.append(model(torch.arange(8)[None]).logits)
+    assert not torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -1,0 +1,135 @@
+"""Plans: who runs each part of a model, at what price, and why nobody else; never what the numbers are."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import FLOAT64, Case, poisoned, rms
+from strategies import Sizes, spec_texts
+from test_table import STATIC
+
+from attnc.codegen.build import Options, build
+from attnc.compiler import check_path, check_text, graph, passes
+from attnc.compiler import device as devices
+from attnc.compiler.cost import Workload
+from attnc.compiler.graph import Apply, Mix, RouteTokens
+from attnc.compiler.plan import choose
+from attnc.compiler.reduce import reduce
+from attnc.compiler.show import plan_text
+from attnc.compiler.spec import PHASES
+from attnc.dsl import SpecError
+
+SPECS = Path(__file__).parent.parent / "specs"
+PROVIDERS = {"triton", "torch", "reference"}
+HEAD = "model m {{ vocab = 64, dim = 64, layers = 1, heads = 4, head_dim = {width}, ffn = none, norm = rms(1e-6) }} "
+UNSAID = HEAD.format(width=16) + "layers { all: sink(2) | window(8) { positions = consecutive } }"
+WIDE = HEAD.format(width=512) + "layers { all: full }"
+
+
+def planned(spec, name="h100", length=8192, batch=1):
+    return choose(passes.run(graph.build(spec)), devices.device(name), Workload(length=length, batch=batch))
+
+
+@pytest.mark.parametrize("name", ["window-global", "streaming-llm", "softplus", "longlora"])
+@pytest.mark.parametrize("device", ["h100", "cpu"])
+def test_the_plan_of_a_spec_is_as_accepted(name, device, golden):
+    golden(f"{name}.{device}.txt", plan_text(planned(check_path(SPECS / f"{name}.attn"), device)))
+
+
+@settings(max_examples=max(1, settings.default.max_examples // 2))
+@given(spec_texts(Sizes(rich=True, route=True, causal=None)), st.sampled_from(devices.device_names()), st.integers(1, 100000))
+def test_every_part_is_chosen_priced_or_refused_in_every_phase(text, device, length):
+    found = passes.run(graph.build(check_text(text)))
+    plan = choose(found, devices.device(device), Workload(length=length))
+    nodes = [name for name, node in found.nodes() if isinstance(node, Mix | Apply | RouteTokens)]
+    assert [(choice.node, choice.phase) for choice in plan.choices] == [(name, phase) for name in nodes for phase in PHASES]
+    for choice in plan.choices:
+        assert all(len(refusal.reason.split()) > 3 for refusal in choice.refused), "a reason is a sentence"
+        ways = [choice.provider, *(price.provider for price in choice.others), *(one.provider for one in choice.refused)]
+        assert len(ways) == len(set(ways)), "each provider runs, waits or is refused, once"
+        if isinstance(found.network.nodes[choice.node]["node"], Mix):
+            assert set(ways) == PROVIDERS
+        fast = [price for price in choice.others if price.provider != "reference"]
+        prices = [price.seconds for price in fast]
+        if choice.provider != "reference":
+            assert [choice.seconds, *prices] == sorted([choice.seconds, *prices]), "the cheapest wins, runners-up in order"
+        else:
+            assert not fast, "a reference runs only where nothing faster can"
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_prices_grow_with_length_and_batch(name):
+    spec = check_path(SPECS / f"{name}.attn")
+    for device in ("h100", "cpu"):
+        plans = [planned(spec, device, length) for length in (512, 4096, 32768)]
+        plans += [planned(spec, device, 32768, batch=8)]
+        for before, after in itertools.pairwise(plans):
+            for few, many in zip(before.choices, after.choices, strict=True):
+                prices = [dict(all_prices(choice)) for choice in (few, many)]
+                assert all(prices[0][way] <= prices[1][way] for way in prices[0]), (few, many)
+        for few, many in zip(plans[0].choices, plans[-1].choices, strict=True):
+            if few.seconds is not None:
+                assert few.seconds < many.seconds
+
+
+def all_prices(choice):
+    yield choice.provider, choice.seconds or 0.0
+    for price in choice.others:
+        yield price.provider, price.seconds or 0.0
+
+
+def test_a_window_is_cheaper_than_everything_and_no_dearer_than_a_longer_one():
+    def price(rule):
+        spec = check_text(f"{HEAD.format(width=64)} layers {{ all: {rule} }}")
+        return {choice.phase: choice.seconds for choice in planned(spec, length=65536).choices}
+
+    narrow, wide, everything = price("window(256)"), price("window(8192)"), price("full")
+    for phase in PHASES:
+        assert narrow[phase] <= wide[phase] < everything[phase]
+
+
+def test_what_no_kernel_can_say_is_refused_with_its_reason():
+    for text, reason in (
+        (UNSAID, "rotates its keys anew"),
+        (WIDE, "head widths above 256"),
+        (UNSAID.replace("positions = consecutive", "score = softplus(exponent = 2)"), "no softplus score"),
+    ):
+        for choice in planned(check_text(text)).choices:
+            reasons = {refusal.provider: refusal.reason for refusal in choice.refused}
+            assert reason in reasons["triton"] or (choice.phase == "train" and "backward" in reasons["triton"])
+    assert all(
+        refusal.reason == "generated kernels need a GPU"
+        for choice in planned(check_text(WIDE), "cpu").choices
+        for refusal in choice.refused
+    )
+
+
+def test_strict_refuses_references_and_says_where_and_why(tmp_path):
+    build(check_text(WIDE), tmp_path / "wide", Options(strict=True))
+    report = build(check_text(UNSAID), tmp_path / "unsaid", Options())
+    assert report.decisions, "what runs its reference is told"
+    with pytest.raises(SpecError) as caught:
+        build(check_text(UNSAID), tmp_path / "strict", Options(strict=True))
+    assert {diagnostic.code for diagnostic in caught.value.diagnostics} == {"A401"}
+    assert [diagnostic.message for diagnostic in caught.value.diagnostics] == list(report.decisions)
+    assert not (tmp_path / "strict").exists()
+
+
+@pytest.mark.parametrize("name", ["window-global", "gpt-oss", "longlora", "streaming-llm", "random-features"])
+def test_no_plan_changes_results(name, tmp_path):
+    """Every way to run, and plans for every device and for short and long workloads, give the same logits."""
+    small, _ = reduce(check_path(SPECS / f"{name}.attn"), 32)
+    case = Case.of(small, tmp_path / "built")
+    for way in ("plan", "torch", "reference"):
+        case.model.use(way)
+        case.check(case.model, ("training", "prefill", "decode by 16"))
+    before = case.model(case.texts).logits
+    for number, options in enumerate((Options(length=16), Options(length=2**20, batch=64), Options(device="a100"))):
+        other = Case.of(small, tmp_path / str(number))
+        other.model.load_state_dict(case.model.state_dict())
+        with poisoned():
+            assert rms(other.model(case.texts).logits - before) <= FLOAT64 * case.rounding, options
