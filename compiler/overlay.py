@@ -79,6 +79,11 @@ def _agree(attributes: Attributes, where: dict[str, Span], span: Span, problems:
     if a.share_qk and a.kv_heads != a.heads:
         message = f"share_qk needs as many KV heads as heads, not {a.kv_heads} and {a.heads}"
         problems.add("A208", message, place("share_qk"), "kv_heads = heads", f"set `kv_heads = {a.heads}`")
+    if isinstance(a.rope_scale, Yarn) and a.rope == 1:
+        message = "`yarn` stretches by wavelength, and at `rope = 1` all are one"
+        problems.add(
+            "A104", message, place("rope_scale", "rope"), "a base above 1", "set a larger `rope`, or leave `rope_scale` out"
+        )
     if isinstance(a.rope_scale, Llama3) and a.rope_scale.low >= a.rope_scale.high:
         message = f"low {a.rope_scale.low:g} of `llama3` is not below high {a.rope_scale.high:g}"
         problems.add("A104", message, place("rope_scale"), "low < high", "exchange the two")
