@@ -11,10 +11,10 @@ get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict 
 named_modules named_parameters parameters register_backward_hook register_buffer register_forward_hook
 register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
 register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
-register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty train training
-type xpu zero_grad
+register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory smart_apply state_dict to to_empty train
+training type xpu zero_grad
 """
-"""What PyTorch's modules call their own, as far as a word of the language can be spelt so."""
+"""What PyTorch's modules call their own, as far as a word of the language can be spelt so; transformers adds `smart_apply`."""
 
 OF_CLASSES = "gate mixes plans slot source start starts"
 """What the classes of a built model call their own."""
