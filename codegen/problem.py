@@ -5,12 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from attnc.dsl import Diagnostic, Source, Span
+from attnc.dsl.codes import Code
 
-CODES = {
-    "A401": "a mix has no kernel and `--strict` was asked for",
-    "A510": "the output folder holds other files",
-    "A511": "the output folder cannot be written",
-    "A512": "the weights do not fit the spec",
+CODES: dict[str, Code] = {
+    "A401": Code(
+        "a mix has no kernel and `--strict` was asked for",
+        "Without `--strict` the reference runs in its place: right, slow, and printed as a decision. The message says why each "
+        "kernel was refused.",
+    ),
+    "A510": Code(
+        "the output folder holds other files",
+        "A build replaces only what a build wrote: `plan.json` lists its files. Name another folder with `-o`.",
+    ),
+    "A511": Code("the output folder cannot be written", "The system's reason is shown. What was there before is there still."),
+    "A512": Code(
+        "the weights do not fit the spec",
+        "Names, shapes and number formats of the tensors in `--weights` are those of the model; the message lists what differs.",
+    ),
 }
 
 

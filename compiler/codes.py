@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Code(NamedTuple):
-    """`title` is one line; `page` says what the rule is for and what to write instead."""
-
-    title: str
-    page: str
-
+from attnc.dsl.codes import Code
 
 CODES: dict[str, Code] = {
     "A100": Code("unknown name", "A mixer is a kind of the language or a mix that the file defines before it uses it."),
@@ -31,6 +23,10 @@ CODES: dict[str, Code] = {
     "A109": Code("a name that is taken", "A mix may not take the name of a kind or of a word of the language."),
     "A110": Code("too large an expression", "A mix may name others, but the whole has at most 256 kinds and 64 levels."),
     "A111": Code("`--set` cannot do this", "`--set model.KEY=VALUE` replaces one setting of the model, and nothing else."),
+    "A112": Code(
+        "arguments that do not go together",
+        "Some arguments exclude one another, and some need one another; the row of the kind in docs/language.md says which.",
+    ),
     "A200": Code("two rules for a layer", "Every layer is owned by exactly one rule; the order of rules decides nothing."),
     "A201": Code("layers without a rule", "Every layer needs a rule; `else` takes all the others."),
     "A202": Code(

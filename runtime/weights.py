@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .codes import CODES
+
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Words of the file format for floats that need no scales to be read."""
 
@@ -19,22 +21,12 @@ SHOWN = 8
 Start = float | tuple[float, float]
 """A number that fills a tensor, or (mean, standard deviation) of normal numbers."""
 
-CODES = {
-    "A541": "no such file of weights",
-    "A542": "not a safetensors file, or a damaged one",
-    "A543": "tensors that the model needs are missing",
-    "A544": "tensors that the model has no place for",
-    "A545": "tensors of another shape",
-    "A546": "tensors of another sort of numbers",
-    "A547": "tensors that the model ties, and that differ",
-}
-
 
 class WeightsError(ValueError):
     """Weights that cannot be loaded. `code`: one of CODES; `names`: the tensors (or files) concerned."""
 
     def __init__(self, code: str, message: str, names: Sequence[str]) -> None:
-        super().__init__(f"{code}: {CODES[code]}: {message}")
+        super().__init__(f"{code}: {CODES[code][0]}: {message}")
         self.code, self.names = code, tuple(names)
 
 

@@ -132,4 +132,4 @@ def test_importing_the_room_loads_neither_lark_nor_anything_heavier() -> None:
 
 
 def test_every_code_has_a_title_of_one_line() -> None:
-    assert all(title and "\n" not in title and not title.endswith(".") for title in CODES.values())
+    assert all(title and "\n" not in title and not title.endswith(".") for title, _ in CODES.values())

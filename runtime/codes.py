@@ -1,0 +1,29 @@
+"""The codes that a built folder's errors carry: a title and a page each. Imports nothing, so that `attnc explain` is quick."""
+
+from __future__ import annotations
+
+CODES: dict[str, tuple[str, str]] = {
+    "A507": (
+        "a crop that would not be exact",
+        "A ring has overwritten old tokens and a state has forgotten them, so only growing caches go back to fewer tokens. Take "
+        "a `snapshot()` before, and `restore` it.",
+    ),
+    "A508": (
+        "more tokens than the cache has room for",
+        "`new_cache(batch, max_length)` says how many tokens a sequence may have, prompt and answer together.",
+    ),
+    "A509": (
+        "a model that looks ahead keeps no cache",
+        "With `causal = false` later tokens would change what was said of earlier ones, so such a model reads whole texts.",
+    ),
+    "A541": (
+        "no such file of weights",
+        "Build with `--weights DIR` or `--init SEED`, or copy `model.safetensors` into the folder.",
+    ),
+    "A542": ("not a safetensors file, or a damaged one", "Copy the file again; the message says what is wrong with it."),
+    "A543": ("tensors that the model needs are missing", "The message names them; the model's `state_dict()` lists all names."),
+    "A544": ("tensors that the model has no place for", "Nothing is dropped silently: take them out of the file."),
+    "A545": ("tensors of another shape", "The file belongs to a model of other sizes; the message shows both shapes."),
+    "A546": ("tensors of another sort of numbers", "Floats go to floats and whole numbers to whole numbers."),
+    "A547": ("tensors that the model ties, and that differ", "With `tie = true` head and embedding are one tensor."),
+}
