@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from attnc.compiler.declare import Bounds, Budgeted, Divides, NotBuilt, Positional
+from attnc.compiler.mixer import Kind
 from attnc.compiler.value import Between, Share, Value
 
 Marker = TypeVar("Marker")
@@ -88,7 +89,7 @@ def options(members: tuple[Any, ...]) -> list[str]:
 
 def is_value(member: Any) -> bool:
     """Whether a type is a `word(...)` class."""
-    return isinstance(member, type) and issubclass(member, Value) and member not in (Share, Between)
+    return isinstance(member, type) and issubclass(member, Value) and member not in (Share, Between, Kind)
 
 
 def expectation(field: Field) -> str:
@@ -101,11 +102,12 @@ def expectation(field: Field) -> str:
         parts.append(f"a share from {low:g}% to {high:g}%")
     if Between in field.types:
         parts.append("a range like `2..19`")
-    shown = [f"`{word}`" for word in options(field.types)]
-    if any(typing.get_origin(member) is tuple for member in field.types):
+    if takes_keys(field.types):
+        parts.append("a union of key sets")
+    elif items(field.types):
         inner = [f"`{word}`" for word in options(items(field.types))]
         parts.append("a list" + (f" of {', '.join(inner)}" if inner else " of numbers"))
-    parts += shown
+    parts += [f"`{word}`" for word in options(field.types)]
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
 
 
@@ -115,6 +117,11 @@ def items(members: tuple[Any, ...]) -> tuple[Any, ...]:
         if typing.get_origin(member) is tuple:
             return _members(typing.get_args(member)[0])
     return ()
+
+
+def takes_keys(members: tuple[Any, ...]) -> bool:
+    """Whether a field holds a union of key sets: its type is `tuple[Kind, ...]`."""
+    return Kind in items(members)
 
 
 def _limits(bounds: Bounds | None) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 from pydantic import ModelWrapValidatorHandler, model_validator
 
 from attnc.compiler.intervals import Intervals
-from attnc.compiler.value import Tokens, Value
+from attnc.compiler.value import Broken, Tokens, Value
 
 
 class Kind(Value):
@@ -48,6 +48,14 @@ class Weight(Value):
 KindClass = type[Kind]
 
 
+def _no_intervals(_kind: Any, _causal: bool) -> Intervals | None:
+    return None
+
+
+def _no_keys(_kind: Any) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Mixer:
     """A kind of the language.
@@ -61,6 +69,8 @@ class Mixer:
     `weights`    learned tensors beside q, k, v and o: weights(kind, attributes, model).
     `state`      mixers: what decoding carries of a sequence of any length, name -> shape: state(kind, attributes, model).
     `own_keys`   key sets: learned keys of its own, which stand before the sequence's and have no position.
+    `rules`      what holds between parameters beyond their own bounds: rules(kind) -> a Broken for each rule that does not.
+    `per_head`   mixers: one state a head, from the layer's q, k and v, so that head groups and routed keys may go to it.
     `examples`   values for goldens, docs and smoke tests.
     """
 
@@ -70,9 +80,18 @@ class Mixer:
     examples: tuple[Kind, ...]
     mask: Callable[..., Any] | None = None
     sizes: Callable[[Any, Any], dict[str, Any]] = lambda _kind, _length: {}
-    intervals: Callable[[Any, bool], Intervals | None] = lambda _kind, _causal: None
+    intervals: Callable[[Any, bool], Intervals | None] = _no_intervals
     kept: Callable[[Any], Kept] = lambda _kind: Kept()
     reference: Callable[..., Any] | None = None
     weights: Callable[..., tuple[Weight, ...]] = lambda _kind, _attributes, _model: ()
     state: Callable[..., dict[str, tuple[int, ...]]] = lambda _kind, _attributes, _model: {}
-    own_keys: Callable[[Any], int] = lambda _kind: 0
+    own_keys: Callable[[Any], int] = _no_keys
+    rules: Callable[[Any], Iterable[Broken]] = lambda _kind: ()
+    per_head: bool = False
+
+    @property
+    def built(self) -> bool:
+        """Whether this version builds the kind, or only declares it: what it means, and how kernels are told."""
+        if self.type == "keys":
+            return self.mask is not None and (self.intervals is not _no_intervals or self.own_keys is not _no_keys)
+        return self.reference is not None

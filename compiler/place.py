@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Protocol
 
+from attnc.compiler.mixer import Kind
 from attnc.compiler.problems import Problems
 from attnc.compiler.spec import BudgetSite
 from attnc.dsl import tree
@@ -19,6 +20,16 @@ class Invalid:
 INVALID: Final = Invalid()
 
 
+class Mixes(Protocol):
+    """The mixes defined so far, for arguments that are key sets themselves."""
+
+    def keys(self, value: tree.Expression, place: Place) -> tuple[Kind, ...] | Invalid:
+        """The union that `value` writes, or INVALID after reporting that it is none."""
+
+    def kinds(self, word: str) -> tuple[Kind, ...]:
+        """The union that the mix `word` is; empty where there is no such mix, or it is something else."""
+
+
 @dataclass(frozen=True)
 class Place:
     """The problems and budgets collected so far (a budget once, however often it is used), and the path for budget sites."""
@@ -26,6 +37,7 @@ class Place:
     problems: Problems
     budgets: dict[Span, BudgetSite] = field(default_factory=dict)
     path: tuple[str, ...] = ()
+    mixes: Mixes | None = None
 
     def at(self, *steps: str) -> Place:
         """The place further in."""

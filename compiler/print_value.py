@@ -21,6 +21,8 @@ def print_value(value: Any) -> str:
             return str(value)
         case Between(low=low, high=high):
             return f"{low}..{high}"
+        case (Value(), *_) if all(hasattr(item, "kind") for item in value):
+            return print_keys(value)
         case tuple():
             return f"[{', '.join(map(print_value, value))}]"
         case Value():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.expressions import (
@@ -18,9 +18,10 @@ from attnc.compiler.expressions import (
     size_and_depth,
     type_of,
 )
+from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import DECLARED_LATER, MIXERS
 from attnc.compiler.origin import one_line
-from attnc.compiler.place import Invalid, Place, step
+from attnc.compiler.place import INVALID, Invalid, Place, step
 from attnc.compiler.problems import nearest, words
 from attnc.compiler.read_value import read_arguments, read_settings
 from attnc.compiler.tuning import ChooseArguments, GateArguments, RouteArguments
@@ -38,6 +39,23 @@ class Names:
     mixes: dict[str, Typed] = field(default_factory=dict)
     later: dict[str, tree.Mix] = field(default_factory=dict)
     reading: str = ""
+
+    def keys(self, value: tree.Expression, place: Place) -> tuple[Kind, ...] | Invalid:
+        """The union that an argument writes, or INVALID after reporting that it is none."""
+        typed = read_expression(value, self, place)
+        if isinstance(typed, Keys):
+            return typed.kinds
+        if type_of(typed) == "keys":
+            message = f"{quoted(one_line(value))} differs from head to head or case to case, and an argument is one union"
+            place.problems.add("A203", message, value.span, "one union of key sets", "write the union without the block")
+        elif type_of(typed) != "wrong":
+            _not_keys(typed, value, place)
+        return INVALID
+
+    def kinds(self, word: str) -> tuple[Kind, ...]:
+        """The union that a mix is; empty where there is no such mix, or it is something else."""
+        typed = self.mixes.get(word)
+        return typed.kinds if isinstance(typed, Keys) else ()
 
 
 def read_expression(node: tree.Expression, names: Names, place: Place) -> Typed:
@@ -79,7 +97,7 @@ def _named(node: tree.Name | tree.Call, names: Names, place: Place) -> Typed:
     name = node if isinstance(node, tree.Name) else node.name
     word, arguments = name.text, () if isinstance(node, tree.Name) else node.arguments
     if word in MIXERS:
-        kind = read_arguments(word, arguments, node.span, MIXERS[word].parameters, place)
+        kind = read_arguments(word, arguments, node.span, MIXERS[word].parameters, replace(place, mixes=names))
         if isinstance(kind, Invalid):
             return Wrong(node, word)
         return Keys((kind,), word, node) if MIXERS[word].type == "keys" else Lone(kind, word, node)

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from attnc.compiler.budgets import read_budget
-from attnc.compiler.fields import Field, expectation, fields, is_value, items, number, options, tag
+from attnc.compiler.fields import Field, expectation, fields, is_value, items, number, options, tag, takes_keys
+from attnc.compiler.mixer import Kind
+from attnc.compiler.mixers import MIXERS
 from attnc.compiler.origin import one_line
 from attnc.compiler.place import INVALID, Invalid, Place, named
 from attnc.compiler.problems import Problems, nearest, one_of, words
@@ -21,23 +23,16 @@ Anything = TypeVar("Anything", bound=Value)
 
 def read(value: tree.Expression, field: Field, owner: str, place: Place) -> Any:
     """The typed value that `value` writes for `field` of `owner`, or INVALID after reporting why not."""
-    result = _read(value, field, owner, place)
-    if result is INVALID or field.builds(result):
-        return result
-    message = f"`{field.key} = {one_line(value)}` of {named(owner)} is not built yet"
-    help_line = f"leave `{field.key}` out" if not field.required else f"use another `{field.key}`"
-    place.problems.add("A101", message, value.span, "a value that this version builds", help_line)
-    return INVALID
-
-
-def _read(value: tree.Expression, field: Field, owner: str, place: Place) -> Any:
+    if takes_keys(field.types) and not _is_none(value, field):
+        assert place.mixes is not None, f"{owner}.{field.key} is a union, read outside of any kind"
+        return place.mixes.keys(value, place.at(field.key))
     match value:
         case tree.Number():
             result = _number(value, field, owner, place)
         case tree.Range(low=low, high=high) if Between in field.types:
             result = _range(low, high, field, owner, place)
         case tree.List(items=parts) if items(field.types):
-            inner = replace(field, types=items(field.types), not_built=None)
+            inner = replace(field, types=items(field.types))
             read_parts = [read(part, inner, owner, place) for part in parts]
             result = INVALID if INVALID in read_parts else tuple(read_parts)
         case tree.Call(name=tree.Name(text="budget")):
@@ -63,6 +58,7 @@ def read_arguments(
     declared = fields(owner)
     by_place = [field for field in declared.values() if field.positional]
     given: dict[str, Any] = {}
+    read_from: list[tuple[Field, tree.Argument]] = []
     sound = True
     for argument in arguments:
         found = _argument_field(argument, word, declared, by_place, place.problems)
@@ -75,6 +71,7 @@ def read_arguments(
             sound = False
             continue
         given[found.key] = read(argument.value, found, word, place.at(word))
+        read_from.append((found, argument))
         sound &= given[found.key] is not INVALID
     for field in declared.values():
         if field.required and field.key not in given and sound:
@@ -85,7 +82,9 @@ def read_arguments(
     if not sound:
         return INVALID
     result = owner(**given)
-    return result if _divides(result, word, span, place.problems) else INVALID
+    where = {found.key: argument.span for found, argument in read_from}
+    sound = _divides(result, word, span, place.problems)
+    return result if _together(result, where, span, place.problems) and sound else INVALID
 
 
 def read_settings(
@@ -188,6 +187,9 @@ def _word(value: tree.Name | tree.Call, word: str, field: Field, owner: str, pla
             return word == "true"
         if word in field.literals:
             return word
+        kinds = place.mixes.kinds(word) if place.mixes is not None else ()
+        if len(kinds) == 1 and type(kinds[0]) in classes.values():
+            return kinds[0]
     return _mismatch(value, field, owner, place)
 
 
@@ -197,6 +199,19 @@ def _mismatch(value: tree.Expression, field: Field, owner: str, place: Place) ->
     help_line = nearest(word, options(field.types), f"give `{field.key}` {expectation(field)}")
     place.problems.add("A103", f"`{field.key}` of {named(owner)} cannot be {shown}", value.span, expectation(field), help_line)
     return INVALID
+
+
+def _is_none(value: tree.Expression, field: Field) -> bool:
+    return isinstance(value, tree.Name) and value.text == "none" and type(None) in field.types
+
+
+def _together(value: Value, where: dict[str, Span], span: Span, problems: Problems) -> bool:
+    """The declared rules between the parameters of a value hold; `where` says which argument gave what."""
+    of_kind = MIXERS[value.kind].rules(value) if isinstance(value, Kind) else ()
+    broken = [*value.broken(), *of_kind]
+    for one in broken:
+        problems.add(one.code, one.message, where.get(one.key, span), one.expected, one.help)
+    return not broken
 
 
 def _divides(value: Value, word: str, span: Span, problems: Problems) -> bool:

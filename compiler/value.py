@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from typing import overload
+from collections.abc import Iterable
+from typing import NamedTuple, overload
 
 from pydantic import BaseModel, ConfigDict
+
+
+class Broken(NamedTuple):
+    """A rule between the parameters of a value that does not hold.
+
+    `key` is the parameter to point at, "" for the whole value; the rest is as in a diagnostic.
+    """
+
+    key: str
+    message: str
+    expected: str
+    help: str
+    code: str = "A112"
 
 
 class Value(BaseModel):
     """A frozen, strict pydantic model; equality and hashing by content."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    def broken(self) -> Iterable[Broken]:
+        """The rules between parameters that do not hold."""
+        return ()
 
 
 class Share(Value):
