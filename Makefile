@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat gpu fmt clean
+.PHONY: help demo test compat gpu docs fmt clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ compat: $(READY) $(TRITONS:%=.compat/triton-%)  ## interpreter and compile-only 
 
 gpu:  ## tests/gpu with this python, nothing installed; writes docs/gpu.json
 	PYTHONPATH=src $(PYTHON) -m pytest tests/gpu -m gpu -p no:cacheprovider
+
+docs: $(READY)  ## docs/diagnostics.md from the codes
+	$(BIN)/python tools/diagnostics.py
 
 fmt: $(READY)  ## format, and fix what the linter can
 	$(BIN)/ruff format .

@@ -20,7 +20,7 @@ CODES: dict[str, Code] = {
     "A511": Code("the output folder cannot be written", "The system's reason is shown. What was there before is there still."),
     "A512": Code(
         "the weights do not fit the spec",
-        "Names, shapes and number formats of the tensors in `--weights` are those of the model; the message lists what differs.",
+        "Names, shapes and number formats of the tensors in `--weights` are those of the model; the message says what differs.",
     ),
 }
 

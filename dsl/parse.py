@@ -9,7 +9,7 @@ from attnc.dsl.scan import scan
 from attnc.dsl.source import Source, Span
 
 EMPTY = """write a model and say what its layers do, for example
-    model small { vocab = 32000, dim = 2048, layers = 24, heads = 16, norm = rms(1e-6) }
+    model small { vocab = 32000, dim = 2048, layers = 24, heads = 16, ffn = swiglu(5632), norm = rms(1e-6) }
     layers { every(6): full, else: window(1024) }"""
 
 

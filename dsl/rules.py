@@ -37,7 +37,9 @@ def _count_items(file: tree.File, problems: Problems, whole: bool) -> None:
         return
     end = Span(file.source, len(file.source.text), len(file.source.text))
     if not any(isinstance(item, tree.Model) for item in file.items):
-        example = "write `model NAME { vocab = 32000, dim = 2048, layers = 24, heads = 16, norm = rms(1e-6) }`"
+        example = (
+            "write `model NAME { vocab = 32000, dim = 2048, layers = 24, heads = 16, ffn = swiglu(5632), norm = rms(1e-6) }`"
+        )
         problems.add("A020", "the spec has no `model`", end, help=example)
     if not any(isinstance(item, tree.Layers) for item in file.items):
         problems.add(

@@ -5,8 +5,8 @@ from __future__ import annotations
 CODES: dict[str, tuple[str, str]] = {
     "A507": (
         "a crop that would not be exact",
-        "A ring has overwritten old tokens and a state has forgotten them, so only growing caches go back to fewer tokens. Take "
-        "a `snapshot()` before, and `restore` it.",
+        "A ring has overwritten old tokens and a state has forgotten them, so only growing caches go back to fewer tokens. "
+        "Take a `snapshot()` before, and `restore` it.",
     ),
     "A508": (
         "more tokens than the cache has room for",

@@ -41,11 +41,11 @@ def invoke(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        return explain(error)
+        return complain_of(error)
     raise AssertionError("typer ends every command with SystemExit")
 
 
-def explain(error: Exception) -> int:
+def complain_of(error: Exception) -> int:
     """Says on stderr what went wrong and returns the exit code."""
     from attnc.cli.output import complain, print_diagnostics
     from attnc.dsl.diagnostic import SpecError
