@@ -8,12 +8,14 @@ from attnc.compiler.attributes import Attributes
 from attnc.compiler.conditions import read_condition
 from attnc.compiler.expressions import Attributed, Cases, Keys, Lone, Several, Typed
 from attnc.compiler.groups import split
-from attnc.compiler.mixers import conv
+from attnc.compiler.mixer import Kind
+from attnc.compiler.mixers import MIXERS
 from attnc.compiler.model_settings import Given
 from attnc.compiler.origin import one_line, origin
 from attnc.compiler.overlay import check_keys, resolve_attributes
 from attnc.compiler.part_names import part_names
 from attnc.compiler.place import Place
+from attnc.compiler.problems import one_of
 from attnc.compiler.sharing import is_attention, one_launch, routes_plainly, share_weights
 from attnc.compiler.spec import (
     Alternative,
@@ -38,9 +40,6 @@ from attnc.compiler.walk import leaves
 from attnc.dsl import tree
 from attnc.dsl.source import Span
 
-CAUSAL_KINDS = (conv.Conv,)
-"""Kinds that are defined looking back only."""
-
 
 @dataclass(frozen=True)
 class Scope:
@@ -64,10 +63,12 @@ def lower(typed: Typed, scope: Scope) -> Mixer | None:
             return _attention(typed, scope)
         case Lone():
             return _mixing(typed, scope)
-        case Attributed(body=Lone(kind=kind), settings=settings) if settings.keys() - {"causal"}:
-            key, (_, place) = next(item for item in settings.items() if item[0] != "causal")
+        case Attributed(body=Lone(kind=kind), settings=settings) if _meaningless(kind, settings):
+            key = _meaningless(kind, settings)[0]
+            taken = sorted(MIXERS[kind.kind].attributes or ())
             message = f"`{key}` has no meaning for `{kind.kind}`, which has projections of its own"
-            scope.place.problems.add("A213", message, place, f"`{kind.kind}` without attributes", f"leave `{key}` out")
+            expected = one_of(taken, f"an attribute of `{kind.kind}`") if taken else f"`{kind.kind}` without attributes"
+            scope.place.problems.add("A213", message, settings[key][1], expected, f"leave `{key}` out")
             return None
         case Attributed(body=body, settings=settings):
             return lower(body, replace(scope, settings=(*scope.settings, settings)))
@@ -85,6 +86,12 @@ def lower(typed: Typed, scope: Scope) -> Mixer | None:
             return None
 
 
+def _meaningless(kind: Kind, settings: Given) -> list[str]:
+    """The attributes given to a kind that mean nothing for it."""
+    taken = MIXERS[kind.kind].attributes
+    return [] if taken is None else [key for key in settings if key not in taken]
+
+
 def _attention(typed: Keys, scope: Scope) -> Attention | None:
     attributes = scope.attributes(True, typed.node.span)
     if attributes is None or not check_keys(typed.kinds, attributes, typed.node.span, scope.place.problems):
@@ -96,7 +103,7 @@ def _mixing(typed: Lone, scope: Scope) -> Mixing | None:
     attributes = scope.attributes(False, typed.node.span)
     if attributes is None:
         return None
-    if isinstance(typed.kind, CAUSAL_KINDS) and not attributes.causal:
+    if MIXERS[typed.kind.kind].causal_only and not attributes.causal:
         message = f"`{typed.kind.kind}` looks back only, but `causal = false` is set"
         help_line = "write a key set such as `window(n)`, or set `causal = true`"
         scope.place.problems.add("A300", message, typed.node.span, "a kind that sees both directions", help_line)

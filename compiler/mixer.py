@@ -71,6 +71,8 @@ class Mixer:
     `own_keys`   key sets: learned keys of its own, which stand before the sequence's and have no position.
     `rules`      what holds between parameters beyond their own bounds: rules(kind) -> a Broken for each rule that does not.
     `per_head`   mixers: one state a head, from the layer's q, k and v, so that head groups and routed keys may go to it.
+    `causal_only` mixers: defined looking back only, so `causal = false` is a mistake.
+    `attributes` mixers: the attributes in braces that mean something for it; None: all.
     `examples`   values for goldens, docs and smoke tests.
     """
 
@@ -88,6 +90,8 @@ class Mixer:
     own_keys: Callable[[Any], int] = _no_keys
     rules: Callable[[Any], Iterable[Broken]] = lambda _kind: ()
     per_head: bool = False
+    causal_only: bool = False
+    attributes: frozenset[str] | None = None
 
     @property
     def built(self) -> bool:

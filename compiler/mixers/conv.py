@@ -55,4 +55,6 @@ MIXER = Mixer(
     reference=gated_convolution,
     weights=_weights,
     state=lambda kind, _attributes, model: {"conv": (kind.n - 1, kind.expand * model.dim)},
+    causal_only=True,
+    attributes=frozenset({"causal"}),
 )
