@@ -23,7 +23,7 @@ BLOCKS = {  # (architecture, bytes of an element): keys of a block, warps, warps
     ("sm_90", 2): (64, 4, 8, 3),
     ("sm_100", 2): (64, 4, 8, 3),
     ("gfx942", 2): (64, 4, 4, 2),
-    ("sm_80", 4): (32, 8, 8, 2),
+    ("sm_80", 4): (16, 4, 8, 2),
     ("sm_90", 4): (16, 4, 8, 2),
     ("sm_100", 4): (16, 4, 8, 2),
     ("gfx942", 4): (16, 8, 8, 2),
@@ -38,6 +38,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1e30)  # score of a key that is not seen
 FLOOR = tl.constexpr(-1e29)  # least running maximum: exp2(HIDDEN - FLOOR) = 0, so a row without keys stays empty
 NOWHERE = tl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
+PIECE = tl.constexpr(16)  # products of fp32 numbers are summed this many at a time, then the sums: errors add up less
 
 
 @triton.jit
@@ -123,6 +124,7 @@ def split_kernel(
     ROW: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    IN_PIECES: tl.constexpr = q.dtype.element_ty == tl.float32
     program = tl.program_id(0)
     split = program % splits
     tile = program // splits % tiles
@@ -149,14 +151,12 @@ def split_kernel(
     e = tl.arange(0, BLOCK_E)
     i = (start + token)[:, None]
     row = token_begin + token
-    query = tl.load(
-        q + (row * q_token_stride + head * q_head_stride)[:, None] + d[None, :],
-        mask=live[:, None] & (d < D)[None, :],
-        other=0.0,
-    )
+    q_here = q + (row * q_token_stride + head * q_head_stride)[:, None]
+    if not IN_PIECES:
+        query = tl.load(q_here + d[None, :], mask=live[:, None] & (d < D)[None, :], other=0.0)
     k_first = tl.multiple_of(tl.load(k_begin + sequence * k_begin_stride + group), D & -D)
     v_first = tl.multiple_of(tl.load(v_begin + sequence * v_begin_stride + group), E & -E)
-    k_inside = d[:, None] + tl.arange(0, BLOCK_K)[None, :] * k_stride  # keys transposed: [BLOCK_D, BLOCK_K]
+    k_inside = tl.arange(0, BLOCK_K)[None, :] * k_stride  # keys transposed: [BLOCK_D, BLOCK_K]
     v_inside = e[None, :] + tl.arange(0, BLOCK_K)[:, None] * v_stride
     scale_here = tl.load(scale + head, mask=live, other=0.0)[:, None]
 
@@ -173,8 +173,17 @@ def split_kernel(
         here = slot < slots
         k_here = k + (k_first + begin.to(tl.int64) * k_stride)
         v_here = v + (v_first + begin.to(tl.int64) * v_stride)
-        key = tl.load(k_here + k_inside, mask=here[None, :] & (d < D)[:, None], other=0.0)
-        score = adjust_score(tl.dot(query, key, input_precision="ieee"), scale_here, cap)
+        if not IN_PIECES:
+            key = tl.load(k_here + k_inside + d[:, None], mask=here[None, :] & (d < D)[:, None], other=0.0)
+            product = tl.dot(query, key, input_precision="ieee")
+        else:
+            product = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
+            for piece in tl.static_range(0, BLOCK_D, PIECE):
+                c = piece + tl.arange(0, PIECE)
+                some = tl.load(q_here + c[None, :], mask=live[:, None] & (c < D)[None, :], other=0.0)
+                key = tl.load(k_here + k_inside + c[:, None], mask=here[None, :] & (c < D)[:, None], other=0.0)
+                product = tl.fma(tl.dot(some, key, input_precision="ieee"), 1.0, product)
+        score = adjust_score(product, scale_here, cap)
         j = position(slot, base_here, stored_here, pinned_here, ring_here, slots, True)[None, :]
         score = tl.where(keep(numbers, i, j), score, HIDDEN)
         peak = tl.maximum(best, tl.max(score, 1))
@@ -183,7 +192,10 @@ def split_kernel(
         best = peak
         norm = norm * fade + tl.sum(weight, 1)
         value = tl.load(v_here + v_inside, mask=here[:, None] & (e < E)[None, :], other=0.0)
-        acc = tl.dot(weight.to(value.dtype), value, acc * fade[:, None], input_precision="ieee")
+        if not IN_PIECES:
+            acc = tl.dot(weight.to(value.dtype), value, acc * fade[:, None], input_precision="ieee")
+        else:
+            acc = tl.fma(acc, fade[:, None], tl.dot(weight, value, input_precision="ieee"))
 
     place = (row * (kv_heads * GROUP) + head) * splits + split
     tl.store(part_o + place[:, None] * E + e[None, :], acc, mask=(live & (norm > 0.0))[:, None] & (e < E)[None, :])
