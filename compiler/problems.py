@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attnc.compiler.codes import CODES
-from attnc.dsl.diagnostic import Diagnostic, SpecError, closest
+from attnc.dsl.diagnostic import Diagnostic, Edit, SpecError, closest, suggested
 from attnc.dsl.problems import MOST
 from attnc.dsl.source import Span
 
@@ -18,15 +18,25 @@ class Problems:
     def __init__(self) -> None:
         self.found: list[Diagnostic] = []
 
-    def add(self, code: str, message: str, span: Span, expected: str, help: str, notes: Iterable[Note] = ()) -> None:  # noqa: A002
+    def add(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        expected: str,
+        help: str,  # noqa: A002
+        notes: Iterable[Note] = (),
+        fix: str | Edit | None = None,
+    ) -> None:
         """Record a mistake. `expected` and `help` are never empty: the user learns what would have been right.
 
-        Raises SpecError when there are as many as anybody reads.
+        A `fix` that is text replaces the span; a help line of `closest` is a fix by itself. Raises SpecError when there are as many as anybody reads.
         """
         assert code in CODES, code
         assert expected, message
         assert help, message
-        self.found.append(Diagnostic(code, message, span, expected, tuple(notes), help))
+        edit = Edit(span, fix) if isinstance(fix, str) else fix or suggested(span, help)
+        self.found.append(Diagnostic(code, message, span, expected, tuple(notes), help, edit))
         if len(self.found) >= MOST:
             end = Span(span.source, span.end, span.end)
             more = Diagnostic(

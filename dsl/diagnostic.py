@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -64,6 +65,16 @@ class SpecError(Exception):
         count = len(self.diagnostics)
         total = f"{count} error{'s' if count > 1 else ''} in {', '.join(names)}"
         return "\n\n".join([*(d.render() for d in self.diagnostics), total])
+
+
+_MEANT = re.compile(r"did you mean `([a-z][a-z0-9_]*)`\?")
+_WORD = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def suggested(span: Span, help: str) -> Edit | None:  # noqa: A002
+    """The edit that a help line of `closest` speaks of: the word with which the span begins becomes the one that was meant."""
+    meant, word = _MEANT.fullmatch(help), _WORD.match(span.text)
+    return Edit(Span(span.source, span.start, span.start + word.end()), meant[1]) if meant and word else None
 
 
 def closest(word: str, words: Iterable[str]) -> str:
