@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from attnc.cli import build, check, doctor, explain, graft, import_checkpoint, run, show, version
+from attnc.cli import build, check, doctor, explain, fmt, graft, import_checkpoint, run, show, version
 
 HELP = "The compiler for hybrid attention: a short spec in, readable PyTorch and Triton out."
 EPILOG = "Exit codes: 0 ok, 1 a check or comparison failed, 2 usage, 3 the spec has errors, 4 environment, 5 a mistake of ours."
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True, help=HELP, epilog=EPILOG)(version.options)
 app.command()(check.check)
+app.command()(fmt.fmt)
 app.command()(show.show)
 app.command()(build.build)
 app.command("import")(import_checkpoint.import_checkpoint)
