@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import stat
 import sys
@@ -21,7 +22,7 @@ from attnc.dsl.reformat import reformatted
 from attnc.dsl.scan import scan
 
 TOP = Path(__file__).parent.parent
-SPECS = sorted((TOP / "specs").rglob("*.attn")) + [TOP / "docs" / "hybrid.attn"]
+SPECS = [*sorted((TOP / "specs").rglob("*.attn")), TOP / "docs" / "hybrid.attn"]
 MESSY = """
 
 model   m{dim=8,  vocab = 1_00 # v
@@ -62,7 +63,7 @@ def fmt(text: str) -> str:
 def words_and_comments(text: str) -> tuple[list[str], list[str]]:
     source = Source("given", text)
     words = scan(source, Problems(source))
-    gaps = [text[a.span.end : b.span.start] for a, b in zip(words, words[1:], strict=False)]
+    gaps = [text[a.span.end : b.span.start] for a, b in itertools.pairwise(words)]
     gaps = [text[: words[0].span.start], *gaps, text[words[-1].span.end :]]
     comments = [comment.rstrip(" \t\r") for gap in gaps for comment in re.findall(r"#[^\n]*", gap)]
     return [word.text for word in words], comments
@@ -96,10 +97,7 @@ COMMENTS = st.sampled_from(
 @st.composite
 def mutated(draw) -> str:
     """Words of a spec with other blanks and comments between them, as far as the language allows."""
-    if draw(st.booleans()):
-        source = Source("printed", print_file(draw(files())))
-    else:
-        source = read(draw(st.sampled_from(SPECS)))
+    source = Source("printed", print_file(draw(files()))) if draw(st.booleans()) else read(draw(st.sampled_from(SPECS)))
     words = scan(source, Problems(source))
     text = draw(BLANKS) + draw(COMMENTS)
     for before, word in zip([None, *words], words, strict=False):
