@@ -1,4 +1,4 @@
-"""The emitted softmax kernels on a GPU: every one whose text is a golden file, over dtypes, shapes and ways of keeping keys."""
+"""The emitted softmax kernels on a GPU: those with every hole, and the shipped specs', over dtypes, shapes and caches."""
 
 from __future__ import annotations
 
@@ -15,27 +15,40 @@ import pytest
 import torch
 import triton
 from kernel_cases import FULL, KERNELS, Case, Inputs, Union, build, check, error, poisoned, reference, torch_own
+from test_table import STATIC
 
+from attnc.codegen import kernels
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.emit import emit
-from attnc.compiler.families import Softmax
+from attnc.compiler import check_path, passes
+from attnc.compiler import graph as graphs
+from attnc.compiler.families import FAMILIES, Softmax
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+TOP = Path(__file__).parents[2]
+SKELETONS = FAMILIES["softmax"]
 FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 Record = Callable[..., None]
 
 
+def shipped() -> dict[Softmax, str]:
+    """The kernels that the shipped specs' layers run on, at their full widths, each by the first spec that has it."""
+    found: dict[Softmax, str] = {}
+    for name in STATIC:
+        spec = check_path(TOP / "specs" / f"{name}.attn")
+        for _, node in passes.run(graphs.build(spec)).network.nodes(data="node"):
+            kernel = kernels.family(node, spec.model) if isinstance(node, graphs.Mix) else None
+            if kernel is not None:
+                found.setdefault(kernel, f"{name}{sum(name == other for other in found.values()) or ''}")
+    return found
+
+
 def texts() -> dict[str, str]:
-    """Every different golden kernel, and those of KERNELS."""
-    found = {}
-    for name, kernel in KERNELS.items():
-        for skeleton in ("softmax_prefill", "softmax_decode"):
-            found[emit(skeleton, kernel)] = f"{skeleton}-{name}"
-    for path in sorted(GOLDEN.rglob("*.py")):
-        text = path.read_text("utf-8")
-        if "@triton.jit" in text:
-            found.setdefault(text, str(path.relative_to(GOLDEN).with_suffix("")))
+    """Every kernel of KERNELS and of the shipped specs, by its skeleton and name."""
+    found = {emit(skeleton, kernel): f"{skeleton}-{name}" for name, kernel in KERNELS.items() for skeleton in SKELETONS}
+    for kernel, name in shipped().items():
+        for skeleton in SKELETONS:
+            found.setdefault(emit(skeleton, kernel), f"{skeleton}-{name}")
     return {name: text for text, name in found.items()}
 
 
