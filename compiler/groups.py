@@ -6,6 +6,7 @@ from attnc.compiler.origin import one_line
 from attnc.compiler.problems import Problems
 from attnc.compiler.selectors import ranges
 from attnc.dsl import tree
+from attnc.dsl.diagnostic import Edit
 from attnc.dsl.excerpt import quoted
 
 EXPECTED = "a KV group, a range, a share, or `else`"
@@ -30,8 +31,12 @@ def split(node: tree.Block, kv_heads: int, problems: Problems) -> list[tuple[int
         if twice:
             notes = [("the first case is here", node.cases[owner[twice[0]]].span)]
             message = f"KV {_shown(twice)} {'has' if len(twice) == 1 else 'have'} two cases"
-            help_line = f"take {_shown(twice)} out of one of them; query heads that share a KV head stay together"
-            problems.add("A205", message, case.selector.span, "each KV group in one case", help_line, notes)
+            left = [group for group in picked if group not in owner]
+            written = _written(left)
+            leave = f"write `{written}` here" if written else "remove this case"
+            help_line = f"{leave}, or take {_shown(twice)} out of the first; query heads that share a KV head stay together"
+            fix = written or None
+            problems.add("A205", message, case.selector.span, "each KV group in one case", help_line, notes, fix)
             return None
         owner |= dict.fromkeys(picked, index)
         position = picked[-1] + 1
@@ -39,7 +44,8 @@ def split(node: tree.Block, kv_heads: int, problems: Problems) -> list[tuple[int
     if others is not None:
         if not missing:
             message = f"the cases before own all {kv_heads} KV groups, so `else` owns none"
-            problems.add("A205", message, node.cases[others].selector.span, "a group for each case", "remove the `else`")
+            span, fix = node.cases[others].selector.span, Edit(node.cases[others].span, "")
+            problems.add("A205", message, span, "a group for each case", "remove the `else`", fix=fix)
             return None
         owner |= dict.fromkeys(missing, others)
     elif missing:
@@ -88,8 +94,9 @@ def _share(number: tree.Number, kv_heads: int, position: int, problems: Problems
     if groups != int(groups):
         message = f"{one_line(number)} of {kv_heads} KV groups is {groups:g}, which is no whole number"
         near = max(1, round(groups))
-        help_line = f"write `{100 * near / kv_heads:g}%` for {near} of them, or use numbers"
-        problems.add("A207", message, number.span, "a share that makes whole groups", help_line)
+        fix = f"{100 * near / kv_heads:g}%"
+        help_line = f"write `{fix}` for {near} of them, or use numbers"
+        problems.add("A207", message, number.span, "a share that makes whole groups", help_line, fix=fix)
         return None
     if position + groups > kv_heads:
         message = f"{one_line(number)} of {kv_heads} KV groups is {int(groups)}, and only {kv_heads - position} left"
@@ -105,6 +112,12 @@ def _group(number: tree.Number, kv_heads: int, problems: Problems) -> int | None
     help_line = f"the last is {kv_heads - 1}; query heads that share a KV head stay together"
     problems.add("A205", message, number.span, f"a KV group from 0 to {kv_heads - 1}", help_line)
     return None
+
+
+def _written(groups: list[int]) -> str:
+    """Groups as a selector: `3`, `2..3`, `[0, 2..3]`."""
+    shown = ranges(groups)
+    return f"[{shown}]" if "," in shown else shown
 
 
 def _shown(groups: list[int]) -> str:

@@ -30,7 +30,8 @@ class Problems:
     ) -> None:
         """Record a mistake. `expected` and `help` are never empty: the user learns what would have been right.
 
-        A `fix` that is text replaces the span; a help line of `closest` is a fix by itself. Raises SpecError when there are as many as anybody reads.
+        A `fix` that is text replaces the span; a help line of `closest` is a fix by itself. Raises SpecError when there are
+        as many as anybody reads.
         """
         assert code in CODES, code
         assert expected, message

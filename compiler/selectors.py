@@ -54,7 +54,7 @@ def owners(cases: tuple[tree.Case, ...], layers: int, place: Place) -> list[int]
     picked = [None if isinstance(case.selector, tree.Else) else _picked(case.selector, layers, place) for case in cases]
     lone = [case.selector for case in cases if isinstance(case.selector, tree.Name) and case.selector.text == "all"]
     if lone and len(cases) > 1:
-        place.problems.add("A200", "`all` has other rules beside it", lone[0].span, "a lone rule", "write `else`")
+        place.problems.add("A200", "`all` has other rules beside it", lone[0].span, "a lone rule", "write `else`", fix="else")
         return None
     owner: dict[int, int] = {}
     clashes: dict[tuple[int, int], list[int]] = {}

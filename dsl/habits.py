@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from attnc.dsl.diagnostic import Edit
 from attnc.dsl.excerpt import quoted
 from attnc.dsl.expected import OPERATORS, found
 from attnc.dsl.place import Place
@@ -34,16 +35,32 @@ def _several_selectors(place: Place, problems: Problems) -> bool:
     if place.word.text != "," or not inside or not place.begins_case(place.at + 1):
         return False
     help_text = "several selectors of one case stand in brackets: `[first(3), last(1)]: full`"
-    problems.add("A010", f"unexpected `,` after {quoted(place.text(-1))}", place.word.span, help=help_text)
+    fix = _bracketed(place)
+    problems.add("A010", f"unexpected `,` after {quoted(place.text(-1))}", place.word.span, help=help_text, fix=fix)
     return True
+
+
+def _bracketed(place: Place) -> Edit | None:
+    """The selectors around a comma, up to the colon, in brackets."""
+    words, begin, end = place.words, place.at - 1, place.at + 1
+    while not words[begin].first and words[begin - 1].text != "{" and words[begin - 1].text != ",":
+        begin -= 1
+    while words[end].text != ":":
+        end += 1
+    span = Span(place.word.span.source, words[begin].span.start, words[end - 1].span.end)
+    return None if "{" in span.text or "\n" in span.text else Edit(span, f"[{span.text}]")
 
 
 def _index(place: Place, problems: Problems) -> bool:
     """`window[8]`."""
     if place.word.text != "[" or place.kind(-1) != "NAME" or "(" not in place.accepts or place.word.first:
         return False
-    help_text = f"arguments stand in parentheses: `{place.text(-1)}(...)`"
-    problems.add("A010", f"unexpected `[` after {quoted(place.text(-1))}", place.word.span, help=help_text)
+    end = next((word.span.end for word in place.words[place.at + 1 :] if word.text in ("[", "]", "{", "}")), -1)
+    span = Span(place.word.span.source, place.word.span.start, end)
+    call = f"({span.text[1:-1]})" if span.text.endswith("]") and len(span.text) > 2 else ""
+    help_text = f"arguments stand in parentheses: `{place.text(-1)}{call or '(...)'}`"
+    fix = Edit(span, call) if call else None
+    problems.add("A010", f"unexpected `[` after {quoted(place.text(-1))}", place.word.span, help=help_text, fix=fix)
     return True
 
 

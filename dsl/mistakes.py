@@ -8,7 +8,7 @@ from attnc.dsl.diagnostic import Edit, closest
 from attnc.dsl.excerpt import quoted
 from attnc.dsl.expected import CLOSES, EXPRESSION, INSIDE, INSIDE_PLURAL, OPERATORS, expected, found
 from attnc.dsl.habits import HABITS
-from attnc.dsl.place import ITEMS, Place
+from attnc.dsl.place import ITEMS, Bracket, Place
 from attnc.dsl.problems import Problems
 from attnc.dsl.source import Span
 
@@ -82,8 +82,31 @@ def _unclosed(place: Place, problems: Problems) -> bool:
     grouping = innermost.sort == "(" and before.type != "NAME" and before.text not in ("choose", "route")
     ends = "the expression ends" if grouping else f"{INSIDE_PLURAL[innermost.sort]} end"
     help_text = f"write `{CLOSES[innermost.sort]}` where {ends}"
-    problems.add("A011", message, opened.span, notes=notes, help=help_text)
+    fix = None if odd else _closing(place, innermost, place.at - (word is not place.word))
+    problems.add("A011", message, opened.span, notes=notes, help=help_text, fix=fix)
     return True
+
+
+def _closing(place: Place, innermost: Bracket, at: int) -> Edit | None:
+    """The bracket that is missing: behind the last word before that at `at`, or on a line of its own if it holds lines.
+
+    None if the text closes it further on: then it is not the bracket that is missing.
+    """
+    opened, last = place.words[innermost.index], place.words[at - 1]
+    source, sign = opened.span.source, CLOSES[innermost.sort]
+    rest = [word.text for word in place.words[at:]]
+    others = sum(CLOSES[bracket.sort] == sign for bracket in place.open) - 1
+    if rest.count(sign) - rest.count(opened.text) > others:
+        return None
+    lines = "\n" in source.text[opened.span.end : last.span.end]
+    if sign != "}" or not lines:
+        end = Span(source, last.span.end, last.span.end)
+        return Edit(end, f" {sign}" if sign == "}" else sign)
+    begin = source.text.rfind("\n", 0, opened.span.start) + 1
+    line = source.text[begin : opened.span.start]
+    end_of_line = source.text.find("\n", last.span.end)
+    at = len(source.text) if end_of_line < 0 else end_of_line
+    return Edit(Span(source, at, at), f"\n{line[: len(line) - len(line.lstrip())]}{sign}")
 
 
 def _closes_nothing(place: Place, problems: Problems) -> bool:
@@ -140,12 +163,14 @@ def _not_an_item(place: Place, problems: Problems) -> bool:
     if place.open or "mix" not in place.accepts or word.type == "$END" or not (word.first or place.text(-1) == "}"):
         return False
     near = closest(word.text, ITEMS) if word.type == "NAME" else ""
+    fix = None
     if place.text(1) == "=":
         near = f"a named expression begins with `mix`: `mix {word.text} = ...`"
+        fix = Edit(Span(word.span.source, word.span.start, word.span.start), "mix ") if word.type == "NAME" else None
     elif place.text(1) == ":" or word.text == "else":
         near = "rules for layers stand in `layers { }`; is a `}` too many before?"
     message = f"{quoted(word.text)} does not begin an item of a spec"
-    problems.add("A017", message, word.span, expected="`model`, `mix`, `layers`, `recipe` or `driver`", help=near)
+    problems.add("A017", message, word.span, expected="`model`, `mix`, `layers`, `recipe` or `driver`", help=near, fix=fix)
     return True
 
 

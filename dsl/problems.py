@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnc.dsl.codes import CODES
-from attnc.dsl.diagnostic import Diagnostic, Edit, SpecError, suggested
+from attnc.dsl.diagnostic import Diagnostic, Edit, SpecError
 from attnc.dsl.source import Source, Span
 
 MOST = 50
@@ -28,9 +28,9 @@ class Problems:
         help: str = "",  # noqa: A002
         fix: str | Edit | None = None,
     ) -> None:
-        """Note a mistake; a `fix` that is text replaces the span. A help line of `closest` is a fix by itself."""
+        """Note a mistake; a `fix` that is text replaces the span."""
         assert code in CODES, code
-        edit = Edit(span, fix) if isinstance(fix, str) else fix or suggested(span, help)
+        edit = Edit(span, fix) if isinstance(fix, str) else fix
         self.found.append(Diagnostic(code, message, span, expected, notes, help, edit))
         if len(self.found) >= MOST:
             rest = Span(self.source, span.end, span.end)

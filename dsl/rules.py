@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from attnc.dsl import tree
+from attnc.dsl.diagnostic import Edit
 from attnc.dsl.excerpt import quoted
 from attnc.dsl.problems import Problems
 from attnc.dsl.source import Span
@@ -132,7 +133,18 @@ def _check_else(cases: tuple[tree.Case, ...], problems: Problems) -> None:
         )
     if len(others) == 1 and others[0] is not cases[-1]:
         message = "`else` is not the last case"
-        problems.add("A029", message, others[0].selector.span, help="move it to the end: it holds where no other case does")
+        help_text = "move it to the end: it holds where no other case does"
+        problems.add("A029", message, others[0].selector.span, help=help_text, fix=_last(others[0], cases))
+
+
+def _last(other: tree.Case, cases: tuple[tree.Case, ...]) -> Edit | None:
+    """`else` behind the other cases; None where a comment stands among them, whose case nobody knows."""
+    source, following = other.span.source, cases[cases.index(other) + 1]
+    end = cases[-1].span.end
+    span = Span(source, other.span.start, end)
+    between = source.text[other.span.end : following.span.start]
+    moved = source.text[following.span.start : end] + between + other.span.text
+    return None if "#" in span.text else Edit(span, moved)
 
 
 def _refuse_second(seen: dict[str, Span], name: tree.Name, code: str, message: str, help_text: str, problems: Problems) -> None:
