@@ -82,6 +82,14 @@ class Mesh(Value):
     sequence: Annotated[int, Bounds(1, 1024)] = 1
 
 
+OF_ALL = frozenset({"causal", "distribute"})
+OF_INPUT = OF_ALL | {"activation", "input_ema"}
+OF_PROJECTIONS = frozenset({"heads", "kv_heads", "head_dim", "value_dim", "qk_norm", "short_conv", "init_qk"})
+OF_ROTATION = frozenset({"rope", "rope_dim", "rope_scale"})
+OF_OUTPUT = frozenset({"output_norm", "output_gate", "scale"})
+"""Attributes by what they are about: kinds that are mixers by themselves take some of these sets."""
+
+
 Heads = Annotated[int, Bounds(1, 1024)]
 
 

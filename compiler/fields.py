@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from attnc.compiler.declare import Bounds, Budgeted, Divides, NotBuilt, Positional
 from attnc.compiler.mixer import Kind
@@ -29,6 +30,12 @@ class Field:
     positional: bool
     required: bool
     default: Any
+    derived: Callable[[dict[str, Any]], Any] | None = None
+    """The default from the parameters before it, where it depends on them."""
+
+    def default_in(self, value: Value) -> Any:
+        """What the field is in `value` unless it is given; None for a required one."""
+        return self.derived(dict(value)) if self.derived else None if self.required else self.default
 
     @property
     def literals(self) -> tuple[Any, ...]:
@@ -61,6 +68,7 @@ def fields(owner: type[Value]) -> dict[str, Field]:
             positional=_marker(info.metadata, Positional) is not None,
             required=info.is_required(),
             default=info.default,
+            derived=cast("Callable[[dict[str, Any]], Any] | None", info.default_factory),
         )
     return found
 

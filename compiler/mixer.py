@@ -45,6 +45,19 @@ class Weight(Value):
     start: float | tuple[float, float] = (0.0, 0.02)
 
 
+class Growing(Value):
+    """What decoding keeps of every run of `span` tokens, one begun every `step`: a tensor [runs, *shape].
+
+    `dtype`: a number format of its own; None: the model's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    span: int = 1
+    step: int = 1
+    dtype: Literal["float32", "uint8", "uint16"] | None = None
+
+
 KindClass = type[Kind]
 
 
@@ -67,12 +80,17 @@ class Mixer:
     `kept`       what decoding keeps.
     `reference`  mixers: the formula, imports only torch; see compiler/mixers/conv.py for the pattern.
     `weights`    learned tensors beside q, k, v and o: weights(kind, attributes, model).
-    `state`      mixers: what decoding carries of a sequence of any length, name -> shape: state(kind, attributes, model).
+    `state`      what decoding carries of a sequence of any length, name -> shape: state(kind, attributes, model).
     `own_keys`   key sets: learned keys of its own, which stand before the sequence's and have no position.
     `rules`      what holds between parameters beyond their own bounds: rules(kind) -> a Broken for each rule that does not.
     `per_head`   mixers: one state a head, from the layer's q, k and v, so that head groups and routed keys may go to it.
-    `causal_only` mixers: defined looking back only, so `causal = false` is a mistake.
-    `attributes` mixers: the attributes in braces that mean something for it; None: all.
+    `fits`       what holds between parameters, attributes and model: fits(kind, attributes, model) -> a Broken for each.
+    `looks_back` looks_back(kind): defined looking back only, so `causal = false` is a mistake.
+    `takes`      mixers: takes(kind) -> the attributes in braces that mean something for it; `causal` and shapes too.
+    `growing`    what decoding keeps of every so many tokens beside keys and values: growing(kind, attributes, model).
+    `recent`     the last inputs that decoding keeps beside the state, in the model's number format; as `state`.
+    `float32_state`  the state is kept in float32 (float64 in a float64 model) whatever the model's number format.
+    `slots`      changes: slots(kind) -> tokens of the new sequence for each of the old one.
     `examples`   values for goldens, docs and smoke tests.
     """
 
@@ -90,8 +108,13 @@ class Mixer:
     own_keys: Callable[[Any], int] = _no_keys
     rules: Callable[[Any], Iterable[Broken]] = lambda _kind: ()
     per_head: bool = False
-    causal_only: bool = False
-    attributes: frozenset[str] | None = None
+    fits: Callable[..., Iterable[Broken]] = lambda _kind, _attributes, _model: ()
+    looks_back: Callable[[Any], bool] = lambda _kind: False
+    takes: Callable[[Any], frozenset[str]] | None = None
+    slots: Callable[[Any], float] = lambda _kind: 1.0
+    growing: Callable[..., tuple[Growing, ...]] = lambda _kind, _attributes, _model: ()
+    recent: Callable[..., dict[str, tuple[int, ...]]] = lambda _kind, _attributes, _model: {}
+    float32_state: bool = False
 
     @property
     def built(self) -> bool:

@@ -42,7 +42,7 @@ def _call(value: Value) -> str:
     shown = []
     for field in fields(type(value)).values():
         argument = getattr(value, field.name)
-        if field.required or argument != field.default:
+        if field.required or argument != field.default_in(value):
             text = print_value(argument)
             shown.append(text if field.positional else f"{field.key} = {text}")
     return f"{word}({', '.join(shown)})" if shown else str(word)

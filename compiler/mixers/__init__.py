@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 from attnc.compiler.mixer import Mixer
-from attnc.compiler.mixers import block_local, conv, full, persistent, power_of_two, sink, stride, window
+from attnc.compiler.mixers import (
+    block_local,
+    codebook,
+    conv,
+    feedback,
+    full,
+    linear,
+    memory,
+    persistent,
+    power_of_two,
+    recurrent,
+    routed,
+    sink,
+    ssm,
+    stride,
+    summary,
+    window,
+)
 
 _ALL: tuple[Mixer, ...] = (
     full.MIXER,
@@ -13,20 +30,20 @@ _ALL: tuple[Mixer, ...] = (
     stride.MIXER,
     power_of_two.MIXER,
     persistent.MIXER,
+    summary.MIXER,
+    codebook.MIXER,
+    routed.MIXER,
+    linear.MIXER,
+    ssm.MIXER,
+    memory.MIXER,
+    recurrent.MIXER,
     conv.MIXER,
+    feedback.MIXER,
 )
 
 MIXERS: dict[str, Mixer] = {mixer.name: mixer for mixer in _ALL}
 
 DECLARED_LATER: tuple[str, ...] = (
-    "summary",
-    "codebook",
-    "routed",
-    "linear",
-    "ssm",
-    "memory",
-    "recurrent",
-    "feedback",
     "insert",
     "merge",
     "select",

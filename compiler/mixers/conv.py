@@ -55,6 +55,6 @@ MIXER = Mixer(
     reference=gated_convolution,
     weights=_weights,
     state=lambda kind, _attributes, model: {"conv": (kind.n - 1, kind.expand * model.dim)},
-    causal_only=True,
-    attributes=frozenset({"causal"}),
+    looks_back=lambda _kind: True,
+    takes=lambda _kind: frozenset({"causal"}),
 )

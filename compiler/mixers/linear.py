@@ -1,0 +1,157 @@
+"""`linear(update = add, decay = none, ...)`: one matrix state per head: decay, then erase, then write, then read.
+
+One form for linear attention (arXiv 2006.16236), BASED (2402.18668), RetNet (2307.08621), Lightning (2401.04658), GLA
+(2312.06635), HGRN-2 (2404.07904), DeltaNet (2406.06484), gated DeltaNet (2412.06464) and Kimi's delta attention (2510.26692).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from attnc.compiler.attributes import OF_INPUT, OF_OUTPUT, OF_PROJECTIONS, OF_ROTATION
+from attnc.compiler.declare import Bounds, Positional
+from attnc.compiler.mixer import Kind, Mixer, Weight
+from attnc.compiler.value import Broken, Value
+
+GATES = ("scalar", "vector")
+"""Decays that depend on the token."""
+
+
+class Taylor(Value):
+    """`taylor(2)`: the Taylor polynomial of exp(q.k) of degree n as a feature map (BASED, arXiv 2402.18668)."""
+
+    word: Literal["taylor"] = "taylor"
+    n: Annotated[int, Positional(), Bounds(1, 4)]
+
+
+Feature = Literal["elu", "relu", "favor", "hedgehog", "softmax"]
+
+
+class Linear(Kind):
+    """`linear(update = delta, decay = scalar)`: S <- decay S, then erase, then S += write k v, read S q.
+
+    `update`      `add`; `delta`: what S holds for k is erased first.
+    `decay`       `none`; fixed per head: `slopes` (Lightning), `retention` (RetNet); gates of the token, one a head
+                  (`scalar`) or one a channel (`vector`).
+    `feature`     feature map of q and k; `normalize = sum` divides by the sum of its products.
+    `key`         `one_minus_decay`: the gate is the key too (HGRN-2).
+    `lower_bound` under the gate; `learned`: rises with depth.
+    `erase`, `write`, `beta`  delta only: strengths per head or per channel; upper bound of the write strength.
+    `state`       `vector`: h <- f h + (1 - f) v, element by element (HGRN).
+    """
+
+    kind: Literal["linear"] = "linear"
+    update: Literal["add", "delta"] = "add"
+    decay: Literal["slopes", "retention", "scalar", "vector"] | None = None
+    feature: Feature | Taylor | None = None
+    normalize: Literal["sum"] | None = None
+    key: Literal["projected", "one_minus_decay"] = "projected"
+    lower_bound: Annotated[float | Literal["learned"], Bounds(0, 1)] = 0.0
+    erase: Literal["scalar", "vector"] = "scalar"
+    write: Literal["scalar", "vector"] = "scalar"
+    beta: Literal[1, 2] = 1
+    state: Literal["matrix", "vector"] = "matrix"
+
+
+def feature_width(feature: str | Taylor | None, width: int) -> int:
+    """How wide a feature map makes keys of `width`: Taylor's monomials once each, FAVOR's width x log(width) features."""
+    if isinstance(feature, Taylor):
+        return math.comb(width + feature.n, feature.n)
+    if feature == "favor":
+        return max(1, int(width * math.log(width)))
+    return 2 * width if feature == "hedgehog" else width
+
+
+def _rules(kind: Linear) -> Iterator[Broken]:
+    delta_only = {"erase": kind.erase != "scalar", "write": kind.write != "scalar", "beta": kind.beta != 1}
+    for key, given in delta_only.items():
+        if given and kind.update != "delta":
+            message = f"`{key}` belongs to the delta rule, but update is `add`"
+            yield Broken(key, message, "`update = delta`", f"write `update = delta`, or leave `{key}` out")
+    needs_gate = {"key": kind.key == "one_minus_decay", "lower_bound": kind.lower_bound != 0, "state": kind.state == "vector"}
+    for key, given in needs_gate.items():
+        if given and kind.decay not in GATES:
+            shown = f"`{key} = {getattr(kind, key)}`"
+            message = f"{shown} needs a gate, but decay is `{kind.decay or 'none'}`"
+            yield Broken(key, message, "`decay = scalar` or `vector`", f"write `decay = vector`, or leave `{key}` out")
+    if kind.normalize and kind.update == "delta":
+        message = "the delta rule erases, so products of q and k have no sum to divide by"
+        yield Broken("normalize", message, "`update = add`", "leave `normalize` out")
+    if kind.state == "vector":
+        of_products = {"update": kind.update != "add", "feature": kind.feature is not None, "normalize": kind.normalize}
+        for key, given in of_products.items():
+            if given:
+                message = f"`state = vector` has no products of q and k, so `{key}` has no meaning"
+                yield Broken(key, message, "`state = matrix`", f"leave `{key}` out")
+
+
+def _state(kind: Linear, attributes: Any, _model: Any) -> dict[str, tuple[int, ...]]:
+    """The state of every head, and the sum of its keys where it normalises."""
+    heads, width = attributes.heads, attributes.value_dim
+    if kind.state == "vector":
+        return {"state": (heads, width)}
+    keys = feature_width(kind.feature, attributes.head_dim)
+    return {"state": (heads, keys, width)} | ({"sum": (heads, keys)} if kind.normalize else {})
+
+
+def conv_widths(kind: Linear, attributes: Any) -> dict[str, int]:
+    """Channels of q, k and v: q and k have `qk_heads`, k and v no more heads than `kv_heads`."""
+    k_heads = min(attributes.qk_heads, attributes.kv_heads)
+    widths = {"q": attributes.qk_heads * attributes.head_dim, "k": k_heads * attributes.head_dim}
+    if kind.key == "one_minus_decay" or kind.state == "vector":
+        del widths["k"]
+    if kind.state == "vector":
+        del widths["q"]
+    return widths | {"v": attributes.kv_heads * attributes.value_dim}
+
+
+def _recent(kind: Linear, attributes: Any, _model: Any) -> dict[str, tuple[int, ...]]:
+    """The last inputs of the convolutions on q, k and v."""
+    if attributes.short_conv is None:
+        return {}
+    return {f"{key}_conv": (attributes.short_conv - 1, width) for key, width in conv_widths(kind, attributes).items()}
+
+
+def _weights(kind: Linear, attributes: Any, model: Any) -> tuple[Weight, ...]:
+    """The gate's map of the token, with its rate and offset a head; the strengths' maps."""
+    heads, found = attributes.heads, []
+    channels = heads * (attributes.value_dim if kind.state == "vector" else attributes.head_dim)
+    if kind.decay in GATES:
+        found.append(Weight(name="decay_proj.weight", shape=(heads if kind.decay == "scalar" else channels, model.dim)))
+    if kind.update == "delta":
+        erase = heads if kind.erase == "scalar" else channels
+        write = heads if kind.write == "scalar" else heads * attributes.value_dim
+        found.append(Weight(name="erase_proj.weight", shape=(erase, model.dim)))
+        if (kind.erase, kind.write) != ("scalar", "scalar"):  # two scalars are one strength
+            found.append(Weight(name="write_proj.weight", shape=(write, model.dim)))
+    return tuple(found)
+
+
+def _looks_back(kind: Linear) -> bool:
+    """Only plain sums over all keys have no order."""
+    return kind.update == "delta" or kind.decay is not None or kind.state == "vector"
+
+
+MIXER = Mixer(
+    name="linear",
+    type="mixer",
+    parameters=Linear,
+    examples=(
+        Linear(),
+        Linear(update="delta", decay="scalar"),
+        Linear(update="delta", decay="vector", erase="vector", write="vector", beta=2),
+        Linear(feature=Taylor(n=2), normalize="sum"),
+        Linear(decay="vector", key="one_minus_decay", lower_bound="learned"),
+        Linear(decay="vector", state="vector"),
+    ),
+    weights=_weights,
+    state=_state,
+    float32_state=True,
+    recent=_recent,
+    takes=lambda _kind: OF_INPUT | OF_PROJECTIONS | {"qk_heads"} | OF_ROTATION | OF_OUTPUT,
+    rules=_rules,
+    looks_back=_looks_back,
+    per_head=True,
+)

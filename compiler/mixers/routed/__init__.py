@@ -1,0 +1,32 @@
+"""`routed(unit, ...)`: content picks the keys. One row for the selectors of the field: see docs/language.md."""
+
+from __future__ import annotations
+
+from attnc.compiler.mixer import Mixer
+from attnc.compiler.mixers.routed.choice import Every, Last, SoftmaxScore, Sublinear
+from attnc.compiler.mixers.routed.keep import growing, kept, state, weights
+from attnc.compiler.mixers.routed.kind import Routed
+from attnc.compiler.mixers.routed.rules import rules
+from attnc.compiler.mixers.routed.units import Blocks, Clusters, Indexer, Mean
+from attnc.compiler.value import Share
+
+MIXER = Mixer(
+    name="routed",
+    type="keys",
+    parameters=Routed,
+    examples=(
+        Routed(unit=Blocks(n=4), top_k=2),
+        Routed(unit="tokens", top_k=4, unit_keys=Indexer(heads=2, head_dim=4)),
+        Routed(unit=Blocks(n=4), top_p=Share(percent=90), unit_keys="minmax"),
+        Routed(unit=Blocks(n=4), top_k=2, unit_keys=Mean(n=4, stride=2), score=SoftmaxScore(lse=Mean(n=8, stride=4))),
+        Routed(unit="tokens", top_k=4, queries=Last(n=4), score=SoftmaxScore(), refresh="once", evict=True),
+        Routed(unit="tokens", top_k=Sublinear(k=4, from_=16, exponent=0.5), refresh=Every(n=8)),
+        Routed(unit=Clusters(n=2, size=4), selection="noncausal"),
+    ),
+    kept=kept,
+    weights=weights,
+    state=state,
+    float32_state=True,
+    growing=growing,
+    rules=rules,
+)

@@ -1,0 +1,75 @@
+"""The parameters of `routed`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, SerializeAsAny
+
+from attnc.compiler.declare import Bounds, Budgeted, Positional
+from attnc.compiler.mixer import Kind
+from attnc.compiler.mixers.routed.choice import (
+    Antidiagonal,
+    Cosine,
+    Estimated,
+    Every,
+    First,
+    Last,
+    LogGaussian,
+    PerGroup,
+    PerLayer,
+    QueryBlock,
+    SoftmaxScore,
+    Sublinear,
+    Tree,
+)
+from attnc.compiler.mixers.routed.units import Blocks, Hash, Indexer, LearnedPool, Mean, TwoStep, Unit
+from attnc.compiler.mixers.summary import Summary
+from attnc.compiler.value import Share
+
+Units = Annotated[int, Bounds(1, 2**24)]
+Keys = Literal["own", "minmax", "centre", "descent", "last"] | Mean | TwoStep | LearnedPool | Hash | Indexer | Summary
+
+
+def _default_keys(given: dict[str, Any]) -> Keys:
+    """Each token's own key, or a block's mean."""
+    return Mean() if isinstance(given.get("unit"), Blocks) else "own"
+
+
+class Routed(Kind):
+    """`routed(blocks(64), top_k = 16)`: the units that content picks; exactly one of top_k, top_p and threshold.
+
+    Clusters pick by themselves. `keys`: what stands for a unit, `queries`: who asks, `score`, `fold`, `length_norm` and `smooth`:
+    how a unit's score comes about, `per` and `adaptive`: who shares a choice, `overlap`: what becomes of units that the union
+    shows anyway, `search` and `within`: among which units, `from`: whose choice, `refresh` and `on_refresh`: for how long,
+    `evict`: unchosen keys are dropped for good, `dense_queries`: queries that see everything, `selection = noncausal`: accepts a
+    choice that looks ahead.
+    """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    kind: Literal["routed"] = "routed"
+    unit: Annotated[Unit, Positional()]
+    top_k: Annotated[int | Share | Sublinear | LogGaussian | None, Bounds(1, 2**24), Budgeted("tuned")] = None
+    top_p: Annotated[Share | None, Bounds(0, 0), Budgeted("tuned")] = None
+    threshold: Annotated[float | None, Bounds(-1e6, 1e6), Budgeted("tuned")] = None
+    at_least: Units = 1
+    at_most: Annotated[int | None, Bounds(1, 2**24)] = None
+    unit_keys: Keys = Field(default_factory=_default_keys, alias="keys")
+    queries: Literal["each", "all"] | QueryBlock | Last = "each"
+    score: Literal["dot"] | SoftmaxScore | Antidiagonal | Estimated = "dot"
+    fold: Literal["max", "sum"] = "max"
+    length_norm: Literal["sqrt"] | None = None
+    smooth: Annotated[int, Bounds(1, 65536)] = 1
+    score_rope: Literal["same"] | None = "same"
+    per: Literal["head"] | PerGroup | PerLayer = PerGroup()
+    adaptive: Share | None = None
+    overlap: Literal["ranked", "counted", "excluded"] = "ranked"
+    search: Literal["flat"] | Tree = "flat"
+    within: tuple[SerializeAsAny[Kind], ...] | None = None
+    from_: Literal["previous"] | None = Field(default=None, alias="from")
+    refresh: Literal["always", "once"] | Every | Cosine | tuple[Every | Cosine, ...] = "always"
+    on_refresh: Literal["sparse", "dense"] = "sparse"
+    evict: bool = False
+    dense_queries: First | Last | None = None
+    selection: Literal["causal", "noncausal"] = "causal"
