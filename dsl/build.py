@@ -39,7 +39,7 @@ def _operands(children: Children) -> tuple[tree.Expression, ...]:
 
 
 class Builder:
-    """Has no state; lark looks the methods up by name."""
+    """Has no state; the methods are looked up by name."""
 
     def NAME(self, word: Word) -> tree.Name:  # noqa: N802, D102
         return tree.Name(word.text, word.span)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attnc.dsl import tree
 from attnc.dsl.problems import Problems
+from attnc.dsl.recover import read_items
 from attnc.dsl.rules import check_file
 from attnc.dsl.scan import scan
 from attnc.dsl.source import Source, Span
@@ -21,8 +22,6 @@ def parse(source: Source) -> tree.File:
         if not problems.found:
             problems.add("A001", "the spec is empty; it needs a `model` and `layers`", Span(source, 0, 0), help=EMPTY)
         problems.raise_any()
-    from attnc.dsl.recover import read_items  # imports lark, which costs more than the whole room
-
     items = read_items(source, words, problems)
     file = tree.File(items, source)
     check_file(file, problems, whole=not problems.found)

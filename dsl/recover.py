@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-from lark import Tree
-from lark.exceptions import UnexpectedToken
-
 from attnc.dsl import mistakes, tree
 from attnc.dsl.grammar import grammar
+from attnc.dsl.machine import Machine, Row
 from attnc.dsl.place import Bracket, Place
 from attnc.dsl.problems import Problems
 from attnc.dsl.repair import drop_empty_calls, repaired
@@ -45,7 +43,7 @@ class _Reader:
         self.words = words
         self.problems = problems
         self.grammar = grammar()
-        self.parser: Any = self.grammar.start()
+        self.parser: Machine = self.grammar.start()
         self.open: list[Bracket] = []
         self.closed: list[tuple[int, int]] = []
         self.resumed = 0
@@ -57,13 +55,13 @@ class _Reader:
             if "}" in place.accepts and not mistakes.lacks_comma(place, self.problems):
                 return self._recover(place)
         word = self.words[at]
-        if self._feed(word):
+        if self.parser.feed(word):
             self._count(at, word)
             return at + 1
         place = self._place(at)
         repair = repaired(place, self.grammar, self.problems)
         if repair is not None:
-            fits = repair.word is None or self._feed(repair.word)
+            fits = repair.word is None or self.parser.feed(repair.word)
             assert fits, f"a repair that does not fit: {repair}"
             return at + 1 if repair.instead else at
         mistakes.report(place, self.problems)
@@ -72,31 +70,20 @@ class _Reader:
     def finish(self) -> tuple[tree.Item, ...]:
         """The items read, after the last word."""
         self.words = [*self.words, self.end]
-        nothing = len(self.parser.parser_state.state_stack) == 1
+        nothing = len(self.parser.states) == 1
         if nothing and self.problems.found:
             return ()
-        if not self._feed(self.end):
+        if not self.parser.feed(self.end):
             mistakes.report(self._place(len(self.words) - 1), self.problems)
             self._cut(0)
-        return tuple(_whole(self.parser.parser_state.value_stack))
-
-    def _feed(self, word: Word) -> bool:
-        state = self.parser.parser_state
-        states, values = list(state.state_stack), list(state.value_stack)
-        try:
-            result = self.parser.feed_token(word)
-        except UnexpectedToken:
-            # The parser may have reduced before it noticed; what it expected is known in the state before.
-            state.state_stack[:], state.value_stack[:] = states, values
-            return False
-        if word.type == "$END":
-            state.value_stack[:] = result
-        return True
+            return tuple(_whole(self.parser.values))
+        (items,) = self.parser.values
+        return tuple(items)
 
     def _count(self, at: int, word: Word) -> None:
         if word.text in ("(", "[", "{"):
             sort = word.text if word.text != "{" else "cases" if "ELSE" in self.parser.choices() else "settings"
-            self.open.append(Bracket(at, cast("Any", sort), len(self.parser.parser_state.state_stack)))
+            self.open.append(Bracket(at, cast("Any", sort), len(self.parser.states)))
         elif word.text in (")", "]", "}"):
             self.closed.append((self.open.pop().index, at))
 
@@ -118,7 +105,7 @@ class _Reader:
         resume = _resume(place)
         self._cut(resume.brackets)
         self.resumed = at = resume.at
-        if self.open and len(self.parser.parser_state.state_stack) == self.open[-1].height:
+        if self.open and len(self.parser.states) == self.open[-1].height:
             while at < len(self.words) and self.words[at].text == ",":
                 at += 1
             if at < len(self.words) and self.words[at].text == "}":
@@ -128,19 +115,19 @@ class _Reader:
     def _cut(self, brackets: int) -> None:
         """Back to the last whole entry of the innermost of so many brackets, or to the last whole item."""
         del self.open[brackets:]
-        state = self.parser.parser_state
+        parser = self.parser
         height = self.open[-1].height if self.open else 1
         # A state lies below each value, so `height` states hold `height - 1` values.
-        values = state.value_stack[height - 1 :]
+        values = parser.values[height - 1 :]
         whole = next((i for i, value in enumerate(values) if not _is_whole(value)), len(values))
-        del state.state_stack[height + whole :], state.value_stack[height - 1 + whole :]
+        del parser.states[height + whole :], parser.values[height - 1 + whole :]
 
     def _stand_in(self, span: Span) -> None:
         """An entry without names, where a brace lost all that it had: a brace is never empty."""
         separator = ":" if self.open[-1].sort == "cases" else "="
         name = Word("NAME", "", span, first=False)
         for word in (name, Word(self.grammar.signs[separator], separator, span, first=False), name):
-            self._feed(word)
+            self.parser.feed(word)
 
 
 def _resume(place: Place) -> _Resume:
@@ -202,12 +189,12 @@ def _entry_begins(place: Place, at: int, brace: int, level: int) -> int:
 
 
 def _is_whole(value: object) -> bool:
-    """Whether a value of the parser's stack is a whole entry or item, or a row of them (lark's own Tree)."""
-    return isinstance(value, (tree.Setting, tree.Case, Tree, tree.Model, tree.Mix, tree.Layers, tree.Recipe, tree.Driver))
+    """Whether a value of the parser's stack is a whole entry or item, or a row of them."""
+    return isinstance(value, (tree.Setting, tree.Case, Row, tree.Model, tree.Mix, tree.Layers, tree.Recipe, tree.Driver))
 
 
 def _whole(values: list[Any]) -> list[tree.Item]:
     items: list[tree.Item] = []
     for value in values:
-        items += _whole(value.children) if isinstance(value, Tree) else [value]
+        items += _whole(value) if isinstance(value, Row) else [value]
     return items

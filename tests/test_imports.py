@@ -13,7 +13,7 @@ import pytest
 TOP = Path(__file__).parent.parent
 
 ROOMS = {
-    "dsl": ("dsl", {"attnc.dsl"}, {"lark"}),
+    "dsl": ("dsl", {"attnc.dsl"}, set()),
     "compiler": ("compiler", {"attnc.dsl", "attnc.compiler"}, {"pydantic", "networkx", "torch"}),
     "codegen": (
         "codegen",

@@ -17,7 +17,7 @@ from attnc.cli.version import installed
 
 TORCH = ((2, 11), (2, 15))
 TRITON = ((3, 6), (3, 9))
-NEEDED = ("lark", "pydantic", "networkx", "jinja2", "typer", "rich", "platformdirs", "filelock", "safetensors")
+NEEDED = ("pydantic", "networkx", "jinja2", "typer", "rich", "platformdirs", "filelock", "safetensors")
 LITTLE_DISK = 2 * 2**30
 
 
