@@ -59,5 +59,39 @@ CODES: dict[str, Code] = {
     "A212": Code("a rotated width that does not fit", "Rotary pairs need an even rope_dim, at most head_dim."),
     "A213": Code("an attribute that has no meaning here", "The attribute belongs to another kind or contradicts a neighbour."),
     "A214": Code("a block where it cannot stand", "Some blocks decide per head or per token and cannot hold one another."),
+    "A215": Code(
+        "a change of the sequence where it cannot stand",
+        "`insert` and `merge` make a new sequence, which the rest of the layer and all later layers work on. So they stand first "
+        "in a layer's chain, before a mixer, and in no block, sum, gate, select or context: `insert(landmark, every = n) >> A`.",
+    ),
+    "A216": Code(
+        "a context without a memory",
+        "`context(M, segment = n)` reads from M and teaches it, so M is `memory(...)`, perhaps with attributes.",
+    ),
     "A300": Code("a kind that looks back only", "The kind is defined for causal order and cannot see both directions."),
+    "A301": Code(
+        "training would leak",
+        "A choice of keys that depends on later tokens tells a token what comes next, so a loss on the next token would be too low. "
+        "Choose causally in training, `when { phase == train: full, else: ... }`, or accept it with `selection = noncausal`.",
+    ),
+    "A302": Code(
+        "prefill in chunks would change results",
+        "A choice by a block of queries, or by the last of a prompt, is another one where the prompt comes in pieces. A block's "
+        "choice is the same in chunks that are whole blocks.",
+    ),
+    "A303": Code(
+        "cached prefixes would change results",
+        "Keys and values of a prefix depend on what came after it where the last queries choose, so another text with the same "
+        "prefix cannot take them. A block's choice is the same in prefixes that are whole blocks.",
+    ),
+    "A304": Code(
+        "a choice that looks ahead",
+        "Clusters take their best tokens of the whole sequence, so later tokens decide what earlier ones see. "
+        "`selection = noncausal` accepts that.",
+    ),
+    "A309": Code(
+        "a choice among all tokens in a causal model",
+        "`merge` and `select` compare all tokens of a sequence with one another, so in a causal model earlier outputs would depend "
+        "on later tokens. Both are for encoders, with `causal = false`.",
+    ),
 }

@@ -104,8 +104,12 @@ def check_keys(kinds: tuple[Kind, ...], attributes: Attributes, span: Span, prob
     if attributes.positions == "chunk" and (len(sizes) != 1 or not all(isinstance(size, int) for size in sizes)):
         found = "no blocks" if not sizes else f"blocks of {' and '.join(str(size) for size in sorted(sizes, key=str))}"
         message = f"`positions = chunk` counts blocks, but the union has {found}"
-        expected = "one size of blocks in tokens: block_local, power_of_two or an aligned window"
+        expected = "one size of blocks in tokens: block_local, power_of_two, summary or an aligned window"
         problems.add("A213", message, span, expected, "leave `positions` out, or align the window")
+        return False
+    if sum(kind.kind == "codebook" for kind in kinds) > 1:
+        message = "each `codebook` holds all keys that the rest of the union does not show"
+        problems.add("A213", message, span, "at most one `codebook`", "keep one of them")
         return False
     if sum(MIXERS[kind.kind].own_keys(kind) > 0 for kind in kinds) > 1:
         total = sum(MIXERS[kind.kind].own_keys(kind) for kind in kinds)
@@ -122,7 +126,7 @@ def check_keys(kinds: tuple[Kind, ...], attributes: Attributes, span: Span, prob
 def block_size(kind: Kind) -> Any:
     """Tokens in a block of a blocked key set, else None."""
     given = dict(kind)
-    if kind.kind in ("block_local", "power_of_two"):
+    if kind.kind in ("block_local", "power_of_two", "summary"):
         return given["n"]
     return given["aligned"] if given.get("aligned", 1) > 1 else None
 

@@ -9,8 +9,10 @@ from attnc.compiler.mixers import (
     conv,
     feedback,
     full,
+    insert,
     linear,
     memory,
+    merge,
     persistent,
     power_of_two,
     recurrent,
@@ -39,14 +41,8 @@ _ALL: tuple[Mixer, ...] = (
     recurrent.MIXER,
     conv.MIXER,
     feedback.MIXER,
+    insert.MIXER,
+    merge.MIXER,
 )
 
 MIXERS: dict[str, Mixer] = {mixer.name: mixer for mixer in _ALL}
-
-DECLARED_LATER: tuple[str, ...] = (
-    "insert",
-    "merge",
-    "select",
-    "context",
-)
-"""Kinds of the language that have no file yet: an error that says so."""

@@ -14,7 +14,8 @@ from attnc.compiler.value import Broken
 class Feedback(Kind):
     """`feedback`: s = f + gain A s, f its input, A softmax over strictly earlier tokens: a triangular solve.
 
-    `heads`: how many matrices A, each for its part of the width. `gain`: a number, or `learned`: 0.999 tanh of a map of the token.
+    `heads`: how many matrices A, each for its part of the width.
+    `gain`: a number, or `learned`: 0.999 tanh of a map of the token.
     """
 
     kind: Literal["feedback"] = "feedback"

@@ -1,4 +1,4 @@
-"""`recurrent(cell)`: a recurrent layer: LSTM (Hochreiter and Schmidhuber 1997) or GRU (arXiv 1406.1078), as in LRCN (1411.4389)."""
+"""`recurrent(cell)`: an LSTM (Hochreiter and Schmidhuber 1997) or GRU (arXiv 1406.1078), as in LRCN (arXiv 1411.4389)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`ssm(form, state = 16, expand = 1)`: diagonal state space: S4D (arXiv 2206.11893), Mamba (2312.00752), Mamba-2 (2405.21060)."""
+"""`ssm(form, state = 16, expand = 1)`: diagonal state space.
+
+S4D (arXiv 2206.11893), Mamba (arXiv 2312.00752), Mamba-2 (arXiv 2405.21060).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from attnc.compiler.value import Broken
 
 
 class Ssm(Kind):
-    """`ssm(mamba, state = 16, expand = 2)`: `state` numbers a channel; inner width expand x dim (`mamba2`: heads x head_dim)."""
+    """`ssm(mamba, state = 16, expand = 2)`: `state` numbers a channel.
+
+    Inner width: expand x dim; of `mamba2` heads x head_dim.
+    """
 
     kind: Literal["ssm"] = "ssm"
     form: Annotated[Literal["s4d", "mamba", "mamba2"], Positional()]

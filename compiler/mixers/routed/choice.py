@@ -14,7 +14,7 @@ from attnc.compiler.value import Broken, Value
 
 
 class Sublinear(Value):
-    """`sublinear(64, from = 8192, exponent = 0.7)`: k units, k (length / from)^exponent beyond (Sparse Frontier, 2504.17768)."""
+    """`sublinear(64, from = 8192, exponent = 0.7)`: k units, k (length / from)^exponent beyond (arXiv 2504.17768)."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
@@ -25,9 +25,9 @@ class Sublinear(Value):
 
 
 class LogGaussian(Value):
-    """`log_gaussian(64, mean = 4, std = 2)`: quotas: the part of blocks of b that keep 1, 2, 4, ..., b tokens is normal in log2.
+    """`log_gaussian(64, mean = 4, std = 2)`: quotas for blocks of b (TCA-Attention, arXiv 2512.09238).
 
-    TCA-Attention (arXiv 2512.09238); blocks with more score keep more.
+    The part of blocks that keep 1, 2, 4, ..., b tokens is normal in log2; blocks with more score keep more.
     """
 
     word: Literal["log_gaussian"] = "log_gaussian"
@@ -90,7 +90,7 @@ class Antidiagonal(Value):
 
 
 class Estimated(Value):
-    """`estimated(width = 128, feature = favor)`: linear attention draws a map `width` wide, a CNN sharpens it (SEA, 2310.01777)."""
+    """`estimated(width = 128, feature = favor)`: a map by linear attention, sharpened by a CNN (SEA, arXiv 2310.01777)."""
 
     word: Literal["estimated"] = "estimated"
     width: Annotated[int, Bounds(1, 65536)]

@@ -39,11 +39,20 @@ def _default_keys(given: dict[str, Any]) -> Keys:
 class Routed(Kind):
     """`routed(blocks(64), top_k = 16)`: the units that content picks; exactly one of top_k, top_p and threshold.
 
-    Clusters pick by themselves. `keys`: what stands for a unit, `queries`: who asks, `score`, `fold`, `length_norm` and `smooth`:
-    how a unit's score comes about, `per` and `adaptive`: who shares a choice, `overlap`: what becomes of units that the union
-    shows anyway, `search` and `within`: among which units, `from`: whose choice, `refresh` and `on_refresh`: for how long,
-    `evict`: unchosen keys are dropped for good, `dense_queries`: queries that see everything, `selection = noncausal`: accepts a
-    choice that looks ahead.
+    Clusters pick by themselves.
+
+    `at_least`, `at_most`   bounds on the number of units.
+    `keys`                  what stands for a unit: `own` keys of its tokens, or pooled ones.
+    `queries`               who asks.
+    `score`, `fold`, `length_norm`, `smooth`, `score_rope`  how a unit's score comes about.
+    `per`, `adaptive`       who shares one choice, and whether heads share a budget.
+    `overlap`               what becomes of units that the union shows anyway.
+    `search`, `within`      among which units.
+    `from`                  `previous`: the choice of the nearest earlier layer that makes one.
+    `refresh`, `on_refresh` for how many decode steps, and what the step that chooses sees.
+    `evict`                 unchosen keys are dropped for good.
+    `dense_queries`         queries that see everything.
+    `selection`             `noncausal` accepts a choice that looks ahead.
     """
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)

@@ -34,7 +34,7 @@ class Clusters(Value):
 
 
 class Predicted(Value):
-    """`predicted(window = 4, nms = 8)`: a small net says where chunks begin, from `window` keys on either side (DHSA, 2510.24606).
+    """`predicted(window = 4, nms = 8)`: a net says where chunks begin, from `window` keys on either side (arXiv 2510.24606).
 
     Of boundaries nearer than `nms` tokens the best is kept.
     """
