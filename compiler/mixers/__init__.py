@@ -1,48 +1,59 @@
-"""The kinds of the language: one file each, one row each. A new kind is its file, an import and a row."""
+"""The kinds of the language: one file each, named like the kind. A new kind is its file and a word here.
+
+A kind's file is read when the kind is met: making all parameter classes takes longer than checking a spec.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+
 from attnc.compiler.mixer import Mixer
-from attnc.compiler.mixers import (
-    block_local,
-    codebook,
-    conv,
-    feedback,
-    full,
-    insert,
-    linear,
-    memory,
-    merge,
-    persistent,
-    power_of_two,
-    recurrent,
-    routed,
-    sink,
-    ssm,
-    stride,
-    summary,
-    window,
+
+KINDS = (
+    "full",
+    "window",
+    "sink",
+    "block_local",
+    "stride",
+    "power_of_two",
+    "persistent",
+    "summary",
+    "codebook",
+    "routed",
+    "linear",
+    "ssm",
+    "memory",
+    "recurrent",
+    "conv",
+    "feedback",
+    "insert",
+    "merge",
 )
 
-_ALL: tuple[Mixer, ...] = (
-    full.MIXER,
-    window.MIXER,
-    sink.MIXER,
-    block_local.MIXER,
-    stride.MIXER,
-    power_of_two.MIXER,
-    persistent.MIXER,
-    summary.MIXER,
-    codebook.MIXER,
-    routed.MIXER,
-    linear.MIXER,
-    ssm.MIXER,
-    memory.MIXER,
-    recurrent.MIXER,
-    conv.MIXER,
-    feedback.MIXER,
-    insert.MIXER,
-    merge.MIXER,
-)
 
-MIXERS: dict[str, Mixer] = {mixer.name: mixer for mixer in _ALL}
+class _Mixers(Mapping[str, Mixer]):
+    def __getitem__(self, kind: str) -> Mixer:
+        return _mixer(kind)
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in KINDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(KINDS)
+
+    def __len__(self) -> int:
+        return len(KINDS)
+
+
+MIXERS: Mapping[str, Mixer] = _Mixers()
+
+
+@cache
+def _mixer(kind: str) -> Mixer:
+    if kind not in KINDS:
+        raise KeyError(kind)
+    mixer: Mixer = import_module(f"attnc.compiler.mixers.{kind}").MIXER
+    assert mixer.name == kind, f"mixers/{kind}.py declares {mixer.name}"
+    return mixer
