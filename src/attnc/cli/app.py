@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import typer
 
-from attnc.cli import build, check, doctor, explain, fmt, graft, import_checkpoint, run, show, version
+from attnc.cli import version
 
 HELP = "The compiler for hybrid attention: a short spec in, readable PyTorch and Triton out."
 EPILOG = "Exit codes: 0 ok, 1 a check or comparison failed, 2 usage, 3 the spec has errors, 4 environment, 5 a mistake of ours."
 
-app = typer.Typer(
-    name="attnc",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.callback(invoke_without_command=True, help=HELP, epilog=EPILOG)(version.options)
-app.command()(check.check)
-app.command()(fmt.fmt)
-app.command()(show.show)
-app.command()(build.build)
-app.command("import")(import_checkpoint.import_checkpoint)
-app.command()(graft.graft)
-app.command()(run.run)
-app.command()(explain.explain)
-app.command()(doctor.doctor)
+COMMANDS = ("check", "fmt", "show", "build", "import", "graft", "run", "explain", "doctor")
+"""Each is a function of its name in a file of its name; in the order of the help."""
+
+KEYWORDS = {"import": "import_checkpoint"}
+"""Commands that Python does not let a file be called."""
+
+
+def app(arguments: list[str], **options: Any) -> None:
+    """Runs a command line. Ends with SystemExit.
+
+    Only the file of the command that is named is read: to read all takes longer than to check a spec.
+    """
+    named = [command for command in arguments[:1] if command in COMMANDS]
+    whole = typer.Typer(
+        name="attnc",
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    whole.callback(invoke_without_command=True, help=HELP, epilog=EPILOG)(version.options)
+    for command in named or COMMANDS:
+        name = KEYWORDS.get(command, command)
+        whole.command(command)(getattr(import_module(f"attnc.cli.{name}"), name))
+    whole(arguments, **options)
