@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +25,7 @@ def app(arguments: list[str], **options: Any) -> None:
 
     Only the file of the command that is named is read: to read all takes longer than to check a spec.
     """
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for some takes pydantic longer than checking a spec
     named = [command for command in arguments[:1] if command in COMMANDS]
     whole = typer.Typer(
         name="attnc",
