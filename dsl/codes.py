@@ -58,7 +58,10 @@ CODES: dict[str, Code] = {
         "a reserved word used as a name",
         "`model mix layers recipe driver heads when choose route else` begin items and blocks, so no mix is called so.",
     ),
-    "A016": Code("two entries on one line without a comma", "Entries of a brace are separated by a comma or by a line end."),
+    "A016": Code(
+        "two entries without a comma",
+        "Entries of a brace are separated by a comma or by a line end; arguments and the values of a list always by a comma.",
+    ),
     "A017": Code("not an item of a spec", "A spec is a list of `model`, `mix`, `layers`, `recipe` and `driver`, nothing else."),
     "A018": Code(
         "`:` or `=` missing, exchanged or too many",

@@ -50,7 +50,11 @@ def repaired(place: Place, grammar: Grammar, problems: Problems) -> Repair | Non
         message = f"`{place.word.text}` cannot stand between `{place.text(-1)}` and its braces"
         problems.add("A018", message, place.word.span, help="delete it", fix="")
         return Repair(None, instead=True)
-    word = _missing_name(place, problems) or _missing_separator(place, grammar, problems)
+    word = (
+        _missing_name(place, problems)
+        or _missing_separator(place, grammar, problems)
+        or _missing_comma(place, grammar, problems)
+    )
     return Repair(word, instead=False) if word else None
 
 
@@ -101,6 +105,22 @@ def _missing_separator(place: Place, grammar: Grammar, problems: Problems) -> Wo
     message = f"there is no `{sign}` between {quoted(before.text)} and {quoted(word.text)}"
     problems.add("A018", message, word.span, help=f"write `{sign}` before {quoted(word.text)}", fix=fix)
     return Word(grammar.signs[sign], sign, gap, first=False)
+
+
+def _missing_comma(place: Place, grammar: Grammar, problems: Problems) -> Word | None:
+    """`window(8 aligned = 4)`, `[q k]`. `0 -3` is a range."""
+    word = place.word
+    if word.first or "," not in place.accepts or not place.open or place.open[-1].sort not in ("(", "[") or word.text[0] == "-":
+        return None
+    before = place.words[place.at - 1]
+    alike = word.type == before.type and word.type in ("NAME", "NUMBER")
+    if not (place.begins_setting(place.at) or (alike and (place.open[-1].sort == "[" or word.type == "NUMBER"))):
+        return None
+    gap = Span(word.span.source, before.span.end, before.span.end)
+    what = "values of a list" if place.open[-1].sort == "[" else "arguments"
+    message = f"there is no comma before {quoted(word.text)}"
+    problems.add("A016", message, word.span, help=f"{what} are separated by commas: write `,`", fix=Edit(gap, ","))
+    return Word(grammar.signs[","], ",", gap, first=False)
 
 
 def _item(place: Place, grammar: Grammar, problems: Problems) -> Word | None:

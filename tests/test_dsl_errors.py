@@ -87,7 +87,10 @@ BAD: dict[str, list[str]] = {
         f"model m {{ dim = , a = }}\n{RULE}",
     ],
     "A015": [f"{BODY}mix heads = full\nmix model = full\nlayers {{ all: full {{ a = layers }} }}\n"],
-    "A016": ["model m { a = 1 b = 2 }\nlayers { 0: full 1: full else: full }\n"],
+    "A016": [
+        "model m { a = 1 b = 2 }\nlayers { 0: full 1: full else: full }\n",
+        f"{BODY}layers {{ 0: window(8 aligned = 2), 1: when {{ length < 8: full {{ a = [q k, 1 2] }}, else: sink(4 5) }} }}\n",
+    ],
     "A017": [
         f"{BODY}layer {{ all: full }}\n",
         f"{BODY}{RULE}near = full\n",

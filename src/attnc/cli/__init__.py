@@ -7,8 +7,12 @@ import errno
 import re
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from attnc.cli.exits import CommandError, Exit, exit_code
+
+if TYPE_CHECKING:
+    from attnc.cli.output import Format
 
 FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 INTERRUPTED = 130
@@ -31,30 +35,33 @@ def main() -> None:
 
 def invoke(arguments: list[str]) -> int:
     """Runs one command and returns its exit code; whatever went wrong is said on stderr."""
+    from attnc.cli.options import Chosen
+
+    chosen = Chosen()
     try:
         from attnc.cli.app import app
         from attnc.cli.build import with_tokens
 
-        app(with_tokens(arguments), prog_name="attnc")
+        app(with_tokens(arguments), prog_name="attnc", obj=chosen)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else Exit.OK
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        return complain_of(error)
+        return complain_of(error, chosen.diagnostics)
     raise AssertionError("typer ends every command with SystemExit")
 
 
-def complain_of(error: Exception) -> int:
+def complain_of(error: Exception, form: Format) -> int:
     """Says on stderr what went wrong and returns the exit code."""
-    from attnc.cli.output import complain, print_diagnostics
+    from attnc.cli.output import complain, print_error
     from attnc.dsl.diagnostic import SpecError
 
     if isinstance(error, CommandError):
         complain(error.message, error.help)
         return error.code
     if isinstance(error, SpecError):
-        print_diagnostics(error)
+        print_error(error, form)
         return exit_code(diagnostic.code for diagnostic in error.diagnostics)
     if isinstance(error, ModuleNotFoundError) and error.name in INSTALLABLE:
         complain(

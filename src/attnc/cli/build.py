@@ -9,8 +9,8 @@ import typer
 
 import attnc
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.options import Device, Json, device_name, read_spec
-from attnc.cli.output import bytes_text, note, print_json, print_pairs
+from attnc.cli.options import Device, Diagnostics, Json, device_name, read_spec
+from attnc.cli.output import Format, bytes_text, note, print_json, print_pairs
 
 if TYPE_CHECKING:
     from attnc.codegen.build import Report
@@ -40,6 +40,7 @@ def build(
         typer.Option(min=8, metavar="[TOKENS]", help=f"Make it small first; {TOKENS} tokens unless given.", show_default=False),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse to run a reference where no kernel can.")] = False,
+    diagnostics: Diagnostics = Format.text,
     json: Json = False,
 ) -> None:
     """Write a folder of PyTorch and kernels."""

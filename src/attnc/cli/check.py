@@ -2,57 +2,102 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnc.cli.exits import exit_code
-from attnc.cli.options import Json, read_spec
-from attnc.cli.output import print_diagnostics, print_json
+from attnc.cli.exits import CommandError, Exit, exit_code
+from attnc.cli.options import Diagnostics, Json, read_text
+from attnc.cli.output import Format, note, print_diagnostics, print_error, print_json
 
 if TYPE_CHECKING:
-    from attnc.compiler.spec import Spec
-    from attnc.dsl.diagnostic import SpecError
+    from attnc.cli.fixing import Checked
 
 
 def check(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE", help="Specs; - reads one from the standard input.", show_default=False)
     ],
+    fix: Annotated[bool, typer.Option("--fix", help="Correct in the files what has one plain correction.")] = False,
+    diagnostics: Diagnostics = Format.text,
     json: Json = False,
 ) -> None:
     """Check specs and report all their mistakes."""
-    from attnc.dsl.diagnostic import SpecError
-
-    results = [(file, _result(file)) for file in files]
-    failed = [result for _, result in results if isinstance(result, SpecError)]
+    if fix and "-" in files:
+        raise CommandError(Exit.USAGE, "--fix writes files, and the standard input is none", "save it in a file first")
+    results = [_result(file, fix) for file in files]
     if json:
         from attnc.cli.report import CheckReport, file_report
 
-        print_json(CheckReport(files=[file_report(file, result) for file, result in results]))
+        print_json(CheckReport(files=[file_report(result) for result in results]))
     else:
-        _print(results)
-    if failed:
-        raise typer.Exit(exit_code(diagnostic.code for error in failed for diagnostic in error.diagnostics))
+        _print_fixes(results, diagnostics)
+        if diagnostics == Format.text:
+            _print(results)
+        else:
+            _print_for_programs(results, diagnostics)
+    codes = [diagnostic.code for result in results for diagnostic in result.mistakes]
+    if codes:
+        raise typer.Exit(exit_code(codes))
 
 
-def _result(file: str) -> Spec | SpecError:
+def _result(file: str, fix: bool) -> Checked:
+    from attnc.cli.fixing import Checked, check_source, fix_source
     from attnc.dsl.diagnostic import SpecError
 
     try:
-        return read_spec(file)
+        source = read_text(file)
     except SpecError as error:
-        return error
+        return Checked(file, error)
+    if not fix:
+        return check_source(file, source)
+    result = fix_source(file, source)
+    if result.fixed:
+        from attnc.cli.files import replace_text
+
+        replace_text(Path(file), result.text)
+    return result
 
 
-def _print(results: list[tuple[str, Spec | SpecError]]) -> None:
-    from attnc.dsl.diagnostic import SpecError
+def _print_fixes(results: list[Checked], form: Format) -> None:
+    """What was done, a line for each fix: part of the result for people, a remark beside what programs read."""
+    from attnc.cli.formats import fix_title
 
-    width = max(len(file) for file, _ in results)
+    for result in results:
+        for one in result.fixed:
+            assert one.fix is not None, "made fixes are there"
+            line = f"{one.fix.span}  {one.code}  {fix_title(one.fix)}"
+            if form == Format.text:
+                typer.echo(line)
+            else:
+                note(line)
+
+
+def _print(results: list[Checked]) -> None:
+    width = max(len(result.file) for result in results)
     gap = False
-    for file, result in results:
-        if isinstance(result, SpecError):
-            print_diagnostics(result, gap=gap)
+    for result in results:
+        fixed = f"{len(result.fixed)} fixed, " if result.fixed else ""
+        if result.error is not None:
+            if fixed:
+                typer.echo(f"{result.file:<{width}}  {fixed}{len(result.mistakes)} left")
+            print_diagnostics(result.error, gap=gap)
             gap = True
         else:
-            typer.echo(f"{file:<{width}}  ok, {len(result.layers)} layers")
+            assert result.spec is not None, "a spec or an error"
+            typer.echo(f"{result.file:<{width}}  {fixed}ok, {len(result.spec.layers)} layers")
+
+
+def _print_for_programs(results: list[Checked], form: Format) -> None:
+    from attnc.cli.formats import DiagnosticsReport
+    from attnc.dsl.diagnostic import SpecError
+
+    mistakes = [diagnostic for result in results for diagnostic in result.mistakes]
+    if mistakes:
+        print_error(SpecError(mistakes), form, [result.file for result in results])
+    elif form == Format.json:
+        from attnc.cli.formats import diagnostics_report
+
+        report: DiagnosticsReport = diagnostics_report([result.file for result in results], ())
+        print_json(report)

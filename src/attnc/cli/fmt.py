@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
 import difflib
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnc.cli.exits import Exit, exit_code
+from attnc.cli.files import replace_text
 from attnc.cli.output import note, print_diagnostics, styled
 
 if TYPE_CHECKING:
@@ -52,7 +49,7 @@ def fmt(
         elif file == "-" and not check:
             sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
         elif differs and not check:
-            _replace(Path(file), text)
+            replace_text(Path(file), text)
             note(f"{file}  reformatted")
     if failed:
         raise typer.Exit(exit_code(diagnostic.code for error in failed for diagnostic in error.diagnostics))
@@ -73,19 +70,3 @@ def _print_diff(source: Source, text: str) -> None:
     for line in lines:
         colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
         typer.echo(styled(line, fg=colour) if colour else line)
-
-
-def _replace(path: Path, text: str) -> None:
-    """In one step: another program sees the old file or the new one. A link keeps pointing where it points."""
-    real = path.resolve()
-    with real.open("rb+") as old:  # refuses what may not be written, as an editor would
-        mark = codecs.BOM_UTF8 if old.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else b""
-    handle, beside = tempfile.mkstemp(dir=real.parent, prefix=f".{real.name}.")
-    try:
-        with os.fdopen(handle, "wb") as new:
-            new.write(mark + text.encode())
-        shutil.copymode(real, beside)
-        os.replace(beside, real)
-    except BaseException:
-        os.unlink(beside)
-        raise

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.output import note
+from attnc.cli.options import Diagnostics
+from attnc.cli.output import Format, note
 
 
 def graft(
@@ -17,6 +18,7 @@ def graft(
     ],
     onto: Annotated[str, typer.Option(metavar="MODEL", help="The spec whose model stays, with its weights.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="NEW.attn", help="The new spec.")],
+    diagnostics: Diagnostics = Format.text,
 ) -> None:
     """Put the mixes and layers of one spec on the model of another."""
     from attnc.compiler.graft import graft as joined

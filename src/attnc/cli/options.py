@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +12,12 @@ import typer
 
 import attnc
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.output import note
+from attnc.cli.output import Format, note
 
 if TYPE_CHECKING:
     from attnc.compiler.spec import Spec
     from attnc.dsl import tree
+    from attnc.dsl.source import Source
 
 NVIDIA = Path("/dev/nvidiactl")
 """There on every machine whose NVIDIA driver is loaded; torch is only asked where it is."""
@@ -29,12 +31,39 @@ Device = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
+@dataclass
+class Chosen:
+    """Options that count for the whole run, whichever command they stand behind."""
+
+    diagnostics: Format = Format.text
+
+
+def _remember(context: typer.Context, value: Format) -> Format:
+    context.find_root().ensure_object(Chosen).diagnostics = value
+    return value
+
+
+Diagnostics = Annotated[
+    Format,
+    typer.Option(
+        "--diagnostics", help="Mistakes for people, as JSON in LSP's shape, or for GitHub's logs.", callback=_remember
+    ),
+]
+"""How mistakes of specs are printed; read where they are caught (attnc.cli.invoke)."""
+
+
+def read_text(file: str) -> Source:
+    """The text of a file, or of the standard input for `-`. Raises SpecError."""
+    from attnc.dsl import Source, read
+
+    return Source("<stdin>", sys.stdin.buffer.read().decode("utf-8", "replace")) if file == "-" else read(file)
+
+
 def read_tree(file: str) -> tree.File:
     """The syntax tree of a file, or of the standard input for `-`. Raises SpecError."""
-    from attnc.dsl import Source, parse, read
+    from attnc.dsl import parse
 
-    text = Source("<stdin>", sys.stdin.buffer.read().decode("utf-8", "replace")) if file == "-" else read(file)
-    return parse(text)
+    return parse(read_text(file))
 
 
 def read_spec(file: str, overrides: Mapping[str, str] | None = None) -> Spec:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -30,9 +31,17 @@ STYLES: tuple[tuple[re.Pattern[str], dict[str, Any]], ...] = (
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
+class Format(StrEnum):
+    """How diagnostics are printed."""
+
+    text = "text"
+    json = "json"
+    github = "github"
+
+
 def print_json(report: BaseModel) -> None:
     """The one object that `--json` promises."""
-    typer.echo(report.model_dump_json(indent=2))
+    typer.echo(report.model_dump_json(indent=2, by_alias=True))
 
 
 def note(message: str) -> None:
@@ -45,6 +54,19 @@ def complain(message: str, help: str | None = None) -> None:
     typer.echo(f"{styled('error', stderr=True, fg='red', bold=True)}: {message}", err=True)
     if help:
         typer.echo(f"{styled('help', stderr=True, fg='cyan')}: {help}", err=True)
+
+
+def print_error(error: SpecError, form: Format, files: Iterable[str] = ()) -> None:
+    """All mistakes of a spec: for people on stderr, for programs on stdout; `files` are named though nothing is wrong there."""
+    if form == Format.text:
+        print_diagnostics(error)
+        return
+    from attnc.cli.formats import diagnostics_report, github
+
+    if form == Format.json:
+        print_json(diagnostics_report(files, error.diagnostics))
+    else:
+        typer.echo("\n".join(map(github, error.diagnostics)))
 
 
 def print_diagnostics(error: SpecError, *, gap: bool = False) -> None:

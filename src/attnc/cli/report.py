@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from attnc.compiler.spec import Spec
-from attnc.dsl.diagnostic import Diagnostic, SpecError
+from attnc.cli.fixing import Checked
+from attnc.dsl.diagnostic import Diagnostic
 from attnc.dsl.source import Span
 
 
@@ -46,12 +46,13 @@ class DiagnosticReport(BaseModel):
 
 
 class FileReport(BaseModel):
-    """One file and its mistakes."""
+    """One file and its mistakes, and those that `--fix` corrected before."""
 
     file: str
     ok: bool
     layers: int | None
     diagnostics: list[DiagnosticReport]
+    fixed: list[DiagnosticReport]
 
 
 class CheckReport(BaseModel):
@@ -61,13 +62,15 @@ class CheckReport(BaseModel):
     files: list[FileReport]
 
 
-def file_report(file: str, result: Spec | SpecError) -> FileReport:
+def file_report(result: Checked) -> FileReport:
     """What checking one file came to."""
-    if isinstance(result, SpecError):
-        return FileReport(
-            file=file, ok=False, layers=None, diagnostics=[diagnostic_report(found) for found in result.diagnostics]
-        )
-    return FileReport(file=file, ok=True, layers=len(result.layers), diagnostics=[])
+    return FileReport(
+        file=result.file,
+        ok=result.error is None,
+        layers=len(result.spec.layers) if result.spec else None,
+        diagnostics=[diagnostic_report(found) for found in result.mistakes],
+        fixed=[diagnostic_report(found) for found in result.fixed],
+    )
 
 
 def diagnostic_report(diagnostic: Diagnostic) -> DiagnosticReport:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import attnc
-from attnc.cli.options import Device, Json, device_name, read_spec, read_tree
-from attnc.cli.output import print_json
+from attnc.cli.options import Device, Diagnostics, Json, device_name, read_spec, read_tree
+from attnc.cli.output import Format, print_json
 
 if TYPE_CHECKING:
     from attnc.cli.verified import Unverified
@@ -35,6 +35,7 @@ def show(
     device: Device = None,
     length: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of a sequence, for prices.")] = 8192,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences at once, for prices.")] = 1,
+    diagnostics: Diagnostics = Format.text,
     json: Json = False,
 ) -> None:
     """Show the table, the graph, the plan or the code of a spec."""

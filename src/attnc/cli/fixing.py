@@ -1,0 +1,60 @@
+"""Checking a text, and correcting it as far as corrections are plain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attnc.dsl.diagnostic import Diagnostic, SpecError
+from attnc.dsl.fixes import apply_fixes
+from attnc.dsl.source import Source
+
+if TYPE_CHECKING:
+    from attnc.compiler.spec import Spec
+
+MOST_ROUNDS = 64
+"""One fix may uncover the next mistake, as often as brackets can be nested within brackets."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What checking a file came to: a spec, or mistakes; before that, what was `fixed`, and the `text` that came out."""
+
+    file: str
+    error: SpecError | None = None
+    spec: Spec | None = None
+    fixed: tuple[Diagnostic, ...] = ()
+    text: str = ""
+
+    @property
+    def mistakes(self) -> tuple[Diagnostic, ...]:
+        """Those that are left."""
+        return self.error.diagnostics if self.error else ()
+
+
+def check_source(file: str, source: Source) -> Checked:
+    """The checked text as it stands."""
+    from attnc import compiler
+    from attnc.dsl import parse
+
+    try:
+        return Checked(file, spec=compiler.check(parse(source)), text=source.text)
+    except SpecError as error:
+        return Checked(file, error, text=source.text)
+
+
+def fix_source(file: str, source: Source) -> Checked:
+    """Fixes what has a fix and checks again, until nothing is left or nothing has one."""
+    fixed: list[Diagnostic] = []
+    seen = {source.text}
+    result = check_source(file, source)
+    for _ in range(MOST_ROUNDS):
+        if result.error is None:
+            break
+        source, made = apply_fixes(source, result.mistakes)
+        if not made or source.text in seen:
+            break
+        seen.add(source.text)
+        fixed += made
+        result = check_source(file, source)
+    return Checked(file, result.error, result.spec, tuple(fixed), result.text)
