@@ -70,9 +70,19 @@ def _separator(place: Place, grammar: Grammar, problems: Problems) -> Word | Non
     for sign, use in (("=", named), (":", "a selector and its expression")):
         if sign in place.accepts and sign != word.text:
             message = f"`{sign}` stands between {use}, not `{word.text}`"
-            problems.add("A018", message, word.span, help=f"write `{sign}`", fix=sign)
+            problems.add("A018", message, word.span, help=f"write `{sign}`", fix=_spaced(place, sign))
             return Word(grammar.signs[sign], sign, word.span, word.first)
     return None
+
+
+def _spaced(place: Place, sign: str) -> Edit:
+    """The sign in place of the word, spaced as usual: `all: full`, `rope = none`."""
+    span, before = place.word.span, place.words[place.at - 1].span
+    text = span.source.text
+    blank = not text[before.end : span.start].strip(" ")
+    after = "" if text[span.end : span.end + 1].isspace() else " "
+    start = before.end if blank else span.start
+    return Edit(Span(span.source, start, span.end), f"{' ' * (blank and sign == '=')}{sign}{after}")
 
 
 def _missing_name(place: Place, problems: Problems) -> Word | None:
