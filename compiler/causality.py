@@ -28,7 +28,6 @@ from attnc.compiler.spec import (
     Mixer,
     Mixing,
     Route,
-    Select,
     Spec,
     When,
 )
@@ -183,9 +182,6 @@ def _of_mixer(mixer: Mixer, layer: Layer, phases: frozenset[str], earlier: Causa
         case Route(per="layer" | "head"):
             found = Found("sequence", f"`route(per = {mixer.per})` decides once for the whole prompt")
             yield _choice(found, layer, phases, mixer.origin, ("training",))
-        case Select():
-            found = Found("sequence", "`select` compares all tokens of the sequence")
-            yield _choice(found, layer, phases, mixer.origin)
         case _:
             pass
     if isinstance(mixer, When):

@@ -49,13 +49,15 @@ def join(found: Iterable[Kept]) -> Kept:
     """The least that serves all of `found`: everything, where two of them cannot be compared."""
     pinned: Tokens = 0
     recent: Tokens = 0
+    chosen: Tokens = 0
     for kept in found:
         larger = None if kept.recent is None else _larger(recent, kept.recent)
         start = _larger(pinned, kept.pinned)
-        if larger is None or start is None:
+        picked = _larger(chosen, kept.chosen)
+        if larger is None or start is None or picked is None:
             return Kept()
-        recent, pinned = larger, start
-    return Kept(pinned=pinned, recent=recent)
+        recent, pinned, chosen = larger, start, picked
+    return Kept(pinned=pinned, recent=recent, chosen=chosen)
 
 
 def _larger(one: Tokens, other: Tokens) -> Tokens | None:

@@ -31,10 +31,14 @@ class Kind(Value):
 
 
 class Kept(Value):
-    """What decoding must keep of a key set: the first `pinned` tokens and the last `recent`; `recent = None` keeps all."""
+    """What decoding must keep of a key set: the first `pinned` tokens and the last `recent`; `recent = None` keeps all.
+
+    `chosen`: so many more that content picks, where all others are dropped.
+    """
 
     pinned: Tokens = 0
     recent: Tokens | None = None
+    chosen: Tokens = 0
 
 
 class Weight(Value):
@@ -48,14 +52,14 @@ class Weight(Value):
 class Growing(Value):
     """What decoding keeps of every run of `span` tokens, one begun every `step`: a tensor [runs, *shape].
 
-    `dtype`: a number format of its own; None: the model's.
+    `step` 0: one for the whole sequence. `dtype`: a number format of its own; None: the model's.
     """
 
     name: str
     shape: tuple[int, ...]
     span: int = 1
     step: int = 1
-    dtype: Literal["float32", "uint8", "uint16"] | None = None
+    dtype: Literal["float32", "int32", "uint16", "uint8"] | None = None
 
 
 KindClass = type[Kind]

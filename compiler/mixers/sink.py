@@ -31,6 +31,16 @@ def sink_mask(i: Any, j: Any, *, causal: bool, n: int) -> Any:
     return first & (j <= i) if causal else first
 
 
+def _kept(kind: Sink) -> Kept:
+    """The first n; those that are found by their likeness to the first token may lie anywhere."""
+    return Kept(recent=0, chosen=kind.n) if isinstance(kind.detect, Cosine) else Kept(pinned=kind.n, recent=0)
+
+
+def _state(kind: Sink, _attributes: Any, model: Any) -> dict[str, tuple[int, ...]]:
+    """The first token's state, which others are compared with."""
+    return {"first": (model.dim,)} if isinstance(kind.detect, Cosine) else {}
+
+
 MIXER = Mixer(
     name="sink",
     type="keys",
@@ -39,5 +49,6 @@ MIXER = Mixer(
     mask=sink_mask,
     sizes=lambda kind, _length: {"n": kind.n},
     intervals=lambda kind, causal: Intervals(sink=kind.n, causal=causal),
-    kept=lambda kind: Kept(pinned=kind.n, recent=0),
+    kept=_kept,
+    state=_state,
 )

@@ -18,7 +18,7 @@ CNN_ROWS = 24
 def kept(kind: Routed) -> Kept:
     """Every token, as any may be chosen; with `evict` as many as are chosen, and with `refresh = once` all later ones too."""
     if kind.evict and kind.refresh != "once" and isinstance(kind.top_k, int | Share):
-        return Kept(pinned=kind.top_k, recent=0)
+        return Kept(recent=0, chosen=kind.top_k if isinstance(kind.top_k, Share) else kind.top_k * unit_size(kind.unit))
     return Kept()
 
 
@@ -26,11 +26,12 @@ def growing(kind: Routed, attributes: Any, model: Any) -> tuple[Growing, ...]:
     """What stands for each unit; nothing where the keys in the cache do, or where an earlier layer chooses."""
     if kind.from_ is not None:
         return ()
-    found = [*_of_keys(kind, attributes), *_of_score(kind, attributes)]
+    found = [*_of_keys(kind, attributes), *_of_score(kind, attributes), *_of_choice(kind, attributes)]
     for part in kind.within or ():
         if isinstance(part, Routed):
-            found += growing(part, attributes, model)
-    return tuple(dict.fromkeys(found))
+            inner = growing(part, attributes, model)
+            found += [one.model_copy(update={"name": f"within.{one.name}"}) for one in inner]
+    return tuple(found)
 
 
 def _of_keys(kind: Routed, attributes: Any) -> list[Growing]:
@@ -70,6 +71,16 @@ def _of_score(kind: Routed, attributes: Any) -> list[Growing]:
     if kind.queries == "all":
         found.append(Growing(name="score", shape=(choosers(kind, attributes),), dtype="float32"))
     return found
+
+
+def _of_choice(kind: Routed, attributes: Any) -> list[Growing]:
+    """The choice itself, where it holds for several steps; at most all units where their number depends on the length."""
+    if kind.refresh == "always" or kind.evict:
+        return []
+    makers, size = choosers(kind, attributes), unit_size(kind.unit)
+    if isinstance(kind.top_k, int):
+        return [Growing(name="chosen", shape=(makers, kind.top_k), step=0, dtype="int32")]
+    return [Growing(name="chosen", shape=(makers,), span=size, step=size, dtype="int32")]
 
 
 def choosers(kind: Routed, attributes: Any) -> int:

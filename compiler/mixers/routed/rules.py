@@ -102,6 +102,9 @@ def _time(kind: Routed) -> Iterator[Broken]:
     if kind.evict and kind.on_refresh == "dense":
         message = "`evict` drops what a dense step would read"
         yield Broken("evict", message, "`on_refresh = sparse`", "leave `evict` or `on_refresh` out")
+    if kind.evict and kind.unit == "diagonals":
+        message = "`evict` drops keys, and each key lies on many diagonals"
+        yield Broken("evict", message, "tokens, blocks or columns", "leave `evict` out")
     if kind.evict and kind.dense_queries is not None:
         message = "`evict` drops what `dense_queries` would read"
         yield Broken("evict", message, "no `dense_queries`", "leave `evict` or `dense_queries` out")

@@ -1,0 +1,315 @@
+"""The rows of `cache_spec`: keys and values, what stands for units and chunks, states, and last inputs of convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from attnc.compiler.attributes import Attributes
+from attnc.compiler.cache_spec import BYTES, SPARE, CacheRow, count
+from attnc.compiler.kept import join, of_union
+from attnc.compiler.mixer import Growing, Kept, Kind
+from attnc.compiler.mixers import MIXERS
+from attnc.compiler.mixers.routed.kind import Routed
+from attnc.compiler.mixers.summary import Summary
+from attnc.compiler.spec import Attention, Change, Context, Heads, Layer, Mixing, Model, Route
+from attnc.compiler.value import Share, Tokens
+from attnc.compiler.walk import Leaf, Part, default_leaves, every, first_leaf, kinds, leaves, parts
+
+DECODE = frozenset({"decode"})
+
+Shapes = dict[str, tuple[int | None, ...]]
+
+
+def of_layer(layer: Layer, model: Model, dtype: str, slots: float) -> tuple[list[CacheRow], float]:
+    """The rows of a layer, and how many tokens its sequence has for each of the text, given those of the layer before."""
+    for mixer in every(layer.mixer):
+        if isinstance(mixer, Change):
+            slots *= MIXERS[mixer.kind.kind].slots(mixer.kind)
+    rows = [row for part in parts(layer.mixer) for row in _Rows(layer, part, model, dtype, slots).all()]
+    return rows, slots
+
+
+class Run(NamedTuple):
+    """KV heads first..last (both included), what they keep, and the key sets that decode with them."""
+
+    first: int
+    last: int
+    kept: Kept
+    decoding: tuple[Kind, ...]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one part of a layer."""
+
+    layer: Layer
+    part: Part
+    model: Model
+    dtype: str
+    slots: float
+
+    @property
+    def name(self) -> str:
+        """`layers.3.gate.window`."""
+        return f"layers.{self.layer.index}{'.' * bool(self.part.scope)}{self.part.scope}"
+
+    @property
+    def attributes(self) -> Attributes:
+        """Those of the part's projections."""
+        return first_leaf(self.part.mixer).attributes
+
+    def all(self) -> Iterator[CacheRow]:
+        """All rows."""
+        attributes = self.attributes
+        if not attributes.causal or not self.part.phases:
+            return
+        if isinstance(self.part.mixer, Mixing):
+            yield from self._of_mixing(self.part.mixer)
+        elif isinstance(self.part.mixer, Context):
+            yield self._of_context(self.part.mixer)
+        else:
+            yield from self._of_softmax()
+        if attributes.input_ema is not None:
+            shapes = {"ema": (self.model.dim, attributes.input_ema)}
+            yield self._fixed(f"{self.name}.input_ema", shapes, self._exact)
+
+    def _of_softmax(self) -> Iterator[CacheRow]:
+        mixer, attributes = self.part.mixer, self.attributes
+        if isinstance(mixer, Route) and mixer.per != "token":
+            yield from self._growing(f"{self.name}.route", (_decision(mixer, attributes),))
+        for run in self._runs():
+            whole = run.first == 0 and run.last == attributes.kv_heads - 1
+            shown = f".heads.{run.first}" + f"-{run.last}" * (run.last > run.first)
+            name = self.name if whole else self.name + shown
+            yield self._of_keys(name, run)
+            own = _part_of(attributes, run.last - run.first + 1)
+            for kind in run.decoding:
+                yield from self._of_kind(f"{name}.{kind.kind}", kind, run, own)
+        if attributes.short_conv is not None:
+            yield self._fixed(f"{self.name}.short_conv", conv_shapes(attributes), self.dtype)
+
+    def _of_kind(self, name: str, kind: Kind, run: Run, attributes: Attributes) -> Iterator[CacheRow]:
+        """What a key set keeps beside keys and values; of dropped tokens nothing."""
+        declared = MIXERS[kind.kind]
+        found = (*declared.growing(kind, attributes, self.model), *self._of_named_summary(kind, attributes))
+        drops = isinstance(kind, Routed) and kind.evict and run.kept.recent is not None
+        of_tokens = [one for one in found if drops and one.span == one.step == 1]
+        for one in of_tokens:
+            yield self._slots(f"{name}.{one.name}", 0, run.kept, {one.name: one.shape}, one.dtype or self.dtype)
+        yield from self._growing(name, (one for one in found if one not in of_tokens))
+        state = declared.state(kind, attributes, self.model)
+        if state:
+            yield self._fixed(f"{name}.state", state, self._exact)
+
+    def _of_mixing(self, mixing: Mixing) -> Iterator[CacheRow]:
+        """A kind with a state a head has it for the heads that it owns."""
+        declared, kind = MIXERS[mixing.kind.kind], mixing.kind
+        attributes = mixing.attributes
+        if declared.per_head:
+            attributes = _part_of(attributes, _owned(mixing, self.layer))
+        name = f"{self.name}.{kind.kind}"
+        state = declared.state(kind, attributes, self.model)
+        if state:
+            yield self._fixed(name, state, self._exact if declared.float32_state else self.dtype)
+        yield from self._growing(name, declared.growing(kind, attributes, self.model))
+        recent = declared.recent(kind, attributes, self.model)
+        if recent:
+            yield self._fixed(f"{name}.recent", recent, self.dtype)
+
+    def _of_context(self, context: Context) -> CacheRow:
+        """Keys and values of the segment, and of what the memory returned for each of its tokens."""
+        a = context.attributes
+        shapes = {key: (a.kv_heads, 2 * context.segment, width) for key, width in (("k", a.head_dim), ("v", a.value_dim))}
+        return self._fixed(f"{self.name}.segment", shapes, self.dtype)
+
+    @property
+    def _exact(self) -> str:
+        return "float64" if self.dtype == "float64" else "float32"
+
+    def _widths(self) -> dict[str, int]:
+        """Numbers that a KV head keeps of a token; `kv_latent` keeps one latent and one rotated key for all heads."""
+        attributes = self.attributes
+        if attributes.kv_latent is not None:
+            rotated = attributes.rope_dim if attributes.rope is not None and attributes.rope_dim is not None else 0
+            return {"latent": attributes.kv_latent} | ({"rotated": rotated} if rotated else {})
+        widths = {"k": attributes.head_dim, "v": attributes.value_dim}
+        if attributes.qk_from:
+            del widths["k"]
+        if isinstance(self.part.mixer, Route) and self.part.mixer.per == "token":
+            widths["route"] = len(self.part.mixer.alternatives)
+        return widths
+
+    def _runs(self) -> list[Run]:
+        """The join over what may run with a cache. A route of keys keeps all; where decoding drops keys, it alone decides."""
+        mixer, last = self.part.mixer, self.attributes.kv_heads - 1
+        decoding = _attentions(default_leaves(mixer, 0, last, DECODE & self.part.phases))
+        cached = _attentions(default_leaves(mixer, 0, last, self.part.phases))
+        if isinstance(mixer, Route) and mixer.per in ("token", "chunk"):
+            return [Run(0, last, Kept(), _keys(decoding, 0))]
+        starts = sorted({leaf.first for leaf in (*cached, *decoding)})
+        runs: list[Run] = []
+        for first, following in zip(starts, [*starts[1:], last + 1], strict=True):
+            keys = _keys(decoding, first)
+            alone = any(isinstance(kind, Routed) and kind.evict for kind in keys)
+            kept = self._kept([leaf for leaf in (decoding if alone else cached) if leaf.first <= first <= leaf.last])
+            if runs and runs[-1].kept == kept and runs[-1].decoding == keys:
+                runs[-1] = runs[-1]._replace(last=following - 1)
+            else:
+                runs.append(Run(first, following - 1, kept, keys))
+        return runs
+
+    def _kept(self, found: list[Leaf]) -> Kept:
+        """What leaves of the same KV heads keep; where each query head drops for itself, a KV head keeps what any chose."""
+        each = []
+        for leaf in found:
+            assert isinstance(leaf.mixer, Attention)
+            kept = of_union(leaf.mixer.keys)
+            alone = any(isinstance(kind, Routed) and kind.evict and kind.per == "head" for kind in leaf.mixer.keys)
+            ratio = self.attributes.heads // self.attributes.kv_heads if alone else 1
+            each.append(kept.model_copy(update={"chosen": _times(kept.chosen, ratio)}))
+        return join(each)
+
+    def _of_named_summary(self, kind: Kind, attributes: Attributes) -> tuple[Growing, ...]:
+        """The keys of a summary that scores units, unless the layer keeps them anyway."""
+        if not isinstance(kind, Routed) or not isinstance(kind.unit_keys, Summary):
+            return ()
+        if any(one == kind.unit_keys for one, _ in kinds(self.layer.mixer)):
+            return ()
+        shape = (attributes.kv_heads, attributes.head_dim)
+        return (Growing(name="summary", shape=shape, span=kind.unit_keys.n, step=kind.unit_keys.stride),)
+
+    def _of_keys(self, name: str, run: Run) -> CacheRow:
+        """Keys and values; with `qk_from = previous` values alone."""
+        heads = run.last - run.first + 1
+        before = () if self.attributes.kv_latent is not None else (heads,)
+        shapes = {key: (*before, None, width) for key, width in self._widths().items()}
+        return self._slots(name, heads, run.kept, shapes, self.dtype)
+
+    def _slots(self, name: str, heads: int, kept: Kept, shapes: Mapping[str, tuple[int | None, ...]], dtype: str) -> CacheRow:
+        """Something of each token that is kept; where `shapes` name no axis of slots, it comes first."""
+        shapes = {key: shape if None in shape else (None, *shape) for key, shape in shapes.items()}
+        slot = sum(count(shape, 1) for shape in shapes.values()) * BYTES[dtype]
+        counts = (kept.pinned, kept.recent, kept.chosen)
+        slots: int | None = None
+        kept_tokens: Tokens | None = None
+        per_token, fixed = 0.0, 0
+        if kept.recent is None:
+            per_token = slot * self.slots
+        elif not any(isinstance(one, Share) for one in counts):
+            slots = sum(one for one in counts if isinstance(one, int)) + SPARE
+            kept_tokens, fixed = slots, slots * slot
+        else:
+            kept_tokens = Share(percent=sum(one.percent for one in counts if isinstance(one, Share)))
+            per_token = slot * self.slots * kept_tokens.percent / 100
+            fixed = slot * (SPARE + sum(one for one in counts if isinstance(one, int)))
+        return CacheRow(
+            name=name,
+            layer=self.layer.index,
+            kv_heads=heads,
+            kind="growing" if kept.recent is None else "ring",
+            dtype=dtype,
+            bytes_per_token=per_token,
+            bytes_fixed=fixed,
+            tokens_kept=kept_tokens,
+            shapes={key: tuple(slots if size is None else size for size in shape) for key, shape in shapes.items()},
+            pinned=kept.pinned,
+            recent=kept.recent,
+            chosen=kept.chosen,
+            slots_per_token=self.slots,
+        )
+
+    def _growing(self, name: str, found: Iterable[Growing]) -> Iterator[CacheRow]:
+        """A row for each number format and step of what stands for tokens."""
+        rows: dict[tuple[int, int, str], Shapes] = {}
+        for one in found:
+            key = (one.span, one.step, one.dtype or self.dtype)
+            rows.setdefault(key, {})[one.name] = one.shape if one.step == 0 else (None, *one.shape)
+        for index, ((span, step, dtype), shapes) in enumerate(rows.items()):
+            shown = name if index == 0 else f"{name}.{next(iter(shapes))}"
+            if step == 0:
+                yield self._fixed(shown, shapes, dtype)
+                continue
+            slot = sum(count(shape, 1) for shape in shapes.values()) * BYTES[dtype]
+            yield CacheRow(
+                name=shown,
+                layer=self.layer.index,
+                kv_heads=0,
+                kind="growing",
+                dtype=dtype,
+                bytes_per_token=slot * self.slots / step,
+                bytes_fixed=0,
+                tokens_kept=None,
+                shapes=shapes,
+                span=span,
+                step=step,
+                slots_per_token=self.slots,
+            )
+
+    def _fixed(self, name: str, shapes: Mapping[str, tuple[int | None, ...]], dtype: str) -> CacheRow:
+        return CacheRow(
+            name=name,
+            layer=self.layer.index,
+            kv_heads=0,
+            kind="fixed",
+            dtype=dtype,
+            bytes_per_token=0,
+            bytes_fixed=sum(count(shape, 0) for shape in shapes.values()) * BYTES[dtype],
+            tokens_kept=0,
+            shapes={key: tuple(shape) for key, shape in shapes.items()},
+        )
+
+
+def conv_shapes(attributes: Attributes) -> dict[str, tuple[int, ...]]:
+    """The last inputs of the convolutions on q, k and v of a softmax."""
+    assert attributes.short_conv is not None, "asked only where there is a convolution"
+    widths = {"q": attributes.heads * attributes.head_dim, "k": attributes.kv_heads * attributes.head_dim}
+    if attributes.qk_from:
+        widths = {}
+    elif attributes.share_qk:
+        del widths["k"]
+    widths["v"] = attributes.kv_heads * attributes.value_dim
+    return {f"{key}_conv": (attributes.short_conv - 1, width) for key, width in widths.items()}
+
+
+def _decision(route: Route, attributes: Attributes) -> Growing:
+    """Which alternative a route took: one for the sequence, one a KV head, or one a chunk."""
+    if route.per == "chunk":
+        assert route.chunk is not None, "a route per chunk says how long it is"
+        return Growing(name="route", shape=(1,), span=route.chunk, step=route.chunk, dtype="uint8")
+    return Growing(name="route", shape=(attributes.kv_heads if route.per == "head" else 1,), step=0, dtype="uint8")
+
+
+def _attentions(found: Iterable[Leaf]) -> list[Leaf]:
+    return [leaf for leaf in found if isinstance(leaf.mixer, Attention)]
+
+
+def _keys(found: list[Leaf], head: int) -> tuple[Kind, ...]:
+    """The kinds that KV head `head` decodes with, each once."""
+    here = [leaf.mixer for leaf in found if leaf.first <= head <= leaf.last]
+    return tuple(dict.fromkeys(kind for mixer in here if isinstance(mixer, Attention) for kind in mixer.keys))
+
+
+def _part_of(attributes: Attributes, groups: int) -> Attributes:
+    """The same attributes for some of the KV heads."""
+    if groups == attributes.kv_heads:
+        return attributes
+    share = {key: max(1, getattr(attributes, key) * groups // attributes.kv_heads) for key in ("heads", "qk_heads")}
+    return attributes.model_copy(update={**share, "kv_heads": groups})
+
+
+def _owned(mixing: Mixing, layer: Layer) -> int:
+    """How many KV heads a kind owns: all, unless it is a case of `heads`."""
+    for mixer in every(layer.mixer):
+        if isinstance(mixer, Heads):
+            for case in mixer.cases:
+                if any(leaf is mixing for leaf in leaves(case.mixer)):
+                    return case.last - case.first + 1
+    return mixing.attributes.kv_heads
+
+
+def _times(tokens: Tokens, ratio: int) -> Tokens:
+    if isinstance(tokens, Share):
+        return Share(percent=min(100.0, tokens.percent * ratio))
+    return tokens * ratio
