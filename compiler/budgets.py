@@ -37,6 +37,8 @@ def read_budget(value: tree.Call, field: Field, owner: str, place: Place, read: 
     numbers = [read(end, field, owner, place) for end in (bounds[0].low, bounds[0].high, defaults[0])]
     if arguments is INVALID or any(one is INVALID for one in numbers):
         return INVALID
+    if not _one_for_all(owner, arguments, value, place):
+        return INVALID
     if not all(isinstance(one, int | float | Share) for one in numbers):
         problems.add("A103", "the default of a budget is a number", defaults[0].span, "a number", f"write `{SHAPE}`")
         return INVALID
@@ -44,6 +46,17 @@ def read_budget(value: tree.Call, field: Field, owner: str, place: Place, read: 
         return INVALID
     _record(value, numbers, field.budgeted, arguments, place.at(field.key))
     return numbers[2]
+
+
+def _one_for_all(owner: str, arguments: BudgetArguments, value: tree.Call, place: Place) -> bool:
+    """What decides about layers is one number for all of them, and what decides about a sequence is one for all its heads."""
+    kinds = {"first": ("layer", "head"), "last": ("layer", "head"), "every": ("layer", "head"), "a condition": ("head",)}
+    if arguments.per not in kinds.get(owner, ()):
+        return True
+    what = "heads" if owner == "a condition" else "layers"
+    message = f"a budget of {named(owner)} is decided for all {what} at once, not per {arguments.per}"
+    place.problems.add("A107", message, value.span, "a budget without `per`", "leave `per` out")
+    return False
 
 
 def _ordered(numbers: list[Any], value: tree.Call, place: Place) -> bool:

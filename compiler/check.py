@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from attnc.compiler.lower import Scope, lower
-from attnc.compiler.mixers import DECLARED_LATER, MIXERS
+from attnc.compiler.landmarks import check_landmarks
+from attnc.compiler.lower import lower
+from attnc.compiler.mixers import MIXERS
 from attnc.compiler.model_settings import read_model
 from attnc.compiler.origin import file_name, origin
 from attnc.compiler.overlay import resolve_attributes
@@ -16,9 +17,12 @@ from attnc.compiler.place import Place, step
 from attnc.compiler.previous import check_previous
 from attnc.compiler.problems import Problems
 from attnc.compiler.read_expression import Names, read_expression
-from attnc.compiler.recipe import read_driver, read_recipe
+from attnc.compiler.read_operator import changes_something
+from attnc.compiler.read_recipe import check_driver, check_recipe, read_driver, read_recipe
+from attnc.compiler.scope import Scope
 from attnc.compiler.selectors import owners
 from attnc.compiler.spec import Layer, Mixer, Spec
+from attnc.compiler.walk import kinds
 from attnc.dsl import tree
 from attnc.dsl.diagnostic import SpecError
 from attnc.dsl.format import print_file
@@ -26,7 +30,7 @@ from attnc.dsl.parse import parse
 from attnc.dsl.source import Source, Span
 
 Item = TypeVar("Item", tree.Model, tree.Layers, tree.Recipe, tree.Driver)
-TAKEN = ("gate", "budget", "all", "none", "first", "last", "every", "true", "false")
+TAKEN = ("gate", "context", "select", "budget", "all", "none", "first", "last", "every", "true", "false")
 """Words of the language that a mix may not take beside the kinds."""
 
 
@@ -50,8 +54,13 @@ def check(file: tree.File, overrides: Mapping[str, str] | None = None) -> Spec:
     layers: tuple[Layer, ...] = ()
     if model is not None:
         scope = Scope(model, inherited, place)
-        mixers = [lower(body, scope) for body in bodies]
+        mixers = [lower(body, scope) if changes_something(body, place) else None for body in bodies]
         layers = _layers(layers_item, mixers, model.layers, place)
+        words = frozenset(kind.kind for mixer in mixers if mixer is not None for kind, _ in kinds(mixer))
+        if recipe_item is not None and recipe is not None and layers:
+            check_recipe(recipe_item, recipe, words, place)
+        if driver_item is not None and driver is not None:
+            check_driver(driver_item, driver, model.layers, place)
     if place.problems.found:
         raise SpecError(place.problems.found)
     assert model is not None
@@ -77,7 +86,7 @@ def _mixes(file: tree.File, place: Place) -> Names:
     names = Names(later={mix.name.text: mix for mix in mixes})
     for mix in mixes:
         word = mix.name.text
-        if word in MIXERS or word in DECLARED_LATER or word in TAKEN:
+        if word in MIXERS or word in TAKEN:
             message = f"a mix cannot be called `{word}`, which is a word of the language"
             place.problems.add("A109", message, mix.name.span, "a name of its own", f"call it `my_{word}`")
         typed = read_expression(mix.body, replace(names, reading=word), place.at("mix", word))
@@ -99,6 +108,7 @@ def _layers(item: tree.Layers, mixers: list[Mixer | None], count: int, place: Pl
         found.append(Layer(index=index, mixer=mixer, origin=origins[rule]))
     spans = [item.cases[rule].span for rule in rules]
     check_previous(tuple(found), spans, place.problems)
+    check_landmarks(tuple(found), spans, place.problems)
     return tuple(found)
 
 

@@ -27,6 +27,11 @@ CODES: dict[str, Code] = {
         "arguments that do not go together",
         "Some arguments exclude one another, and some need one another; the row of the kind in docs/language.md says which.",
     ),
+    "A113": Code(
+        "no mask to draw",
+        "`attnc show --mask` draws key sets whose positions decide who sees whom. A state mixer sees no keys one by one, and a "
+        "routed one picks them by content.",
+    ),
     "A200": Code("two rules for a layer", "Every layer is owned by exactly one rule; the order of rules decides nothing."),
     "A201": Code("layers without a rule", "Every layer needs a rule; `else` takes all the others."),
     "A202": Code(
@@ -61,8 +66,9 @@ CODES: dict[str, Code] = {
     "A214": Code("a block where it cannot stand", "Some blocks decide per head or per token and cannot hold one another."),
     "A215": Code(
         "a change of the sequence where it cannot stand",
-        "`insert` and `merge` make a new sequence, which the rest of the layer and all later layers work on. So they stand first "
-        "in a layer's chain, before a mixer, and in no block, sum, gate, select or context: `insert(landmark, every = n) >> A`.",
+        "`insert` and `merge` make a new sequence, which the rest of the layer and all later layers work on. So they stand "
+        "first in a layer's chain, before a mixer: `insert(landmark, every = n) >> A`. They stand in no block, sum, gate, "
+        "select or context.",
     ),
     "A216": Code(
         "a context without a memory",
@@ -91,7 +97,7 @@ CODES: dict[str, Code] = {
     ),
     "A309": Code(
         "a choice among all tokens in a causal model",
-        "`merge` and `select` compare all tokens of a sequence with one another, so in a causal model earlier outputs would depend "
-        "on later tokens. Both are for encoders, with `causal = false`.",
+        "`merge` and `select` compare all tokens of a sequence with one another, so in a causal model earlier outputs would "
+        "depend on later tokens. Both are for encoders, with `causal = false`.",
     ),
 }

@@ -10,10 +10,10 @@ from typing import Literal
 
 from attnc.compiler.mixer import Kind
 from attnc.compiler.model_settings import Given
-from attnc.compiler.tuning import ChooseArguments, GateArguments, RouteArguments
+from attnc.compiler.tuning import ChooseArguments, ContextArguments, GateArguments, RouteArguments, SelectArguments
 from attnc.dsl import tree
 
-Type = Literal["keys", "mixer", "wrong"]
+Type = Literal["keys", "mixer", "change", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,15 @@ class Keys:
 @dataclass(frozen=True)
 class Lone:
     """A kind that is a mixer by itself."""
+
+    kind: Kind
+    name: str
+    node: tree.Expression
+
+
+@dataclass(frozen=True)
+class Altered:
+    """A change of the sequence: `insert` or `merge`."""
 
     kind: Kind
     name: str
@@ -68,6 +77,17 @@ class Several:
 
 
 @dataclass(frozen=True)
+class Wrapped:
+    """context(M, ...) or select(A, ...)."""
+
+    word: Literal["context", "select"]
+    body: Typed
+    arguments: ContextArguments | SelectArguments
+    name: str
+    node: tree.Expression
+
+
+@dataclass(frozen=True)
 class Wrong:
     """Something that was reported; it goes with everything."""
 
@@ -75,14 +95,16 @@ class Wrong:
     name: str = "wrong"
 
 
-Typed = Keys | Lone | Cases | Attributed | Several | Wrong
+Typed = Keys | Lone | Altered | Cases | Attributed | Several | Wrapped | Wrong
 
 
 def type_of(typed: Typed) -> Type:
-    """Key set or mixer; `wrong` if that cannot be said."""
+    """Key set, mixer or change; `wrong` if that cannot be said."""
     match typed:
         case Wrong():
             return "wrong"
+        case Altered():
+            return "change"
         case Keys():
             return "keys"
         case Cases(cases=cases):
@@ -97,12 +119,19 @@ def parts_of(typed: Typed) -> tuple[Typed, ...]:
     match typed:
         case Cases(cases=cases):
             return tuple(body for _, body in cases)
-        case Attributed(body=body):
+        case Attributed(body=body) | Wrapped(body=body):
             return (body,)
         case Several(parts=parts):
             return parts
         case _:
             return ()
+
+
+def change_in(typed: Typed) -> Altered | None:
+    """A change of the sequence anywhere in an expression."""
+    if isinstance(typed, Altered):
+        return typed
+    return next((found for part in parts_of(typed) if (found := change_in(part)) is not None), None)
 
 
 def renamed(typed: Typed, name: str) -> Typed:

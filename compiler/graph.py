@@ -33,11 +33,12 @@ from attnc.compiler.spec import (
     Mixer,
     Mixing,
     Route,
-    Router,
     Spec,
     Sum,
     When,
 )
+from attnc.compiler.tuning import Router
+from attnc.compiler.unbuilt import refuse_unbuilt
 from attnc.compiler.value import Origin, Value
 from attnc.compiler.walk import children
 
@@ -149,7 +150,8 @@ class Graph:
 
 
 def build(spec: Spec) -> Graph:
-    """The graph of a whole spec, before any pass."""
+    """The graph of a whole spec, before any pass. Raises SpecError where something of it is not built yet."""
+    refuse_unbuilt(spec)
     return _Builder(spec).graph()
 
 

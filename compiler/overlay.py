@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnc.compiler.attributes import Attributes, Llama3, LogPosition, Yarn
+from attnc.compiler.attributes import Attributes, Grouped, Llama3, LogPosition, Yarn
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.model_settings import Given
@@ -111,6 +111,14 @@ def check_keys(kinds: tuple[Kind, ...], attributes: Attributes, span: Span, prob
         message = "each `codebook` holds all keys that the rest of the union does not show"
         problems.add("A213", message, span, "at most one `codebook`", "keep one of them")
         return False
+    if isinstance(attributes.score, Grouped):
+        whole = attributes.score.n
+        uneven = [size for size in sizes if isinstance(size, int) and size % whole]
+        if uneven:
+            message = f"`grouped({whole})` has blocks of {whole}, which do not fill blocks of {uneven[0]}"
+            near = max(1, round(uneven[0] / whole)) * whole
+            problems.add("A204", message, span, f"blocks of a multiple of {whole} tokens", f"use blocks of {near}")
+            return False
     if sum(MIXERS[kind.kind].own_keys(kind) > 0 for kind in kinds) > 1:
         total = sum(MIXERS[kind.kind].own_keys(kind) for kind in kinds)
         message = "a union has one set of learned keys"

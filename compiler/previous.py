@@ -1,12 +1,17 @@
-"""`qk_from = previous`: q and k of the nearest earlier layer with its own, which must see the same keys with the same heads."""
+"""What a layer takes over from the nearest earlier one: q and k (`qk_from = previous`), or a choice (`from = previous`).
+
+Neither reaches over a change of the sequence: the tokens before it are others.
+"""
 
 from __future__ import annotations
 
 from attnc.compiler.attributes import Attributes
+from attnc.compiler.fields import fields
+from attnc.compiler.mixer import Kind
 from attnc.compiler.print_value import print_value
 from attnc.compiler.problems import Problems
-from attnc.compiler.spec import PHASES, Chain, Gate, Layer, Mixer, Sum
-from attnc.compiler.walk import attentions, default_leaves, first_leaf
+from attnc.compiler.spec import PHASES, Attention, Chain, Change, Choose, Gate, Layer, Mixer, Sum
+from attnc.compiler.walk import attentions, children, default_leaves, every, first_leaf, kinds
 from attnc.dsl.source import Span
 
 SAME = ("heads", "kv_heads", "head_dim", "rope", "rope_dim", "rope_scale", "positions", "causal", "score", "temperature")
@@ -14,19 +19,55 @@ SAME = ("heads", "kv_heads", "head_dim", "rope", "rope_dim", "rope_scale", "posi
 
 
 def check_previous(layers: tuple[Layer, ...], spans: list[Span], problems: Problems) -> None:
-    """Reports layers that take q and k from nowhere, or from a layer that sees other keys."""
+    """Reports layers that take something from nowhere, or q and k from a layer that sees other keys."""
     own: Layer | None = None
+    choice: Layer | None = None
     reported: set[Span] = set()
     for layer in layers:
-        found = attentions(layer.mixer)
+        if any(isinstance(one, Change) for one in every(layer.mixer)):
+            own = choice = None
+        found = held(layer.mixer)
         takes = any(one.attributes.qk_from for one in found)
         span = spans[layer.index]
+        before = len(problems.found)
         if takes and span not in reported:
-            found_here = len(problems.found)
             _check(layer, own, span, None if own is None else spans[own.index], problems)
-            reported |= {span} if len(problems.found) > found_here else set()
+        if choice is None and span not in reported:
+            _check_choice(layer, found, span, problems)
+        reported |= {span} if len(problems.found) > before else set()
         if found and not takes:
             own = layer
+        if any(makes_choice(kind) for kind, _ in kinds(layer.mixer)):
+            choice = layer
+
+
+def held(mixer: Mixer) -> list[Attention]:
+    """The attentions of a layer with every `choose` at its default: the tuner offers no layer what it cannot have."""
+    if isinstance(mixer, Attention):
+        return [mixer]
+    inner = children(mixer)[:1] if isinstance(mixer, Choose) else children(mixer)
+    return [one for part in inner for one in held(part)]
+
+
+def takes_choice(kind: Kind) -> bool:
+    """Whether a kind takes over the choice of an earlier layer."""
+    field = fields(type(kind)).get("from")
+    return field is not None and getattr(kind, field.name) is not None
+
+
+def makes_choice(kind: Kind) -> bool:
+    """Whether a layer of this kind has a choice that a later one may take over: its own, or its largest weights."""
+    return kind.kind == "full" or ("from" in fields(type(kind)) and not takes_choice(kind))
+
+
+def _check_choice(layer: Layer, found: list[Attention], span: Span, problems: Problems) -> None:
+    """Reports a layer that takes a choice, where none before it makes one."""
+    if any(makes_choice(kind) for one in found for kind in one.keys):
+        return
+    if any(takes_choice(kind) for one in found for kind in one.keys):
+        message = f"layer {layer.index} takes over an earlier layer's choice, but none before it makes one"
+        help_line = "let an earlier layer be `full` or choose for itself, or leave `from` out"
+        problems.add("A209", message, span, "an earlier layer that is `full` or has a `routed` of its own", help_line)
 
 
 def _check(layer: Layer, own: Layer | None, span: Span, owner: Span | None, problems: Problems) -> None:
@@ -36,18 +77,19 @@ def _check(layer: Layer, own: Layer | None, span: Span, owner: Span | None, prob
         help_line = "let an earlier layer compute q and k, or leave `qk_from` out"
         problems.add("A209", message, span, "an earlier layer with attention of its own", help_line)
         return
-    notes = [("layer with q and k of its own", owner)]
-    if any(isinstance(one.mixer, Sum | Chain | Gate) for one in (layer, own)):
-        message = (
-            f"`qk_from = previous` between layers of several branches is not built yet (layers {own.index}, {layer.index})"
-        )
-        problems.add("A101", message, span, "layers that are one mixer each", "leave `qk_from` out", notes)
-        return
+    if in_branches(layer.mixer) or in_branches(own.mixer):
+        return  # whose q and k are meant is for the reference to say
     different = _difference(layer, own)
     if different:
+        notes = [("layer with q and k of its own", owner)]
         message = f"layer {layer.index} takes q and k from layer {own.index}, but {different}"
         help_line = "let both layers see the same keys with the same heads"
         problems.add("A209", message, span, "the same key sets and heads in both", help_line, notes)
+
+
+def in_branches(mixer: Mixer) -> bool:
+    """Whether a layer has several sets of q and k."""
+    return any(isinstance(one, Sum | Chain | Gate) for one in every(mixer))
 
 
 def _difference(layer: Layer, own: Layer) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.expressions import (
+    Altered,
     Attributed,
     Cases,
     Keys,
@@ -19,12 +20,13 @@ from attnc.compiler.expressions import (
     type_of,
 )
 from attnc.compiler.mixer import Kind
-from attnc.compiler.mixers import DECLARED_LATER, MIXERS
+from attnc.compiler.mixers import MIXERS
 from attnc.compiler.origin import one_line
 from attnc.compiler.place import INVALID, Invalid, Place, step
-from attnc.compiler.problems import nearest, words
+from attnc.compiler.problems import nearest
+from attnc.compiler.read_operator import OPERATORS, changes_come_first, not_keys, read_operator, takes_settings, unchanging
 from attnc.compiler.read_value import read_arguments, read_settings
-from attnc.compiler.tuning import ChooseArguments, GateArguments, RouteArguments
+from attnc.compiler.tuning import ChooseArguments, RouteArguments
 from attnc.dsl import tree
 from attnc.dsl.excerpt import quoted
 
@@ -49,7 +51,7 @@ class Names:
             message = f"{quoted(one_line(value))} differs from head to head or case to case, and an argument is one union"
             place.problems.add("A203", message, value.span, "one union of key sets", "write the union without the block")
         elif type_of(typed) != "wrong":
-            _not_keys(typed, value, place)
+            not_keys(typed, value, place)
         return INVALID
 
     def kinds(self, word: str) -> tuple[Kind, ...]:
@@ -68,11 +70,15 @@ def read_expression(node: tree.Expression, names: Names, place: Place) -> Typed:
         case tree.With(body=body, settings=settings):
             inner = read_expression(body, names, place)
             given = read_settings(settings, Attributes, "a mixer", place)
-            typed = Attributed(inner, given, inner.name, node)
+            typed = Attributed(inner, given, inner.name, node) if takes_settings(inner, node, place) else Wrong(node)
         case tree.Add(parts=parts):
-            typed = Several("sum", tuple(read_expression(part, names, place) for part in parts), None, "sum", node)
+            added = tuple(read_expression(part, names, place) for part in parts)
+            sound = unchanging(added, "a sum", node, place)
+            typed = Several("sum", added, None, "sum", node) if sound else Wrong(node)
         case tree.Chain(parts=parts):
-            typed = Several("chain", tuple(read_expression(part, names, place) for part in parts), None, "chain", node)
+            linked = tuple(read_expression(part, names, place) for part in parts)
+            sound = changes_come_first(linked, node, place)
+            typed = Several("chain", linked, None, "chain", node) if sound else Wrong(node)
         case tree.Block():
             typed = _block(node, names, place)
         case _:
@@ -100,6 +106,8 @@ def _named(node: tree.Name | tree.Call, names: Names, place: Place) -> Typed:
         kind = read_arguments(word, arguments, node.span, MIXERS[word].parameters, replace(place, mixes=names))
         if isinstance(kind, Invalid):
             return Wrong(node, word)
+        if MIXERS[word].type == "change":
+            return Altered(kind, word, node)
         return Keys((kind,), word, node) if MIXERS[word].type == "keys" else Lone(kind, word, node)
     if word in names.mixes:
         if arguments:
@@ -107,19 +115,16 @@ def _named(node: tree.Name | tree.Call, names: Names, place: Place) -> Typed:
             place.problems.add("A102", message, node.span, f"`{word}` alone", f"write `{word}`, or a kind with arguments")
             return Wrong(node, word)
         return renamed(names.mixes[word], word)
-    if word == "gate":
-        return _gate(node, arguments, names, place)
+    if word in OPERATORS:
+        return read_operator(node, names, place, read_expression)
     _unknown(name, names, place)
     return Wrong(node, word)
 
 
 def _unknown(name: tree.Name, names: Names, place: Place) -> None:
     word, problems = name.text, place.problems
-    known = (*MIXERS, *names.mixes, "gate")
-    if word in DECLARED_LATER:
-        help_line = f"this version builds {words((*MIXERS, 'gate'))}"
-        problems.add("A101", f"kind `{word}` is not built yet", name.span, "a kind that this version builds", help_line)
-    elif names.reading == word:
+    known = (*MIXERS, *names.mixes, *OPERATORS)
+    if names.reading == word:
         message = f"the mix `{word}` names itself"
         problems.add("A100", message, name.span, "a kind, or a mix defined above", "write what it shall be")
     elif word in names.later:
@@ -130,52 +135,21 @@ def _unknown(name: tree.Name, names: Names, place: Place) -> None:
         message = "a budget stands for a number, not for a mixer"
         problems.add("A103", message, name.span, "a kind, a mix or a block", "write it as an argument: `window(budget(...))`")
     else:
-        expected = f"a kind, {words(MIXERS)}, or a mix"
-        help_line = nearest(word, (*known, *DECLARED_LATER), f"define it above: `mix {word} = ...`")
+        help_line = nearest(word, known, f"define it above: `mix {word} = ...`")
+        expected = "a kind of the language, or a mix defined above"
         problems.add("A100", f"there is no kind or mix `{word}`", name.span, expected, help_line)
-
-
-def _gate(node: tree.Name | tree.Call, arguments: tuple[tree.Argument, ...], names: Names, place: Place) -> Typed:
-    branches = tuple(read_expression(argument.value, names, place) for argument in arguments if argument.key is None)
-    rest = tuple(argument for argument in arguments if argument.key is not None)
-    typed = read_arguments("gate", rest, node.span, GateArguments, place)
-    if len(branches) < 2:
-        message = f"`gate` weighs branches, but has {len(branches)}"
-        place.problems.add("A105", message, node.span, "two or more mixers", "write `gate(A, B)`")
-        return Wrong(node, "gate")
-    if isinstance(typed, Invalid):
-        return Wrong(node, "gate")
-    if typed.by == "product" and len(branches) != 2:
-        message = f"`by = product` multiplies two branches, not {len(branches)}"
-        place.problems.add("A213", message, node.span, "two mixers", "use `by = sigmoid` or `softmax`")
-        return Wrong(node, "gate")
-    return Several("gate", branches, typed, "gate", node)
 
 
 def _union(node: tree.Union, names: Names, place: Place) -> Typed:
     parts = [read_expression(part, names, place) for part in node.parts]
     for part, written in zip(parts, node.parts, strict=True):
-        if type_of(part) == "mixer":
-            _not_keys(part, written, place)
+        if type_of(part) in ("mixer", "change"):
+            not_keys(part, written, place)
             return Wrong(node)
     typed = parts[0]
     for part in parts[1:]:
         typed = _limited(join(typed, part, node), place)
     return typed
-
-
-def _not_keys(part: Typed, written: tree.Expression, place: Place) -> None:
-    shown = quoted(one_line(written))
-    if isinstance(part, Attributed):
-        message = f"{shown} is a mixer, because it has attributes; `|` joins key sets"
-        help_line = "put the attributes after the whole union: `(A | B) { key = value }`"
-    elif isinstance(part, Lone):
-        message = f"`{part.kind.kind}` is a mixer; `|` joins key sets"
-        help_line = "write `A + B` to add outputs"
-    else:
-        message = f"{shown} is a mixer; `|` joins key sets"
-        help_line = "write `A + B` to add outputs"
-    place.problems.add("A203", message, written.span, "a key set", help_line)
 
 
 def _block(node: tree.Block, names: Names, place: Place) -> Typed:
@@ -189,6 +163,7 @@ def _block(node: tree.Block, names: Names, place: Place) -> Typed:
         sound = _names_only(node, place) and arguments is not None
     inside = [place.at(word, step(case.selector, index)) for index, case in enumerate(node.cases)]
     cases = tuple((case, read_expression(case.body, names, at)) for case, at in zip(node.cases, inside, strict=True))
+    sound = unchanging(tuple(body for _, body in cases), f"`{word}`", node, place) and sound
     return Cases(word, arguments, cases, word, node, place.path) if sound else Wrong(node, word)
 
 

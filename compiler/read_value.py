@@ -75,16 +75,23 @@ def read_arguments(
         sound &= given[found.key] is not INVALID
     for field in declared.values():
         if field.required and field.key not in given and sound:
-            message = f"`{word}` needs {'a number' if field.positional else f'`{field.key}`'}"
-            shown = f"{word}({'...' if field.positional else f'{field.key} = ...'})"
-            place.problems.add("A105", message, span, f"`{field.key}`: {expectation(field)}", f"write `{shown}`")
+            _report_missing(word, field, span, place.problems)
             sound = False
     if not sound:
         return INVALID
     result = owner(**given)
     where = {found.key: argument.span for found, argument in read_from}
     sound = _divides(result, word, span, place.problems)
-    return result if _together(result, where, span, place.problems) and sound else INVALID
+    return result if together(result, where, span, place.problems) and sound else INVALID
+
+
+def _report_missing(word: str, field: Field, span: Span, problems: Problems) -> None:
+    """A required argument that is not there."""
+    numeric = int in field.types or float in field.types
+    message = f"`{word}` needs {'a number' if field.positional and numeric else f'`{field.key}`'}"
+    known = next(iter(options(field.types)), "...")
+    shown = f"write `{word}({known if not numeric else '...'})`" if field.positional else f"add `{field.key} = {known}`"
+    problems.add("A105", message, span, f"`{field.key}`: {expectation(field)}", shown)
 
 
 def read_settings(
@@ -205,7 +212,7 @@ def _is_none(value: tree.Expression, field: Field) -> bool:
     return isinstance(value, tree.Name) and value.text == "none" and type(None) in field.types
 
 
-def _together(value: Value, where: dict[str, Span], span: Span, problems: Problems) -> bool:
+def together(value: Value, where: dict[str, Span], span: Span, problems: Problems) -> bool:
     """The declared rules between the parameters of a value hold; `where` says which argument gave what."""
     of_kind = MIXERS[value.kind].rules(value) if isinstance(value, Kind) else ()
     broken = [*value.broken(), *of_kind]

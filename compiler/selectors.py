@@ -140,7 +140,7 @@ def _call(selector: tree.Name | tree.Call, layers: int, place: Place) -> list[in
         place.problems.add("A100", f"there is no selector `{name.text}`", name.span, EXPECTED, help_line)
         return None
     typed = read_call(selector, known[name.text], place)
-    if isinstance(typed, Invalid):
+    if isinstance(typed, Invalid) or not _in_reach(selector, typed, layers, place):
         return None
     if isinstance(typed, First | Last) and typed.n > layers:
         message = f"`{one_line(selector)}` picks more than the {layers} layers"
@@ -152,6 +152,28 @@ def _call(selector: tree.Name | tree.Call, layers: int, place: Place) -> list[in
         return list(range(layers - typed.n, layers))
     assert isinstance(typed, Every)
     return _every(typed, selector, layers, place)
+
+
+def _in_reach(selector: tree.Name | tree.Call, typed: Value, layers: int, place: Place) -> bool:
+    """Every number that a budget may move to selects layers of the model, not only its default."""
+    found = [one.value for one in ([] if isinstance(selector, tree.Name) else selector.arguments)]
+    ends = [end for one in found if isinstance(one, tree.Call) for end in one.arguments if isinstance(end.value, tree.Range)]
+    for end in ends:
+        assert isinstance(end.value, tree.Range)
+        low, high = end.value.low, end.value.high
+        if high.value > layers:
+            message = f"the budget reaches {one_line(high)} layers, and the model has {layers}"
+            help_line = f"write `{one_line(low)}..{layers}`"
+            place.problems.add("A202", message, end.span, f"at most {layers}", help_line)
+            return False
+        places = typed.at if isinstance(typed, Every) and typed.at is not None else 0
+        last = max(places) if isinstance(places, tuple) else places
+        if last >= low.value:
+            message = f"`at = {last}` lies outside a group of {one_line(low)} layers, which the budget may come to"
+            help_line = f"write `{last + 1}..{one_line(high)}`, or a smaller `at`"
+            place.problems.add("A202", message, end.span, f"groups of more than {last} layers", help_line)
+            return False
+    return True
 
 
 def _every(typed: Every, selector: tree.Name | tree.Call, layers: int, place: Place) -> list[int] | None:

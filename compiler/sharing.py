@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from attnc.compiler.attributes import Attributes, LogPosition
+from attnc.compiler.attributes import Attributes
 from attnc.compiler.mixers import MIXERS
-from attnc.compiler.overlay import block_size
 from attnc.compiler.print_value import print_value
 from attnc.compiler.problems import Problems
-from attnc.compiler.spec import PHASES, Attention, Choose, Heads, Mixer, Mixing, When
-from attnc.compiler.walk import default_leaves, leaves
+from attnc.compiler.spec import Attention, Choose, Heads, Mixer, Mixing, When
+from attnc.compiler.walk import children
 from attnc.dsl.source import Span
 
 SHARED = (
@@ -17,24 +16,25 @@ SHARED = (
 )
 """Attributes that belong to the projections rather than to one softmax over them."""
 
+OWN_OF_CASES = {"heads": ("share_qk",), "choose": ("qk_from",)}
+"""What cases of a block may say apart: some heads share their q and k, some alternatives take them over."""
+
 
 def share_weights(
     found: list[Attention | Mixing], word: str, span: Span, problems: Problems, whole: Attributes | None = None
 ) -> bool:
-    """Everything that shares projections agrees on their shapes."""
+    """All softmaxes that share projections agree on them.
+
+    Other kinds share those of q, k, v and o that have the same shape for them, and have their own of the others.
+    """
     attentions = [leaf for leaf in found if isinstance(leaf, Attention)]
     if not attentions:
         return True
     first = whole or attentions[0].attributes
-    learned = {tuple(key for key in leaf.keys if MIXERS[key.kind].own_keys(key)) for leaf in attentions}
-    if len(learned) > 1:
-        message = f"learned keys in some cases of `{word}` only are not built yet"
-        problems.add("A101", message, span, "the same `persistent` in every case", "add `| persistent(n)` to every case")
-        return False
     for leaf in attentions:
         for key in SHARED:
             one, other = getattr(first, key), getattr(leaf.attributes, key)
-            if one != other:
+            if one != other and key not in OWN_OF_CASES.get(word, ()):
                 shown = map(print_value, (one, other))
                 message = f"cases of `{word}` share weights, but {key} is {' in one and '.join(shown)} in `{leaf.origin.text}`"
                 problems.add("A208", message, span, f"one {key} for all cases", f"set `{key}` around the block")
@@ -42,53 +42,30 @@ def share_weights(
     return True
 
 
-def is_attention(mixers: list[Mixer], word: str, span: Span, problems: Problems) -> bool:
-    """Alternatives share one set of q, k, v and o; whole mixers as alternatives are not built yet."""
-    if all(isinstance(mixer, Attention | Heads | When | Choose) for mixer in mixers):
-        return True
-    message = f"`{word}` between mixers with weights of their own is not built yet"
-    problems.add("A101", message, span, "key sets as alternatives", f"move what is not a key set out of the `{word}`")
-    return False
-
-
-def one_launch(cases: list[Mixer], word: str, span: Span, problems: Problems) -> bool:
-    """Alternatives for the same heads differ in key sets alone, so that one cache and one launch serve them all."""
-    groups = max(leaf.attributes.kv_heads for case in cases for leaf in leaves(case))
-    every = [leaf for case in cases for leaf in default_leaves(case, 0, groups - 1, frozenset(PHASES))]
-    for at, leaf in enumerate(every):
-        for other in every[:at]:
-            if other.first <= leaf.last and leaf.first <= other.last:
-                pairs = zip(other.mixer.attributes, leaf.mixer.attributes, strict=True)
-                different = [key for (key, one), (_, two) in pairs if one != two]
-                if leaf.mixer.attributes.positions == "chunk" and _blocks(leaf.mixer) != _blocks(other.mixer):
-                    different.append("positions")
-                if different:
-                    message = f"alternatives of `{word}` for the same heads that differ in `{different[0]}` are not built yet"
-                    expected = "the same attributes in every alternative"
-                    problems.add("A101", message, span, expected, f"set `{different[0]}` around the block")
-                    return False
-    return True
-
-
-def _blocks(mixer: Attention | Mixing) -> set[object]:
-    """The sizes of blocks that `positions = chunk` counts."""
-    return {block_size(kind) for kind in mixer.keys} - {None} if isinstance(mixer, Attention) else set()
-
-
-def routes_plainly(attributes: Attributes, span: Span, problems: Problems) -> bool:
-    """What a route per token can say so far: plain softmax at absolute positions."""
-    plain: dict[str, object] = {
-        "score": "softmax",
-        "positions": "absolute",
-        "sink_logit": None,
-        "short_conv": None,
-        "qk_from": None,
-    }
-    if isinstance(attributes.temperature, LogPosition):
-        plain["temperature"] = 1.0
-    for key, value in plain.items():
-        if getattr(attributes, key) != value:
-            message = f"`{key}` inside `route(per = token)` is not built yet"
-            problems.add("A101", message, span, "plain softmax in every alternative", f"leave `{key}` out")
+def same_groups(
+    found: list[Attention | Mixing], word: str, span: Span, problems: Problems, kv_heads: int | None = None
+) -> bool:
+    """What is given heads apart counts the same ones."""
+    for leaf in found:
+        own = leaf.attributes.kv_heads
+        kv_heads = own if kv_heads is None else kv_heads
+        if own != kv_heads:
+            message = (
+                f"cases of `{word}` have the same heads, but kv_heads is {kv_heads} in one and {own} in `{leaf.origin.text}`"
+            )
+            problems.add("A208", message, span, "one kv_heads for all cases", "leave `heads` and `kv_heads` of the case out")
             return False
     return True
+
+
+def on_heads(mixer: Mixer) -> bool:
+    """Whether a mixer is made of heads, so that each may be given away apart."""
+    match mixer:
+        case Attention():
+            return True
+        case Mixing(kind=kind):
+            return MIXERS[kind.kind].per_head
+        case Heads() | When() | Choose():
+            return all(map(on_heads, children(mixer)))
+        case _:
+            return False

@@ -7,13 +7,15 @@ A Mixer expression is one of the classes below. Key sets and other kinds (`Kind`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, SerializeAsAny
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.mixer import Kind
-from attnc.compiler.value import Origin, Value
+from attnc.compiler.recipe import Recipe, Retrieve
+from attnc.compiler.tuning import Divergence, Gumbel, Method, Router
+from attnc.compiler.value import Origin, Share, Value
 
 if TYPE_CHECKING:
     from attnc.compiler.cache_spec import CacheRow
@@ -108,11 +110,12 @@ class Gate(Value):
 
 
 class HeadCase(Value):
-    """KV groups first..last (both included) of the layer."""
+    """KV groups first..last (both included) of the layer. `name` is for weights of the case's own."""
 
     first: int
     last: int
     mixer: Mixer
+    name: str = ""
 
 
 class Heads(Value):
@@ -131,10 +134,11 @@ class Condition(Value):
 
 
 class WhenCase(Value):
-    """`condition: mixer`; no condition means `else`."""
+    """`condition: mixer`; no condition means `else`. `name` is for weights of the case's own."""
 
     condition: Condition | None
     mixer: Mixer
+    name: str = ""
 
 
 class When(Value):
@@ -152,21 +156,12 @@ class Alternative(Value):
 
 
 class Choose(Value):
-    """`choose`: the tuner decides once; until then the first alternative holds. `by` keeps the method as it was written."""
+    """`choose`: the tuner decides once, by its method or by search; until then the first alternative holds."""
 
     node: Literal["choose"] = "choose"
     per: Literal["layer", "head"]
-    by: dict[str, Any] | None = None
+    by: Method | None = None
     alternatives: tuple[Alternative, ...]
-
-
-class Router(Value):
-    """`router(linear | mlp, pool =, init =, estimator =)`."""
-
-    network: Literal["linear", "mlp"]
-    pool: Any = None
-    init: tuple[float, ...] = ()
-    estimator: Literal["gumbel", "straight_through"] = "gumbel"
 
 
 class Route(Value):
@@ -175,13 +170,55 @@ class Route(Value):
     node: Literal["route"] = "route"
     per: Literal["layer", "head", "token", "chunk"]
     chunk: int | None = None
-    router: Router | None
-    rule: dict[str, Any] | None = None
+    by: Annotated[Router | Divergence, Field(discriminator="word")]
     alternatives: tuple[Alternative, ...]
     origin: Origin
 
+    @property
+    def router(self) -> Router | None:
+        """The router, where none of the rules decides."""
+        return self.by if isinstance(self.by, Router) else None
 
-Mixer = Annotated[Attention | Mixing | Sum | Chain | Gate | Heads | When | Choose | Route, Field(discriminator="node")]
+
+class Change(Value):
+    """A kind that makes a new sequence, which the rest of its chain and all later layers work on."""
+
+    node: Literal["change"] = "change"
+    kind: SerializeAsAny[Kind]
+    origin: Origin
+
+
+class Context(Value):
+    """`context(M, segment =, persistent =)`: softmax over persistent keys, what M returns, and the segment; M learns from it.
+
+    `attributes` are those of the softmax.
+    """
+
+    node: Literal["context"] = "context"
+    name: str
+    memory: Mixing
+    segment: int
+    persistent: int
+    attributes: Attributes
+    origin: Origin
+
+
+class Select(Value):
+    """`select(A, keep =, by =)`: the chosen share of the tokens goes through A, the rest passes by."""
+
+    node: Literal["select"] = "select"
+    name: str
+    mixer: Mixer
+    keep: Share
+    by: Gumbel
+    origin: Origin
+
+
+Mixer = Annotated[
+    Attention | Mixing | Sum | Chain | Gate | Heads | When | Choose | Route | Context | Select | Change,
+    Field(discriminator="node"),
+]
+"""A Change stands at the start of a layer's Chain alone."""
 
 
 class Layer(Value):
@@ -202,7 +239,7 @@ class BudgetSite(Value):
     share: bool = False
     when: Literal["tuned", "training"]
     per: Literal["layer", "head"] | None = None
-    by: dict[str, Any] | None = None
+    by: Method | None = None
     origin: Origin
 
 
@@ -217,8 +254,8 @@ class Spec(Value):
     defaults: Attributes | None = None
     layers: tuple[Layer, ...]
     budgets: tuple[BudgetSite, ...] = ()
-    recipe: dict[str, Any] | None = None
-    driver: dict[str, Any] | None = None
+    recipe: Recipe | None = None
+    driver: Retrieve | None = None
     file: str
     text: str
 

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from attnc.compiler.spec import Attention, Chain, Choose, Gate, Heads, Mixer, Mixing, Route, Sum, When, WhenCase
+from attnc.compiler.attributes import Attributes
+from attnc.compiler.mixer import Kind
+from attnc.compiler.spec import (
+    Alternative,
+    Attention,
+    Chain,
+    Change,
+    Choose,
+    Context,
+    Gate,
+    HeadCase,
+    Heads,
+    Mixer,
+    Mixing,
+    Route,
+    Select,
+    Sum,
+    When,
+    WhenCase,
+)
 
 CACHED_PHASES = frozenset({"prefill", "decode"})
 
 
 class Part(NamedTuple):
-    """A mixer with weights of its own; `scope` is its place in the layer (`gate.window`), empty for the whole layer."""
+    """A mixer with weights of its own; `scope` is its place in the layer (`gate.window`), empty for the whole layer.
+
+    A block stands for the softmax alternatives directly in it, which share one set of q, k, v and o; its other alternatives
+    are parts of their own. A context stands for its softmax, and its memory is a part of its own.
+    """
 
     scope: str
-    mixer: Attention | Mixing | Heads | When | Choose | Route
+    mixer: Attention | Mixing | Heads | When | Choose | Route | Context
+    phases: frozenset[str] = CACHED_PHASES
+    """In which of them a cache may meet it, with every `choose` at its default."""
 
 
 class Leaf(NamedTuple):
@@ -25,30 +50,77 @@ class Leaf(NamedTuple):
     mixer: Attention | Mixing
 
 
-def parts(mixer: Mixer, scope: str = "") -> Iterator[Part]:
+def parts(mixer: Mixer, scope: str = "", phases: frozenset[str] = CACHED_PHASES) -> Iterator[Part]:
     """The parts of a layer, in order."""
-    if isinstance(mixer, Sum | Chain | Gate):
-        for name, part in zip(mixer.names, mixer.parts, strict=True):
-            yield from parts(part, f"{scope}.{name}" if scope else name)
-    else:
-        yield Part(scope, mixer)
-
-
-def first_leaf(mixer: Mixer) -> Attention | Mixing:
-    """The first attention or kind of a mixer."""
     match mixer:
         case Sum() | Chain() | Gate():
-            return first_leaf(mixer.parts[0])
-        case Heads() | When():
-            return first_leaf(mixer.cases[0].mixer)
-        case Choose() | Route():
-            return first_leaf(mixer.alternatives[0].mixer)
+            for name, part in zip(mixer.names, mixer.parts, strict=True):
+                yield from parts(part, joined(scope, name), phases)
+        case Select(name=name, mixer=inner):
+            yield from parts(inner, joined(scope, name) if _is_several(inner) else scope, phases)
+        case Context(name=name, memory=memory):
+            yield Part(scope, mixer, phases)
+            yield from parts(memory, joined(scope, name), phases)
+        case Heads() | When() | Choose() | Route():
+            if any(isinstance(leaf, Attention) for leaf in leaves(mixer)):
+                yield Part(scope, mixer, phases)
+            for name, inner, left in _with_own_weights(mixer, phases):
+                yield from parts(inner, joined(scope, name), left)
+        case Change():
+            return
         case _:
-            return mixer
+            yield Part(scope, mixer, phases)
+
+
+def joined(scope: str, name: str) -> str:
+    """A part's place in a layer: `gate.window`."""
+    return f"{scope}.{name}" if scope and name else scope or name
+
+
+def _is_several(mixer: Mixer) -> bool:
+    return isinstance(mixer, Sum | Chain | Gate | Context)
+
+
+def _with_own_weights(mixer: Mixer, phases: frozenset[str]) -> Iterator[tuple[str, Mixer, frozenset[str]]]:
+    """The alternatives of a block, and of blocks directly in it, that are no softmax: name, mixer, phases that meet it."""
+    for name, inner, left in alternatives(mixer, phases):
+        if isinstance(inner, Heads | When | Choose | Route):
+            for further, own, least in _with_own_weights(inner, left):
+                yield joined(name, further), own, least
+        elif not isinstance(inner, Attention):
+            yield name, inner, left
+
+
+def alternatives(mixer: Mixer, phases: frozenset[str]) -> Iterator[tuple[str, Mixer, frozenset[str]]]:
+    """What a block decides between: name, mixer, and the phases in which a cache may meet it."""
+    match mixer:
+        case Heads(cases=cases):
+            for one in cases:
+                yield one.name, one.mixer, phases
+        case When(cases=branches):
+            met = {id(branch): left for branch, left in reachable(branches, phases)}
+            for branch in branches:
+                yield branch.name, branch.mixer, met.get(id(branch), frozenset())
+        case Choose() | Route():
+            for index, alternative in enumerate(mixer.alternatives):
+                here = isinstance(mixer, Route) or index == 0
+                yield alternative.name, alternative.mixer, phases if here else frozenset()
+        case _:
+            return
+
+
+def first_leaf(mixer: Mixer) -> Attention | Mixing | Context:
+    """The first attention or kind of a mixer."""
+    if isinstance(mixer, Attention | Mixing | Context):
+        return mixer
+    return first_leaf(next(one for one in children(mixer) if not isinstance(one, Change)))
 
 
 def default_leaves(mixer: Mixer, first: int, last: int, phases: frozenset[str]) -> Iterator[Leaf]:
-    """The leaves that may run in one of `phases`, with `choose` at its default; those of `when` overlap."""
+    """The leaves that may run in one of `phases`, with `choose` at its default; those of `when` overlap.
+
+    What has several parts with weights of their own holds no leaf of this block.
+    """
     match mixer:
         case Attention() | Mixing():
             yield Leaf(first, last, mixer)
@@ -58,13 +130,13 @@ def default_leaves(mixer: Mixer, first: int, last: int, phases: frozenset[str]) 
         case When(cases=cases):
             for case, left in reachable(cases, phases):
                 yield from default_leaves(case.mixer, first, last, left)
-        case Choose(alternatives=alternatives):
-            yield from default_leaves(alternatives[0].mixer, first, last, phases)
-        case Route(alternatives=alternatives):
-            for alternative in alternatives:
+        case Choose(alternatives=options):
+            yield from default_leaves(options[0].mixer, first, last, phases)
+        case Route(alternatives=options):
+            for alternative in options:
                 yield from default_leaves(alternative.mixer, first, last, phases)
         case _:
-            raise AssertionError(f"{mixer.node} has parts with weights of their own")
+            return
 
 
 def reachable(cases: tuple[WhenCase, ...], phases: frozenset[str]) -> Iterator[tuple[WhenCase, frozenset[str]]]:
@@ -88,6 +160,10 @@ def children(mixer: Mixer) -> tuple[Mixer, ...]:
             return tuple(case.mixer for case in mixer.cases)
         case Choose() | Route():
             return tuple(alternative.mixer for alternative in mixer.alternatives)
+        case Context(memory=memory):
+            return (memory,)
+        case Select(mixer=inner):
+            return (inner,)
         case _:
             return ()
 
@@ -98,31 +174,68 @@ def rebuilt(mixer: Mixer, change: Callable[[Mixer], Mixer]) -> Mixer:
     if isinstance(mixer, Sum | Chain | Gate):
         update = {"parts": tuple(change(part) for part in mixer.parts)}
     elif isinstance(mixer, Heads | When):
-        update = {"cases": tuple(case.model_copy(update={"mixer": change(case.mixer)}) for case in mixer.cases)}
+        update = {"cases": tuple(_with_mixer(case, change(case.mixer)) for case in mixer.cases)}
     elif isinstance(mixer, Choose | Route):
-        update = {"alternatives": tuple(one.model_copy(update={"mixer": change(one.mixer)}) for one in mixer.alternatives)}
+        update = {"alternatives": tuple(_with_mixer(one, change(one.mixer)) for one in mixer.alternatives)}
+    elif isinstance(mixer, Context):
+        update = {"memory": change(mixer.memory)}
+    elif isinstance(mixer, Select):
+        update = {"mixer": change(mixer.mixer)}
     else:
         return mixer
     return mixer.model_copy(update=update)
 
 
+def _with_mixer(case: HeadCase | WhenCase | Alternative, mixer: Mixer) -> HeadCase | WhenCase | Alternative:
+    return case.model_copy(update={"mixer": mixer})
+
+
 def leaves(mixer: Mixer) -> Iterator[Attention | Mixing]:
-    """The attentions and kinds that share one set of q, k, v and o: those below heads, when, choose and route."""
+    """The attentions and kinds directly below heads, when, choose and route: those that share q, k, v and o."""
     match mixer:
         case Attention() | Mixing():
             yield mixer
-        case Heads() | When():
-            for case in mixer.cases:
-                yield from leaves(case.mixer)
-        case Choose() | Route():
-            for alternative in mixer.alternatives:
-                yield from leaves(alternative.mixer)
+        case Heads() | When() | Choose() | Route():
+            for inner in children(mixer):
+                yield from leaves(inner)
         case _:
             return
 
 
 def attentions(mixer: Mixer) -> list[Attention]:
     """All attentions of a layer, in the order written."""
-    if isinstance(mixer, Sum | Chain | Gate):
-        return [one for part in mixer.parts for one in attentions(part)]
-    return [leaf for leaf in leaves(mixer) if isinstance(leaf, Attention)]
+    if isinstance(mixer, Attention):
+        return [mixer]
+    return [one for inner in children(mixer) for one in attentions(inner)]
+
+
+def every(mixer: Mixer) -> Iterator[Mixer]:
+    """The mixer and all mixers inside it."""
+    yield mixer
+    for inner in children(mixer):
+        yield from every(inner)
+
+
+def kinds(mixer: Mixer) -> Iterator[tuple[Kind, Attributes | None]]:
+    """All kinds in a mixer, with the attributes that hold for each; changes of the sequence have none."""
+    for one in every(mixer):
+        match one:
+            case Attention(keys=keys, attributes=attributes):
+                for kind in keys:
+                    yield kind, attributes
+            case Mixing(kind=kind, attributes=attributes):
+                yield kind, attributes
+            case Change(kind=kind):
+                yield kind, None
+            case _:
+                pass
+
+
+def kinds_within(value: Any) -> Iterator[Kind]:
+    """The kinds that stand as arguments in a kind or value, however deep."""
+    for _, inner in value:
+        for one in inner if isinstance(inner, tuple) else (inner,):
+            if isinstance(one, Kind):
+                yield one
+            if hasattr(type(one), "model_fields"):
+                yield from kinds_within(one)

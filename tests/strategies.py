@@ -14,7 +14,7 @@ from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.overlay import block_size
 from attnc.compiler.print_value import print_keys, print_value
-from attnc.compiler.tuning import RouterNetwork
+from attnc.compiler.tuning import Router
 from attnc.compiler.value import Share
 
 SHARES = (5, 10, 25, 40, 50, 75, 100)
@@ -53,7 +53,8 @@ def kinds(draw: st.DrawFn, name: str, largest: int = 40, shares: bool = True) ->
 
 def key_sets(largest: int = 40, shares: bool = True) -> st.SearchStrategy[Kind]:
     """A static key set of the sequence's own keys."""
-    static = [name for name, mixer in MIXERS.items() if mixer.type == "keys" and not mixer.own_keys(mixer.examples[0])]
+    keys = [(name, mixer) for name, mixer in MIXERS.items() if mixer.type == "keys" and mixer.built]
+    static = [name for name, mixer in keys if not mixer.own_keys(mixer.examples[0])]
     return st.sampled_from(static).flatmap(lambda name: kinds(name, largest, shares))
 
 
@@ -205,7 +206,7 @@ def mixers(draw: st.DrawFn, sizes: Sizes, kv_heads: int, ratio: int, depth: int 
     if shape == "choose":
         return f"choose(per = {draw(st.sampled_from(('layer', 'head')))}) {{ a: {draw(union)}, b: {draw(union)} }}"
     if shape == "route":
-        estimator = draw(values(fields(RouterNetwork)["estimator"]))
+        estimator = draw(values(fields(Router)["estimator"]))
         return f"route(per = token, by = router(linear, estimator = {estimator})) {{ a: {draw(union)}, b: {draw(union)} }}"
     if shape == "conv":
         return print_value(draw(kinds("conv", 4)))

@@ -19,12 +19,8 @@ WRONG = {
     "unknown_mix_among_others": MODEL + "mix local = window(12)\nlayers { all: locl }",
     "mix_before_its_definition": MODEL + "mix one = two\nmix two = full\nlayers { all: one }",
     "mix_of_itself": MODEL + "mix one = sink(4) | one\nlayers { all: one }",
-    "not_built_kinds": MODEL + "layers { first(2): linear(decay = scalar), else: routed(tokens, top_k = 5) }",
-    "not_built_values": MODEL
-    + "layers { 0: sink(4, detect = cosine(0.9)), 1: full { score = grouped(5) }, else: full { kv_latent = 64 } }",
     "attributes_of_a_convolution": MODEL + "layers { all: full + conv(3) { rope = none } }",
     "learned_keys_twice": MODEL + "layers { 0: persistent(2) | full | persistent(3), else: full }",
-    "not_built_route": MODEL + "layers { all: route(per = layer, by = router(mlp)) { a: full, b: window(5) } }",
     "unknown_argument": MODEL + "layers { all: window(12, algined = 4) }",
     "too_many_arguments": MODEL + "layers { 0: full(3), else: sink(3, 4) }",
     "unknown_attribute": MODEL + "layers { all: full { rop = none } }",
@@ -75,13 +71,8 @@ WRONG = {
     "qk_from_nowhere": MODEL + "layers { 0: conv(3), else: full { qk_from = previous } }",
     "qk_from_others": MODEL
     + "layers { first(3): window(9), 3: full { qk_from = previous }, else: window(9) { qk_from = previous, rope = none } }",
-    "qk_from_branches": MODEL + "layers { first(3): full + conv(3), else: full { qk_from = previous } }",
     "qk_from_other_groups": MODEL
     + "layers { 0: heads { 0: full, else: sink(3) }, else: heads { 0..1: full, else: sink(3) } { qk_from = previous } }",
-    "blocks_not_built": MODEL
-    + "layers { 0: when { length < 5: conv(3), else: full }, 1: choose(per = layer) { a: full, b: full + conv(3) }\n"
-    "  2: when { length < 5: full { rope = none }, else: full }\n"
-    "  else: route(per = token, by = router(linear)) { a: full, b: sink(3) } { score = uniform } }",
     "shared_weights": MODEL + "layers { 0: heads { 0: full { qk_norm = rms }, else: full },\n"
     "  else: when { length < 5: full { scale = 2 }, else: full } }",
     "when_without_else": MODEL + "layers { all: when { length < 9: full } }",
@@ -100,6 +91,62 @@ WRONG = {
     "recipe_words": MODEL + "layers { all: full }\nrecipe { freeze = [qq], distill = [kl(wieght = 1)], techer = full }",
     "driver_words": MODEL + "layers { all: full }\ndriver retreive { window = 5 }",
     "driver_settings": MODEL + "layers { all: full }\ndriver retrieve { window = 5, smooth = 0 }",
+    "changes_in_parts": MODEL + "mix marks = insert(landmark, every = 4)\n"
+    "layers { 0: heads { 0: insert(landmark, every = 4) >> full, else: full }, 1: full + marks, 2: gate(full, marks >> full)\n"
+    "  3: when { length < 5: marks >> full, else: full }, 4: marks | full, else: select(marks >> full, keep = 50%, by = gumbel) }",
+    "changes_alone": MODEL + "mix marks = insert(landmark, every = 4)\nmix twice = marks >> merge(25%, by = bipartite)\n"
+    "layers { 0: marks, 1: full >> marks, 2: full >> marks >> full, 3: twice, 4: marks { rope = none }, else: full >> (marks >> full) }",
+    "changes_in_numbers": MODEL
+    + "layers { 0: insert(landmark, every = 0) >> full, 1: insert(every = 4) >> full, 2: insert(marker, every = 4) >> full\n"
+    "  3: merge(60%, by = bipartite) >> full, 4: merge(0%, by = bipartite) >> full, else: merge(25%) >> full }",
+    "changes_twice": MODEL + "layers { first(3): insert(landmark, every = 4) >> full, else: full { score = grouped(4) } }",
+    "merge_in_causal_models": MODEL
+    + "layers { 0: merge(25%, by = bipartite) >> full, else: select(full, keep = 50%, by = gumbel) }",
+    "contexts": MODEL + "mix ltm = memory(linear, chunk = 64)\n"
+    "layers { 0: context(full, segment = 128), 1: context(ltm, segment = 0), 2: context(ltm, segment = 100), 3: context(ltm)\n"
+    "  4: context(segment = 5), else: context(ltm + ltm, segment = 128, persistent = 5000) }",
+    "contexts_both_ways": MODEL
+    + "mix ltm = memory(linear, chunk = 8)\nlayers { all: context(ltm, segment = 16) { causal = false } }",
+    "selects": MODEL.replace("heads = 8", "causal = false, heads = 8")
+    + "layers { 0: select(full, keep = 0%, by = gumbel), 1: select(full, keep = 5, by = gumbel), 2: select(full, full, keep = 5%)\n"
+    "  3: select(select(full, keep = 50%, by = gumbel), keep = 50%, by = gumbel), 4: select(full, keep = 50%, by = gumble)\n"
+    "  else: heads { 0: select(full, keep = 50%, by = gumbel), else: full } }",
+    "gates": MODEL
+    + "layers { 0: gate(full, sink(1), shared = [q, q]), 1: gate(full, sink(1), shared = [o]), 2: gate(full, sink(1), by = mean)\n"
+    "  else: gate }",
+    "methods": MODEL + "layers { 0: choose(per = head, by = retrieval_score) { a: full, b: sink(1) }\n"
+    "  1: choose(per = head, by = retrieval_score(threshold = 0.1, share = 25%)) { a: full, b: sink(1) }\n"
+    "  2: choose(per = head, by = trained_gate(loss = hidden_mse)) { a: full, b: sink(1) }\n"
+    "  3: choose(per = token) { a: full, b: sink(1) }\n"
+    "  else: window(budget(1..9, default = 3, by = coverage(rows = 5))) }",
+    "routes": MODEL
+    + "layers { 0: route(per = token, by = divergence(threshold = 0.1, queries = last(4))) { a: full, b: sink(1) }\n"
+    "  1: route(per = token, by = router(linear, pool = mean)) { a: full, b: sink(1) }\n"
+    "  2: route(per = layer, by = router(mlp, init = [1, 2, 3])) { a: full, b: sink(1) }\n"
+    "  3: route(per = head, by = router(linear)) { a: full, b: conv(3) }\n"
+    "  4: route(per = chunk(0), by = router(linear)) { a: full, b: sink(1) }\n"
+    "  else: route(per = chunk(4), by = router(linear, pool = ends(3))) { a: full, b: full + conv(3) } }",
+    "choices_per_head": MODEL
+    + "layers { 0: choose(per = head) { a: full, b: full + conv(3) }, else: choose(per = head) { a: full, b: linear { heads = 2 } } }",
+    "heads_of_states": MODEL + "layers { all: heads { 0: full, else: linear { heads = 2 } } }",
+    "choice_from_nowhere": MODEL + "layers { first(2): window(4) | routed(tokens, top_k = 3, from = previous), else: full }",
+    "choice_from_before_a_change": MODEL
+    + "layers { 0: full, 1: insert(landmark, every = 3) >> window(4) | routed(tokens, top_k = 3, from = previous), else: full }",
+    "budgets_of_layers": MODEL
+    + "layers { first(budget(1..40, default = 2)): full, every(budget(2..5, default = 4), at = 3): full, else: window(4) }",
+    "budgets_apart": MODEL + "layers { every(budget(2..5, default = 4, per = head)): full\n"
+    "  else: when { length < budget(1..9, default = 4, per = head): full, else: window(4) } }",
+    "recipes": MODEL + "layers { all: full }\n"
+    "recipe { freeze = [attention, attention], train = [attention, memory], distill = [kl], randomize = budgets }",
+    "recipes_that_miss": MODEL + "layers { all: full }\nrecipe { train = [memory], randomize = budgets }",
+    "recipe_without_a_lesson": MODEL + "layers { all: full }\nrecipe { teacher = full }",
+    "drivers": MODEL + "layers { all: full }\ndriver retrieve { window = 100, layer = 6, top_k = 50 }",
+    "driver_without_room": MODEL + "layers { all: full }\ndriver retrieve { window = 100, top_k = 100 }",
+    "words_of_operators": MODEL + "mix select = full\nmix context = full\nlayers { all: full }",
+    "blocks_of_landmarks": MODEL
+    + "layers { 0: insert(landmark, every = 4) >> full { score = grouped(4) }, else: block_local(6) { score = grouped(5) } }",
+    "memory_as_keys": MODEL
+    + "layers { 0: memory(linear) | full, 1: select | full, else: context(memory(linear), segment = 64) | full }",
     "everything_at_once": "model m { vocab = 100, dim = 64, layers = 6, heads = 8, norm = rms(2), ffn = swiglu }\n"
     "mix near = sink(4) | windw(3)\nlayers { 0..7: near, else: full { rope = fast } }",
 }
@@ -123,7 +170,8 @@ def test_every_code_of_the_checker_is_met():
         with pytest.raises(SpecError) as caught:
             check_text(text, name)
         met |= {one.code for one in caught.value.diagnostics}
-    assert met & set(CODES) == set(CODES) - {"A111"}
+    asked = {code for code in CODES if code < "A300"} - {"A101", "A111", "A113"}
+    assert met & asked == asked
 
 
 @pytest.mark.parametrize("key", ["layers", "model.", "model.layers.x", "mix.a", "model.LAYERS"])

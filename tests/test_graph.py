@@ -74,7 +74,7 @@ def test_every_kv_group_reads_once_what_the_spec_says_after_every_pass(text, len
     for _, found in stages(spec):
         verify(found)
         for layer, phase in itertools.product(spec.layers, PHASES):
-            for scope, mixer in parts(layer.mixer):
+            for scope, mixer, _ in parts(layer.mixer):
                 if mixer.node in ("mixing", "route"):
                     continue
                 groups = groups_seen(found, layer.index, scope, phase, length)

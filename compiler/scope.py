@@ -1,0 +1,41 @@
+"""What a mixer stands in while it is lowered: the model, its attributes, the settings and blocks around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attnc.compiler.attributes import Attributes
+from attnc.compiler.model_settings import Given
+from attnc.compiler.overlay import resolve_attributes
+from attnc.compiler.place import Place
+from attnc.compiler.problems import Problems
+from attnc.compiler.spec import Model
+from attnc.dsl.source import Span
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The model, its attributes, the settings around (outermost first), and the words of the blocks around."""
+
+    model: Model
+    inherited: Given
+    place: Place
+    settings: tuple[Given, ...] = ()
+    inside: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> Problems:
+        """Where mistakes go."""
+        return self.place.problems
+
+    def attributes(self, keys: bool, span: Span) -> Attributes | None:
+        """The attributes that hold here; `keys`: for a key set."""
+        return resolve_attributes(self.model, self.inherited, self.settings, keys, span, self.problems)
+
+    def within(self, word: str) -> Scope:
+        """The scope inside a block."""
+        return replace(self, inside=(*self.inside, word))
+
+    def under(self, settings: Given) -> Scope:
+        """The scope inside braces of settings."""
+        return replace(self, settings=(*self.settings, settings))

@@ -1,0 +1,224 @@
+"""What a checked spec says that this version cannot build yet: kinds without a reference, values, combinations.
+
+The language is wider than the compiler. `check` accepts all of it; whatever needs references asks here first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from attnc.compiler.attributes import Attributes, LogPosition
+from attnc.compiler.fields import fields
+from attnc.compiler.mixer import Kind
+from attnc.compiler.mixers import MIXERS
+from attnc.compiler.overlay import block_size
+from attnc.compiler.previous import held, in_branches
+from attnc.compiler.print_value import print_value
+from attnc.compiler.problems import words
+from attnc.compiler.sharing import OWN_OF_CASES
+from attnc.compiler.spec import (
+    PHASES,
+    Attention,
+    Change,
+    Choose,
+    Context,
+    Gate,
+    Heads,
+    Layer,
+    Mixer,
+    Mixing,
+    Route,
+    Select,
+    Spec,
+    When,
+)
+from attnc.compiler.value import Origin, Value
+from attnc.compiler.walk import alternatives, children, default_leaves, leaves
+from attnc.dsl.diagnostic import Diagnostic, SpecError
+from attnc.dsl.source import Source, Span
+
+CODE = "A101"
+
+MOST = 50
+"""Findings that anybody reads."""
+
+PLAIN_ROUTE: dict[str, object] = {
+    "score": "softmax",
+    "positions": "absolute",
+    "sink_logit": None,
+    "short_conv": None,
+    "qk_from": None,
+}
+"""Attributes that a route per token can have so far."""
+
+
+class Finding(NamedTuple):
+    """One thing that is not built yet: what, where, and what to write instead. `what` is a sentence without its end."""
+
+    what: str
+    origin: Origin
+    expected: str
+    help: str
+
+
+def unbuilt(spec: Spec) -> tuple[Diagnostic, ...]:
+    """A diagnostic for each thing of the spec that is not built yet, in the order of its layers; empty if it builds."""
+    found: dict[Finding, None] = {}
+    seen: set[int] = set()
+    for layer in spec.layers:
+        if id(layer.mixer) not in seen:  # layers of one rule hold the same mixer
+            seen.add(id(layer.mixer))
+            found |= dict.fromkeys(_of_mixer(layer.mixer, layer.origin))
+    found |= dict.fromkeys(_taking_over(spec.layers))
+    return tuple(dict.fromkeys(map(_diagnostic, list(found)[:MOST])))
+
+
+def refuse_unbuilt(spec: Spec) -> None:
+    """Raises SpecError where something of the spec is not built yet."""
+    found = unbuilt(spec)
+    if found:
+        raise SpecError(found)
+
+
+def _diagnostic(one: Finding) -> Diagnostic:
+    """The finding at its line, with the text that the spec holds of it."""
+    source = Source(one.origin.file, "\n" * (one.origin.line - 1) + one.origin.text)
+    span = Span(source, one.origin.line - 1, len(source.text))
+    return Diagnostic(CODE, f"{one.what} is not built yet", span, one.expected, help=one.help)
+
+
+def _of_mixer(mixer: Mixer, at: Origin) -> Iterator[Finding]:
+    """The findings of a mixer and all inside; `at` is the nearest origin around it."""
+    at = getattr(mixer, "origin", at)
+    match mixer:
+        case Attention(keys=keys, attributes=attributes):
+            for kind in keys:
+                yield from _of_kind(kind, at)
+            yield from _of_values(attributes, "a mixer", at)
+        case Mixing(kind=kind, attributes=attributes):
+            yield from _of_kind(kind, at)
+            yield from _of_values(attributes, "a mixer", at)
+        case Change(kind=kind):
+            yield from _of_kind(kind, at)
+        case Context() | Select():
+            yield Finding(f"`{mixer.node}`", at, f"a layer without `{mixer.node}`", f"write a mixer without `{mixer.node}`")
+        case Heads() | When() | Choose() | Route():
+            yield from _of_block(mixer, at)
+        case Gate(shared=shared, parts=parts) if shared and not all(map(_is_softmax, parts)):
+            expected = "branches that are softmax over key sets"
+            yield Finding("a gate that shares projections with a state", at, expected, "leave `shared` out")
+    for inner in children(mixer):
+        yield from _of_mixer(inner, at)
+
+
+def _is_softmax(mixer: Mixer) -> bool:
+    return isinstance(mixer, Attention | Heads | When | Choose)
+
+
+def _of_kind(kind: Kind, at: Origin) -> Iterator[Finding]:
+    mixer = MIXERS[kind.kind]
+    if mixer.built:
+        yield from _of_values(kind, f"`{kind.kind}`", at)
+        return
+    taken = {"keys": ("keys",), "mixer": ("keys", "mixer"), "change": ("change",)}[mixer.type]
+    built = [name for name, other in MIXERS.items() if other.built and other.type in taken]
+    expected = f"a kind that this version builds: {words(built)}" if built else "a layer without it"
+    help_line = f"write another kind for `{kind.kind}`, or wait for it" if built else f"leave `{kind.kind}` out"
+    yield Finding(f"the kind `{kind.kind}`", at, expected, help_line)
+
+
+def _of_values(value: Value, owner: str, at: Origin) -> Iterator[Finding]:
+    """Values of the fields of a kind, of attributes or of a router that are marked as not built, however deep."""
+    for field in fields(type(value)).values():
+        given = getattr(value, field.name)
+        if not field.builds(given):
+            shown = f"`{field.key} = {print_value(given)}`"
+            help_line = f"use another `{field.key}`" if field.required else f"leave `{field.key}` out"
+            yield Finding(f"{shown} of {owner}", at, "a value that this version builds", help_line)
+            continue
+        for inner in given if isinstance(given, tuple) else (given,):
+            if isinstance(inner, Kind):
+                yield from _of_kind(inner, at)
+            elif isinstance(inner, Value):
+                yield from _of_values(inner, f"`{field.key}`", at)
+
+
+def _of_block(mixer: Heads | When | Choose | Route, at: Origin) -> Iterator[Finding]:
+    """What the alternatives of a block cannot have apart: they share one set of q, k, v and o."""
+    word = mixer.node
+    inner = [one for _, one, _ in alternatives(mixer, frozenset(PHASES))]
+    if isinstance(mixer, Route) and mixer.per != "token":
+        shown = "chunk(n)" if mixer.per == "chunk" else mixer.per
+        yield Finding(f"`route(per = {shown})`", at, "`route(per = token)`", "write `choose`, or `route(per = token)`")
+    if isinstance(mixer, Route):
+        yield from _of_values(mixer.by, f"`{mixer.by.word}`", at)
+    if not all(map(_is_softmax, inner)):
+        what = f"`{word}` between mixers with weights of their own"
+        yield Finding(what, at, "key sets as alternatives", f"move what is not a key set out of the `{word}`")
+        return
+    found = [leaf for one in inner for leaf in leaves(one) if isinstance(leaf, Attention)]
+    if len({tuple(key for key in leaf.keys if MIXERS[key.kind].own_keys(key)) for leaf in found}) > 1:
+        expected, help_line = "the same `persistent` in every case", "add `| persistent(n)` to every case"
+        yield Finding(f"`persistent` in some cases of `{word}` only", at, expected, help_line)
+    for key in OWN_OF_CASES.get(word, ()):
+        if len({getattr(leaf.attributes, key) for leaf in found}) > 1:
+            yield Finding(f"`{key}` in some cases of `{word}` only", at, f"one `{key}`", f"set `{key}` around the block")
+    if isinstance(mixer, When | Route):
+        yield from _of_one_launch(inner, word, at)
+    if isinstance(mixer, Route) and mixer.per == "token":
+        yield from _of_plain_route(found[0].attributes, at)
+
+
+def _of_one_launch(inner: list[Mixer], word: str, at: Origin) -> Iterator[Finding]:
+    """Alternatives for the same heads differ in key sets alone, so that one cache and one launch serve them all."""
+    groups = max(leaf.attributes.kv_heads for one in inner for leaf in leaves(one))
+    every = [leaf for one in inner for leaf in default_leaves(one, 0, groups - 1, frozenset(PHASES))]
+    kinds_seen: dict[tuple[int, int, int], Any] = {(leaf.first, leaf.last, id(leaf.mixer)): leaf for leaf in every}
+    distinct = list(kinds_seen.values())
+    for place, leaf in enumerate(distinct):
+        for other in distinct[:place]:
+            key = _different(leaf.mixer, other.mixer) if other.first <= leaf.last and leaf.first <= other.last else ""
+            if key:
+                what = f"another `{key}` for the same heads in a case of `{word}`"
+                yield Finding(what, at, "the same attributes in every case", f"set `{key}` around the block")
+                return
+
+
+def _different(one: Attention, other: Attention) -> str:
+    """An attribute that two softmaxes do not share."""
+    pairs = zip(one.attributes, other.attributes, strict=True)
+    for (key, mine), (_, its) in pairs:
+        if mine != its:
+            return key
+    return "positions" if one.attributes.positions == "chunk" and _blocks(one) != _blocks(other) else ""
+
+
+def _blocks(mixer: Attention) -> set[object]:
+    """The sizes of blocks that `positions = chunk` counts."""
+    return {block_size(kind) for kind in mixer.keys} - {None}
+
+
+def _of_plain_route(attributes: Attributes, at: Origin) -> Iterator[Finding]:
+    """What a route per token can say so far: plain softmax at absolute positions."""
+    plain = PLAIN_ROUTE | ({"temperature": 1.0} if isinstance(attributes.temperature, LogPosition) else {})
+    for key, value in plain.items():
+        if getattr(attributes, key) != value:
+            expected = "plain softmax in every alternative"
+            yield Finding(f"`{key}` inside `route(per = token)`", at, expected, f"leave `{key}` out")
+
+
+def _taking_over(layers: tuple[Layer, ...]) -> Iterator[Finding]:
+    """`qk_from = previous` between layers of several branches: whose q and k are meant is not built."""
+    own: Layer | None = None
+    said: set[Origin] = set()
+    for layer in layers:
+        found = held(layer.mixer)
+        takes = any(one.attributes.qk_from for one in found)
+        several = own is not None and (in_branches(layer.mixer) or in_branches(own.mixer))
+        if takes and own is not None and several and layer.origin not in said:
+            said.add(layer.origin)
+            what = f"`qk_from = previous` between layers of several branches, {own.index} and {layer.index},"
+            yield Finding(what, layer.origin, "layers that are one mixer each", "leave `qk_from` out")
+        if found and not takes:
+            own = layer

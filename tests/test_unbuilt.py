@@ -1,0 +1,72 @@
+"""What checks and does not build: found from the spec alone, at its line; whatever needs a reference refuses it."""
+
+from __future__ import annotations
+
+import pytest
+
+import attnc
+from attnc.compiler import check_text, graph
+from attnc.compiler.mixers import MIXERS
+from attnc.compiler.print_value import print_value
+from attnc.compiler.table import table_text
+from attnc.compiler.unbuilt import unbuilt
+from attnc.dsl import SpecError
+
+MODEL = "model m { vocab = 100, dim = 64, layers = 6, heads = 8, kv_heads = 4, ffn = swiglu(64), norm = rms(1e-6) }\n"
+
+NOT_BUILT = {
+    "kinds": "layers { first(2): linear(decay = scalar), else: routed(tokens, top_k = 5) }",
+    "kinds_in_mixes": "mix gdn = linear(update = delta)\nmix near = window(4) | summary(4)\n"
+    "layers { first(2): gdn + near, else: near }",
+    "values": "layers { 0: sink(4, detect = cosine(0.9)), 1: full { score = grouped(5) }, else: full { kv_latent = 64 } }",
+    "routes": "layers { 0: route(per = layer, by = router(mlp)) { a: full, b: window(5) }\n"
+    "  1: route(per = chunk(4), by = router(linear, pool = mean)) { a: full, b: linear }\n"
+    "  2: route(per = head, by = divergence(threshold = 0.1, queries = last(4))) { a: full, b: window(5) }\n"
+    "  else: route(per = token, by = router(linear, init = [1, 2])) { a: full, b: sink(3) } { score = uniform } }",
+    "whole_mixers": "layers { 0: when { length < 5: conv(3), else: full }, 1: choose(per = layer) { a: full, b: full + conv(3) }\n"
+    "  2: heads { 0: full, else: linear }, else: gate(full, linear, shared = [q]) }",
+    "other_attributes": "layers { 0: when { length < 5: full { rope = none }, else: full }\n"
+    "  1: when { length < 5: persistent(3) | full, else: full }\n"
+    "  2: heads { 0: full { share_qk = true }, else: full } { kv_heads = 8 }\n"
+    "  else: choose(per = layer) { a: full, b: full { qk_from = previous } } }",
+    "wrapped": "mix ltm = memory(linear, chunk = 8)\nlayers { 0: insert(landmark, every = 4) >> full, else: context(ltm, segment = 16) }",
+    "qk_from_branches": "layers { first(3): full + conv(3), else: full { qk_from = previous } }",
+}
+
+
+@pytest.mark.parametrize("name", NOT_BUILT)
+def test_a_spec_that_does_not_build_says_so_at_its_lines(name, golden):
+    spec = check_text(MODEL + NOT_BUILT[name], f"{name}.attn")
+    golden(f"{name}.txt", "\n\n".join(one.render() for one in unbuilt(spec)) + "\n")
+    assert table_text(spec)
+
+
+@pytest.mark.parametrize("name", NOT_BUILT)
+def test_whatever_needs_a_reference_refuses_what_has_none(name, tmp_path):
+    spec = check_text(MODEL + NOT_BUILT[name], f"{name}.attn")
+    for needs in (lambda: graph.build(spec), lambda: attnc.plan(spec), lambda: attnc.build(spec, tmp_path / "out")):
+        with pytest.raises(SpecError) as caught:
+            needs()
+        assert {one.code for one in caught.value.diagnostics} == {"A101"}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [name for name, mixer in MIXERS.items() if mixer.type == "keys"])
+def test_a_kind_builds_or_is_named(name):
+    for example in MIXERS[name].examples:
+        spec = check_text(f"{MODEL}layers {{ all: full | {print_value(example)} }}")
+        assert example in spec.layers[0].mixer.keys
+        found = unbuilt(spec)
+        assert bool(found) != MIXERS[name].built
+        assert all(f"`{name}`" in one.message for one in found)
+
+
+def test_a_spec_that_builds_has_no_finding():
+    text = "layers { 0: full + conv(3), 1: when { length < 5: full, else: window(3) }, else: heads { 0: full, else: sink(2) } }"
+    assert unbuilt(check_text(MODEL + text)) == ()
+
+
+def test_findings_are_few_however_many_layers_have_them():
+    layers = "\n".join(f"{n}: full {{ kv_latent = {n + 1} }}" for n in range(400))
+    spec = check_text(MODEL.replace("layers = 6", "layers = 400") + f"layers {{ {layers} }}")
+    assert len(unbuilt(spec)) == 50
