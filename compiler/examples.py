@@ -65,5 +65,6 @@ UNSHOWN: dict[str, str] = {
     "A101": "a spec that checks, and of which a later version builds more",
     "A110": "an expression of more than 256 kinds",
     "A111": "an option of the command line",
+    "A113": "an option of the command line",
 }
 """Codes without an example, and what one would be."""

@@ -27,7 +27,7 @@ class CommandError(Exception):
         self.help = help
 
 
-USAGE_CODES = {"A111", "A501", "A502", "A510", "A520", "A532", "A541"}
+USAGE_CODES = {"A111", "A113", "A501", "A502", "A510", "A520", "A532", "A541"}
 """A path or an option that names the wrong thing."""
 
 ENVIRONMENT_CODES = {"A505", "A511", "A531", "A533"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,14 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import attnc
+from attnc.cli.exits import CommandError, Exit
 from attnc.cli.options import Device, Diagnostics, Json, device_name, read_spec, read_tree
-from attnc.cli.output import Format, print_json
+from attnc.cli.output import Format, note, print_json
 
 if TYPE_CHECKING:
     from attnc.cli.verified import Unverified
     from attnc.compiler.graph import Graph
     from attnc.compiler.plan import Plan
     from attnc.compiler.spec import Spec
+
+
+PRICED_TOKENS = 8192
+MASK_TOKENS = 24
+MOST_MASK_TOKENS = 1024
+"""More columns than any terminal has."""
 
 
 class Stage(StrEnum):
@@ -33,7 +41,15 @@ def show(
     file: Annotated[str, typer.Argument(metavar="FILE|DIR", help="A spec, - for the standard input, or a built folder.")],
     stage: Annotated[Stage, typer.Option(help="How far to go.")] = Stage.plan,
     device: Device = None,
-    length: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of a sequence, for prices.")] = 8192,
+    mask: Annotated[
+        int | None, typer.Option(min=0, metavar="LAYER", help="Draw who sees whom in this layer instead.", show_default=False)
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Tokens of a sequence: 8192 for prices, 24 for masks unless given.", show_default=False
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences at once, for prices.")] = 1,
     diagnostics: Diagnostics = Format.text,
     json: Json = False,
@@ -41,6 +57,9 @@ def show(
     """Show the table, the graph, the plan or the code of a spec."""
     folder = Path(file) if (Path(file) / "plan.json").is_file() else None
     source = str(folder / "spec.attn") if folder else file
+    if mask is not None:
+        _mask(read_spec(source), mask, length or MASK_TOKENS, json)
+        return
     match stage:
         case Stage.tree:
             _tree(source, json)
@@ -53,7 +72,28 @@ def show(
         case Stage.plan:
             spec = read_spec(source)
             plan = _built_plan(folder) if folder and device is None else None
-            _spec(spec, plan or attnc.plan(spec, device_name(device), length, batch), json)
+            _spec(spec, plan or attnc.plan(spec, device_name(device), length or PRICED_TOKENS, batch), json)
+
+
+def _mask(spec: Spec, layer: int, length: int, json: bool) -> None:
+    if layer >= len(spec.layers):
+        raise CommandError(Exit.USAGE, f"there is no layer {layer}", f"the last layer is {len(spec.layers) - 1}")
+    if length > MOST_MASK_TOKENS:
+        raise CommandError(Exit.USAGE, f"a mask of {length} tokens is too wide", f"--length goes up to {MOST_MASK_TOKENS} here")
+    if sys.stderr.isatty():
+        note("loading torch, whose formulas draw the mask ...")
+    from attnc.compiler.picture import picture_text, pictures
+
+    found = pictures(spec, layer, length)
+    if json:
+        from attnc.cli.show_report import MaskReport
+
+        print_json(MaskReport(layer=layer, length=length, masks=found))
+        return
+    typer.echo("\n".join(map(picture_text, found)), nl=False)
+    hiding = [one for one in found if one.rows and one.keys != "full"]
+    if hiding and all("." not in row[: query + 1] for one in hiding for query, row in enumerate(one.rows)):
+        note(f"note: among {length} tokens nothing is hidden; a longer `--length` shows more")
 
 
 def _tree(source: str, json: bool) -> None:

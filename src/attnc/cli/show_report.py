@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, SerializeAsAny
 
 from attnc.compiler.laws import Law
+from attnc.compiler.picture import Picture
 from attnc.compiler.spec import BudgetSite, Model
 from attnc.compiler.table import TableRow
 from attnc.compiler.value import Value
@@ -28,3 +29,12 @@ class TableReport(BaseModel):
     laws: tuple[Law, ...]
     plan: SerializeAsAny[Value] | None
     unverified: list[SerializeAsAny[BaseModel]]
+
+
+class MaskReport(BaseModel):
+    """What `attnc show --mask LAYER --json` prints."""
+
+    schema_version: int = 1
+    layer: int
+    length: int
+    masks: tuple[Picture, ...]
