@@ -86,7 +86,8 @@ class _Rows:
             yield self._of_keys(name, run)
             own = _part_of(attributes, run.last - run.first + 1)
             for kind in run.decoding:
-                yield from self._of_kind(f"{name}.{kind.kind}", kind, run, own)
+                for row in self._of_kind(f"{name}.{kind.kind}", kind, run, own):
+                    yield row.model_copy(update={"first": run.first, "kv_heads": own.kv_heads})
         if attributes.short_conv is not None:
             yield self._fixed(f"{self.name}.short_conv", conv_shapes(attributes), self.dtype)
 
@@ -97,7 +98,7 @@ class _Rows:
         drops = isinstance(kind, Routed) and kind.evict and run.kept.recent is not None
         of_tokens = [one for one in found if drops and one.span == one.step == 1]
         for one in of_tokens:
-            yield self._slots(f"{name}.{one.name}", 0, run.kept, {one.name: one.shape}, one.dtype or self.dtype)
+            yield self._slots(f"{name}.{one.name}", run.kept, {one.name: one.shape}, one.dtype or self.dtype)
         yield from self._growing(name, (one for one in found if one not in of_tokens))
         state = declared.state(kind, attributes, self.model)
         if state:
@@ -185,9 +186,10 @@ class _Rows:
         heads = run.last - run.first + 1
         before = () if self.attributes.kv_latent is not None else (heads,)
         shapes = {key: (*before, None, width) for key, width in self._widths().items()}
-        return self._slots(name, heads, run.kept, shapes, self.dtype)
+        row = self._slots(name, run.kept, shapes, self.dtype)
+        return row.model_copy(update={"first": run.first, "kv_heads": heads})
 
-    def _slots(self, name: str, heads: int, kept: Kept, shapes: Mapping[str, tuple[int | None, ...]], dtype: str) -> CacheRow:
+    def _slots(self, name: str, kept: Kept, shapes: Mapping[str, tuple[int | None, ...]], dtype: str) -> CacheRow:
         """Something of each token that is kept; where `shapes` name no axis of slots, it comes first."""
         shapes = {key: shape if None in shape else (None, *shape) for key, shape in shapes.items()}
         slot = sum(count(shape, 1) for shape in shapes.values()) * BYTES[dtype]
@@ -207,7 +209,8 @@ class _Rows:
         return CacheRow(
             name=name,
             layer=self.layer.index,
-            kv_heads=heads,
+            scope=self.part.scope,
+            kv_heads=0,
             kind="growing" if kept.recent is None else "ring",
             dtype=dtype,
             bytes_per_token=per_token,
@@ -235,6 +238,7 @@ class _Rows:
             yield CacheRow(
                 name=shown,
                 layer=self.layer.index,
+                scope=self.part.scope,
                 kv_heads=0,
                 kind="growing",
                 dtype=dtype,
@@ -251,6 +255,7 @@ class _Rows:
         return CacheRow(
             name=name,
             layer=self.layer.index,
+            scope=self.part.scope,
             kv_heads=0,
             kind="fixed",
             dtype=dtype,

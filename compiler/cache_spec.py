@@ -20,8 +20,9 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int32": 4, "u
 
 
 class CacheRow(Value):
-    """What one sequence keeps for `kv_heads` KV heads of a layer, or one state of it.
+    """What one sequence keeps for `kv_heads` KV heads of a layer from `first` on, or (`kv_heads` 0) one state of it.
 
+    `scope`: the part of the layer that it belongs to.
     `tokens_kept`: slots of a ring, a share of the longest length where its window is one, None if all tokens stay.
     `shapes`: tensor -> shape; None stands for the number of slots. A ring of a share has bytes of both sorts.
     `span`, `step`: a growing row has a slot for every run of `span` tokens, one begun every `step`.
@@ -30,6 +31,8 @@ class CacheRow(Value):
 
     name: str
     layer: int
+    scope: str = ""
+    first: int = 0
     kv_heads: int
     kind: Literal["growing", "ring", "fixed"]
     dtype: str

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.cache_spec import CacheRow, cache_spec
+from attnc.compiler.causality import Refusal, causality, refusals
 from attnc.compiler.laws import laws
 from attnc.compiler.print_value import print_keys, print_value
 from attnc.compiler.selectors import ranges
@@ -18,6 +19,10 @@ LAYERS_SHOWN = 44
 
 SHOWN_ELSEWHERE = ("rope", "rope_dim", "rope_scale", "positions")
 """Attributes with a column of their own."""
+
+
+SHOWN_USES = {"training": "training", "chunked_prefill": "prefill in chunks", "prefix_cache": "cached prefixes"}
+"""What rule 3 refuses, in words."""
 
 
 class TableRow(Value):
@@ -62,9 +67,7 @@ class _Cell:
 
     def __init__(self, spec: Spec, layers: tuple[int, ...], part: Part, cache: list[CacheRow]) -> None:
         self.spec, self.layers, self.part = spec, layers, part
-        name = f"layers.{layers[0]}{'.' * bool(part.scope)}{part.scope}"
-        ends = (name, f"{name}.heads.", f"{name}.short_conv", f"{name}.conv")
-        self.cache = [row for row in cache if row.name == name or row.name.startswith(ends[1:])]
+        self.cache = [row for row in cache if row.scope == part.scope]
 
 
 def _rows(mixer: Mixer, cell: _Cell, first: int, last: int | None, case: str, phases: frozenset[str]) -> Iterator[TableRow]:
@@ -99,14 +102,13 @@ def _row(mixer: Attention | Mixing, cell: _Cell, first: int, last: int, case: st
         mixer=print_keys(mixer.keys) if isinstance(mixer, Attention) else print_value(mixer.kind),
         positions=_positions(a) if isinstance(mixer, Attention) else "",
         attributes=_different(a, cell.spec.defaults),
-        cache=tuple(row for row in cell.cache if cached and (row.kind == "fixed" or _overlaps(row, first, last))),
+        cache=tuple(row for row in cell.cache if cached and _overlaps(row, first, last)),
         origin=mixer.origin,
     )
 
 
 def _overlaps(row: CacheRow, first: int, last: int) -> bool:
-    begin = int(row.name.rpartition(".heads.")[2].partition("-")[0]) if ".heads." in row.name else 0
-    return begin <= last and first <= begin + row.kv_heads - 1
+    return row.kv_heads == 0 or (row.first <= last and first <= row.first + row.kv_heads - 1)
 
 
 def _and(case: str, more: str) -> str:
@@ -158,7 +160,17 @@ def table_text(spec: Spec, dtype: str = "bfloat16") -> str:
             text.append(f"  {site.path}  {bounds}, default {print_value(float(site.default))}{unit}, {site.when}")
     text += ["", "laws"]
     text += [f"  {law.name}: {law.sentence if law.owed else f'not owed, {law.reason}'}" for law in laws(spec)]
+    refused = refusals(spec)
+    if refused:
+        text += ["", f"refused, because choices look ahead ({causality(spec)})"]
+        text += [f"  {SHOWN_USES[one.use]}: {_refusal(one)}" for one in refused]
     return "\n".join(text) + "\n"
+
+
+def _refusal(one: Refusal) -> str:
+    """Where, why, and what is allowed all the same."""
+    but = f"; not in multiples of {one.multiple} tokens" if one.multiple else ""
+    return f"layers {ranges(list(one.layers))}, {one.message}{but} ({one.code})"
 
 
 def model_text(model: Model, defaults: Attributes | None) -> str:
@@ -178,7 +190,7 @@ def _cells(row: TableRow) -> tuple[str, ...]:
 
 def _cache(row: CacheRow) -> str:
     if row.kind == "growing":
-        return f"growing, {row.bytes_per_token:g} B a token"
+        return f"growing, {row.bytes_per_token:g} B a token" + f", a slot every {row.step}" * (row.step > 1)
     if row.kind == "fixed":
         return f"state of {row.bytes_fixed / 1024:.1f} KiB"
     if isinstance(row.tokens_kept, int):
