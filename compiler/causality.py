@@ -11,6 +11,7 @@ the spec says `selection = noncausal`; a block's choice is the same in chunks th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -89,7 +90,12 @@ def of_kind(kind: Routed, earlier: Causality = "strict") -> Found:
         return Found(earlier, "`from = previous` takes over a choice that looks ahead" if earlier != "strict" else "")
     found = [_of_unit(kind), _of_queries(kind), _of_chunks(kind)]
     found += [of_kind(part, earlier) for part in kind.within or () if isinstance(part, Routed)]
-    return max(found, key=lambda one: CLASSES.index(one.causality))
+    found = [one for one in found if one.causality != "strict"]
+    if not found:
+        return STRICT
+    first = max(found, key=lambda one: CLASSES.index(one.causality))
+    multiples = [one.multiple for one in found if one.multiple is not None]
+    return first._replace(multiple=math.lcm(*multiples) if len(multiples) == len(found) else None)
 
 
 def _of_unit(kind: Routed) -> Found:

@@ -59,10 +59,17 @@ EXAMPLES: dict[str, Example] = {
         "layers { all: heads { 0: full, 1: sink(4), else: window(64) } }\n",
     ),
     "A300": Example("layers { all: conv(3) { causal = false } }\n", "layers { all: full { causal = false } }\n"),
+    "A304": Example(
+        "layers { all: routed(clusters(8, size = 64), per = head) }\n",
+        "layers { all: routed(clusters(8, size = 64), per = head, selection = noncausal) }\n",
+    ),
 }
 
 UNSHOWN: dict[str, str] = {
     "A101": "a spec that checks, and of which a later version builds more",
+    "A301": "what training refuses of a spec that checks",
+    "A302": "what prefill in chunks refuses of a spec that checks",
+    "A303": "what a cache of prefixes refuses of a spec that checks",
     "A110": "an expression of more than 256 kinds",
     "A111": "an option of the command line",
     "A113": "an option of the command line",
