@@ -322,3 +322,33 @@ def test_lsp_carries_expected_and_help_apart_from_the_message():
     source = Source("x", "abc")
     one = Diagnostic("A001", "m", Span(source, 0, 1), expected="e", help="h")
     assert (lsp(one).data.expected, lsp(one).data.help, lsp(one).message) == ("e", "h", "m\nexpected: e\nhelp: h")
+
+
+# --- what is right, and not built yet
+
+WAITING = "layers { all: full { activation = gelu } }\n"
+
+
+def test_what_is_not_built_yet_is_said_in_one_line_and_is_no_mistake(attnc_run, spec):
+    path = spec(WAITING)
+    assert attnc_run("check", path) == (0, f"{path}  ok, 6 layers; not built yet: `activation = gelu` of a mixer\n", "")
+
+
+def test_programs_learn_what_is_not_built_yet_as_a_remark(attnc_run, spec):
+    path = spec(WAITING)
+    code, out, err = attnc_run("check", path, "--diagnostics", "json")
+    (file,) = json.loads(out)["files"]
+    assert (code, err, file["uri"]) == (0, "", path.as_uri())
+    assert [(found["code"], found["severity"]) for found in file["diagnostics"]] == [("A101", 3)]
+    assert file["diagnostics"][0]["range"]["start"]["line"] == 1
+    code, out, err = attnc_run("check", path, "--diagnostics", "github")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"::notice file={path},line=2,")
+    (file,) = json.loads(attnc_run("check", path, "--json")[1])["files"]
+    assert (file["ok"], [found["code"] for found in file["unbuilt"]]) == (True, ["A101"])
+
+
+def test_building_what_is_not_built_yet_is_an_error(attnc_run, spec, tmp_path):
+    code, out, err = attnc_run("build", spec(WAITING), "-o", tmp_path / "out")
+    assert (code, out) == (3, "")
+    assert err.startswith("error[A101]: `activation = gelu` of a mixer is not built yet")

@@ -9,10 +9,14 @@ import typer
 
 from attnc.cli.exits import CommandError, Exit, exit_code
 from attnc.cli.options import Diagnostics, Json, read_text
-from attnc.cli.output import Format, note, print_diagnostics, print_error, print_json
+from attnc.cli.output import Format, note, print_diagnostics, print_json
 
 if TYPE_CHECKING:
     from attnc.cli.fixing import Checked
+
+
+NAMED = 3
+"""Things not built yet that one line names."""
 
 
 def check(
@@ -86,18 +90,30 @@ def _print(results: list[Checked]) -> None:
             gap = True
         else:
             assert result.spec is not None, "a spec or an error"
-            typer.echo(f"{result.file:<{width}}  {fixed}ok, {len(result.spec.layers)} layers")
+            typer.echo(f"{result.file:<{width}}  {fixed}ok, {_layers(len(result.spec.layers))}{_not_built(result)}")
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'s' * (count != 1)}"
+
+
+def _not_built(result: Checked) -> str:
+    """`; not built yet: the kind `routed`, ...`, a few of them."""
+    what = list(dict.fromkeys(found.message.removesuffix(" is not built yet") for found in result.unbuilt))
+    more = f" and {len(what) - NAMED} more" if len(what) > NAMED else ""
+    return f"; not built yet: {', '.join(what[:NAMED])}{more}" if what else ""
 
 
 def _print_for_programs(results: list[Checked], form: Format) -> None:
-    from attnc.cli.formats import DiagnosticsReport
-    from attnc.dsl.diagnostic import SpecError
+    """Mistakes as errors, what is not built yet as remarks."""
+    from attnc.cli.formats import diagnostics_report, github
 
     mistakes = [diagnostic for result in results for diagnostic in result.mistakes]
-    if mistakes:
-        print_error(SpecError(mistakes), form, [result.file for result in results])
-    elif form == Format.json:
-        from attnc.cli.formats import diagnostics_report
-
-        report: DiagnosticsReport = diagnostics_report([result.file for result in results], ())
-        print_json(report)
+    remarks = {result.file: result.unbuilt for result in results if result.unbuilt}
+    if form == Format.json:
+        print_json(diagnostics_report([result.file for result in results], mistakes, remarks))
+        return
+    lines = [github(diagnostic) for diagnostic in mistakes]
+    lines += [github(diagnostic, file) for file, found in remarks.items() for diagnostic in found]
+    for line in lines:
+        typer.echo(line)

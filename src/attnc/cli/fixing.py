@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from attnc.dsl.diagnostic import Diagnostic, SpecError
@@ -18,13 +18,17 @@ MOST_ROUNDS = 64
 
 @dataclass(frozen=True)
 class Checked:
-    """What checking a file came to: a spec, or mistakes; before that, what was `fixed`, and the `text` that came out."""
+    """What checking a file came to: a spec, or mistakes; before that, what was `fixed`, and the `text` that came out.
+
+    `unbuilt`: what of the spec this version cannot build yet.
+    """
 
     file: str
     error: SpecError | None = None
     spec: Spec | None = None
     fixed: tuple[Diagnostic, ...] = ()
     text: str = ""
+    unbuilt: tuple[Diagnostic, ...] = ()
 
     @property
     def mistakes(self) -> tuple[Diagnostic, ...]:
@@ -35,12 +39,14 @@ class Checked:
 def check_source(file: str, source: Source) -> Checked:
     """The checked text as it stands."""
     from attnc import compiler
+    from attnc.compiler.unbuilt import unbuilt
     from attnc.dsl import parse
 
     try:
-        return Checked(file, spec=compiler.check(parse(source)), text=source.text)
+        spec = compiler.check(parse(source))
     except SpecError as error:
         return Checked(file, error, text=source.text)
+    return Checked(file, spec=spec, text=source.text, unbuilt=unbuilt(spec))
 
 
 def fix_source(file: str, source: Source) -> Checked:
@@ -57,4 +63,4 @@ def fix_source(file: str, source: Source) -> Checked:
         seen.add(source.text)
         fixed += made
         result = check_source(file, source)
-    return Checked(file, result.error, result.spec, tuple(fixed), result.text)
+    return replace(result, fixed=tuple(fixed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -103,11 +103,15 @@ class DiagnosticsReport(BaseModel):
     files: list[FileDiagnostics]
 
 
-def diagnostics_report(files: Iterable[str], found: Iterable[Diagnostic], severity: Severity = 1) -> DiagnosticsReport:
-    """One row for each of `files`, in order, and one for every other text that a diagnostic is about."""
+def diagnostics_report(
+    files: Iterable[str], mistakes: Iterable[Diagnostic], remarks: Mapping[str, Iterable[Diagnostic]] | None = None
+) -> DiagnosticsReport:
+    """One row for each of `files`, in order, and one for every other text that a mistake is about. `remarks`: by file."""
     rows: dict[str, list[LspDiagnostic]] = {name: [] for name in files}
-    for diagnostic in found:
-        rows.setdefault(diagnostic.span.source.name, []).append(lsp(diagnostic, severity))
+    for diagnostic in mistakes:
+        rows.setdefault(diagnostic.span.source.name, []).append(lsp(diagnostic))
+    for name, found in (remarks or {}).items():
+        rows.setdefault(name, []).extend(lsp(diagnostic, 3) for diagnostic in found)
     return DiagnosticsReport(files=[FileDiagnostics(uri=uri(name), file=name, diagnostics=row) for name, row in rows.items()])
 
 
@@ -153,18 +157,18 @@ def fix_title(edit: Edit) -> str:
     return f"replace `{old}` by `{new}`" if new else f"delete `{old}`"
 
 
-def github(diagnostic: Diagnostic) -> str:
-    """One line that GitHub's runners show beside the source."""
+def github(diagnostic: Diagnostic, remark: str = "") -> str:
+    """One line that GitHub's runners show beside the source; a notice about the file `remark` if that is given."""
     source = diagnostic.span.source
     line, column = source.line_and_column(diagnostic.span.start)
     end_line, end_column = source.line_and_column(diagnostic.span.end)
-    properties = {"file": source.name, "line": line, "endLine": end_line, "col": column, "endColumn": end_column}
+    properties = {"file": remark or source.name, "line": line, "endLine": end_line, "col": column, "endColumn": end_column}
     properties["title"] = f"attnc {diagnostic.code}"
     if end_line != line:  # columns have a meaning within one line only
         del properties["endColumn"]
     listed = ",".join(f"{key}={_escaped(str(value), ':,')}" for key, value in properties.items())
     help_lines = f"\nhelp: {diagnostic.help}" if diagnostic.help else ""
-    return f"::error {listed}::{_escaped(diagnostic.message + help_lines)}"
+    return f"::{'notice' if remark else 'error'} {listed}::{_escaped(diagnostic.message + help_lines)}"
 
 
 def _escaped(text: str, more: str = "") -> str:

@@ -46,13 +46,14 @@ class DiagnosticReport(BaseModel):
 
 
 class FileReport(BaseModel):
-    """One file and its mistakes, and those that `--fix` corrected before."""
+    """One file and its mistakes, those that `--fix` corrected before, and what of a right one is not built yet."""
 
     file: str
     ok: bool
     layers: int | None
     diagnostics: list[DiagnosticReport]
     fixed: list[DiagnosticReport]
+    unbuilt: list[DiagnosticReport]
 
 
 class CheckReport(BaseModel):
@@ -70,6 +71,7 @@ def file_report(result: Checked) -> FileReport:
         layers=len(result.spec.layers) if result.spec else None,
         diagnostics=[diagnostic_report(found) for found in result.mistakes],
         fixed=[diagnostic_report(found) for found in result.fixed],
+        unbuilt=[diagnostic_report(found) for found in result.unbuilt],
     )
 
 
