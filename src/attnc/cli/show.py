@@ -109,7 +109,8 @@ def _tree(source: str, json: bool) -> None:
 
 
 def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
-    from attnc.compiler.table import table, table_text
+    from attnc.compiler.table import table
+    from attnc.compiler.table_text import table_text
 
     if json:
         from attnc.cli.show_report import TableReport
