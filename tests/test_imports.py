@@ -26,15 +26,16 @@ ROOMS = {
         {"attnc.dsl", "attnc.compiler", "attnc.checkpoint"},
         {"pydantic", "torch", "safetensors", "transformers", "gguf", "numpy"},
     ),
+    "lsp": ("src/attnc/lsp", {"attnc", "attnc.dsl", "attnc.compiler", "attnc.lsp"}, {"pygls", "lsprotocol"}),
     "cli": (
         "src/attnc/cli",
-        {"attnc", "attnc.dsl", "attnc.compiler", "attnc.codegen", "attnc.checkpoint", "attnc.cli"},
+        {"attnc", "attnc.dsl", "attnc.compiler", "attnc.codegen", "attnc.lsp", "attnc.checkpoint", "attnc.cli"},
         {"typer", "rich", "pydantic", "platformdirs", "torch", "jinja2", "tokenizers"},
     ),
 }
 """Room: its folder, the packages of ours that it may import (`attnc` itself is the front door), and those of others."""
 
-HEAVY = {"torch", "triton", "networkx", "jinja2", "transformers", "gguf", "rich"}
+HEAVY = {"torch", "triton", "networkx", "jinja2", "transformers", "gguf", "rich", "pygls"}
 LIGHT_ROOMS = ("dsl", "compiler", "cli", "checkpoint")
 GRAPH_FILES = {"compiler/graph.py", "compiler/passes.py", "compiler/verify.py"}
 """The layer graph is a networkx graph; no command imports these before it needs a graph."""

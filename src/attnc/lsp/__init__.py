@@ -1,0 +1,1 @@
+"""The language server: what an editor shows beside a spec. Needs neither torch nor a GPU."""
