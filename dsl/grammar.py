@@ -24,7 +24,8 @@ RESERVED = (*ITEMS, "heads", "when", "choose", "route", "else")
 class Grammar:
     """`pattern` has one named group for each terminal; `words` maps reserved words, `signs` punctuation to their terminal.
 
-    `ignored` names the terminals of blanks and comments; `texts` says how a terminal with one spelling is spelt.
+    `ignored` names the terminals of blanks and comments; `texts` says how a terminal with one spelling is spelt, `patterns`
+    what the others look like.
     """
 
     table: Table
@@ -33,6 +34,7 @@ class Grammar:
     signs: dict[str, str]
     texts: dict[str, str]
     ignored: frozenset[str]
+    patterns: dict[str, str]
 
     def start(self) -> Machine:
         """A parser that is fed word by word; reducing builds the tree."""
@@ -59,4 +61,5 @@ def grammar() -> Grammar:
         signs=signs,
         texts=texts,
         ignored=frozenset(parts["ignored"]),
+        patterns=parts["patterns"],
     )
