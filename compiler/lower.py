@@ -66,9 +66,9 @@ def _attention(typed: Keys, scope: Scope) -> Attention | None:
     attributes = scope.attributes(True, typed.node.span)
     if attributes is None or not check_keys(typed.kinds, attributes, typed.node.span, scope.problems):
         return None
-    if not all([_looks_on(kind, attributes, typed.node.span, scope) for kind in typed.kinds]):
-        return None
-    if not all([_fits(kind, attributes, typed.node.span, scope) for kind in typed.kinds]):
+    span = typed.node.span
+    sound = [_looks_on(kind, attributes, span, scope) and _fits(kind, attributes, span, scope) for kind in typed.kinds]
+    if not all(sound):
         return None
     return Attention(keys=typed.kinds, attributes=attributes, origin=origin(typed.node))
 

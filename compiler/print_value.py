@@ -33,7 +33,8 @@ def print_value(value: Any) -> str:
 
 def print_number(value: float) -> str:
     """`1000000`, `0.8`, `1e-6`."""
-    mantissa, mark, exponent = f"{value:.12g}".partition("e")
+    plain, short = f"{value:.12g}", f"{value:g}"
+    mantissa, mark, exponent = (short if abs(value) >= 1e9 and float(short) == value else plain).partition("e")
     return f"{mantissa}e{int(exponent)}" if mark else mantissa
 
 

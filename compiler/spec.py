@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, field_validator
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.mixer import Kind
@@ -258,6 +258,19 @@ class Spec(Value):
     driver: Retrieve | None = None
     file: str
     text: str
+
+    @field_validator("layers")
+    @classmethod
+    def _equal_mixers_are_one(cls, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        """Layers read from JSON hold one mixer object where they are equal, as layers of one rule do."""
+        known: dict[Mixer, Mixer] = {}
+        seen: dict[int, Mixer] = {}
+        for layer in layers:
+            if id(layer.mixer) not in seen:
+                seen[id(layer.mixer)] = known.setdefault(layer.mixer, layer.mixer)
+        if all(layer.mixer is seen[id(layer.mixer)] for layer in layers):
+            return layers
+        return tuple(layer.model_copy(update={"mixer": seen[id(layer.mixer)]}) for layer in layers)
 
     def cache_spec(self, dtype: str = "bfloat16") -> tuple[CacheRow, ...]:
         """What decoding keeps of one sequence, a row for each head group; `dtype`: float64, float32, bfloat16 or float16."""

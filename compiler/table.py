@@ -1,47 +1,83 @@
-"""The resolved table: for every layer and KV group which mixer owns it, as rows, and as plain text."""
+"""The resolved table: for every layer and KV group which mixer owns it, as rows. compiler/table_text.py prints them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.cache_spec import CacheRow, cache_spec
-from attnc.compiler.causality import Refusal, causality, refusals
-from attnc.compiler.laws import laws
+from attnc.compiler.mixers import MIXERS
 from attnc.compiler.print_value import print_keys, print_value
-from attnc.compiler.selectors import ranges
-from attnc.compiler.spec import Attention, Choose, Condition, Heads, Mixer, Mixing, Model, Route, Spec, When
+from attnc.compiler.spec import (
+    Attention,
+    Chain,
+    Change,
+    Choose,
+    Condition,
+    Context,
+    Gate,
+    Heads,
+    Mixer,
+    Mixing,
+    Route,
+    Select,
+    Spec,
+    Sum,
+    When,
+)
 from attnc.compiler.value import Origin, Value
-from attnc.compiler.walk import CACHED_PHASES, Part, parts, reachable
-
-LAYERS_SHOWN = 44
-"""Characters of a list of layers; longer ones are cropped in the text, never in the rows."""
+from attnc.compiler.walk import CACHED_PHASES, is_softmax, joined, reachable, selected_scope
 
 SHOWN_ELSEWHERE = ("rope", "rope_dim", "rope_scale", "positions")
 """Attributes with a column of their own."""
 
-
-SHOWN_USES = {"training": "training", "chunked_prefill": "prefill in chunks", "prefix_cache": "cached prefixes"}
-"""What rule 3 refuses, in words."""
+FOLLOWING = {"kv_heads": "heads", "qk_heads": "heads", "value_dim": "head_dim"}
+"""Attributes that follow another unless they are said."""
 
 
 class TableRow(Value):
     """One owner: KV groups first..last (both included) of some equal layers.
 
-    `case` says when it holds (`length < 8192`, `choose: streaming`); `attributes` are those that differ from the model's;
-    `cache` holds the rows of the first of the layers that keep its keys, if it can run with a cache.
+    `scope` is the part of the layer, `joined` how it is joined to the parts before it (`+`, `>>`, `gate(softmax)`), and `case`
+    says when it holds (`length < 8192`, `choose: streaming`). `on_heads` is false for what is not made of heads, `by_itself`
+    true for a kind that is a mixer by itself.
+    `attributes` are those that differ from the model's; `cache` holds the rows of the first of the layers that keep its keys or
+    state, if it can run with a cache.
     """
 
     layers: tuple[int, ...]
     scope: str
+    joined: str = ""
     first: int
     last: int
+    on_heads: bool = True
+    by_itself: bool = False
     case: str
     mixer: str
     positions: str
     attributes: dict[str, str]
     cache: tuple[CacheRow, ...]
     origin: Origin
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What the rows inside a mixer have in common; `phases`: those in which a cache may meet it."""
+
+    defaults: Attributes | None
+    layers: tuple[int, ...]
+    cache: tuple[CacheRow, ...]
+    scope: str = ""
+    joined: str = ""
+    first: int = 0
+    last: int | None = None
+    case: str = ""
+    phases: frozenset[str] = CACHED_PHASES
+
+    def when(self, case: str, phases: frozenset[str]) -> _Place:
+        """The same where something holds."""
+        return replace(self, case=f"{self.case}, {case}" if self.case else case, phases=phases)
 
 
 def table(spec: Spec, dtype: str = "bfloat16") -> tuple[TableRow, ...]:
@@ -57,62 +93,94 @@ def table(spec: Spec, dtype: str = "bfloat16") -> tuple[TableRow, ...]:
     return tuple(
         row
         for index, layers in firsts.items()
-        for part in parts(spec.layers[index].mixer)
-        for row in _rows(part.mixer, _Cell(spec, layers, part, caches[index]), 0, None, "", CACHED_PHASES)
+        for row in _rows(spec.layers[index].mixer, _Place(spec.defaults, layers, tuple(caches[index])))
     )
 
 
-class _Cell:
-    """What all rows of one part of a layer have in common."""
+def _rows(mixer: Mixer, at: _Place) -> Iterator[TableRow]:
+    """The rows of a mixer, in the order written."""
+    match mixer:
+        case Sum() | Chain() | Gate():
+            sign = {"sum": "+", "chain": ">>"}.get(mixer.node, "")
+            for place, (name, part) in enumerate(zip(mixer.names, mixer.parts, strict=True)):
+                how = f"gate({mixer.by})" if isinstance(mixer, Gate) else sign if place else ""
+                yield from _rows(part, replace(at, scope=joined(at.scope, name), joined=how))
+        case Select(keep=keep, mixer=inner):
+            yield from _rows(
+                inner, replace(at, scope=selected_scope(mixer, at.scope)).when(f"selected {keep} of the tokens", at.phases)
+            )
+        case Context(name=name, memory=memory):
+            yield _row(mixer, at)
+            yield from _rows(memory, replace(at, scope=joined(at.scope, name), joined=""))
+        case Heads() | When() | Choose() | Route():
+            yield from _cases(mixer, at)
+        case _:
+            yield _row(mixer, at)
 
-    def __init__(self, spec: Spec, layers: tuple[int, ...], part: Part, cache: list[CacheRow]) -> None:
-        self.spec, self.layers, self.part = spec, layers, part
-        self.cache = [row for row in cache if row.scope == part.scope]
 
-
-def _rows(mixer: Mixer, cell: _Cell, first: int, last: int | None, case: str, phases: frozenset[str]) -> Iterator[TableRow]:
-    """The rows of one part; `phases`: those in which a cache may meet it."""
+def _cases(mixer: Heads | When | Choose | Route, at: _Place) -> Iterator[TableRow]:
+    """The rows of a block: those of its cases."""
     match mixer:
         case Heads(cases=cases):
             for one in cases:
-                yield from _rows(one.mixer, cell, one.first, one.last, case, phases)
+                yield from _case(one.mixer, one.name, replace(at, first=one.first, last=one.last))
         case When(cases=branches):
-            cached = {id(branch): left for branch, left in reachable(branches, phases)}
+            cached = {id(branch): left for branch, left in reachable(branches, at.phases)}
             for branch in branches:
                 left = cached.get(id(branch), frozenset())
-                yield from _rows(branch.mixer, cell, first, last, _and(case, _condition(branch.condition)), left)
-        case Choose(alternatives=alternatives) | Route(alternatives=alternatives):
-            for index, alternative in enumerate(alternatives):
-                chosen = mixer.node == "route" or index == 0
-                shown = f"{mixer.node} per {mixer.per}: {alternative.name}" + " (default)" * (mixer.node == "choose" and chosen)
-                yield from _rows(alternative.mixer, cell, first, last, _and(case, shown), phases if chosen else frozenset())
-        case Attention() | Mixing():
-            end = mixer.attributes.kv_heads - 1 if last is None else last
-            yield _row(mixer, cell, first, end, case, bool(phases))
+                yield from _case(branch.mixer, branch.name, at.when(_condition(branch.condition), left))
+        case Choose() | Route():
+            per = f"chunk({mixer.chunk})" if isinstance(mixer, Route) and mixer.chunk else mixer.per
+            for index, alternative in enumerate(mixer.alternatives):
+                chosen = isinstance(mixer, Route) or index == 0
+                name = alternative.name
+                shown = f"{mixer.node} per {per}: {name}" + " (default)" * (isinstance(mixer, Choose) and chosen)
+                yield from _case(alternative.mixer, name, at.when(shown, at.phases if chosen else frozenset()))
 
 
-def _row(mixer: Attention | Mixing, cell: _Cell, first: int, last: int, case: str, cached: bool) -> TableRow:
-    a = mixer.attributes
+def _case(mixer: Mixer, name: str, at: _Place) -> Iterator[TableRow]:
+    """The rows of a case, which is a part of its own unless it shares the block's softmax."""
+    return _rows(mixer, at if is_softmax(mixer) else replace(at, scope=joined(at.scope, name)))
+
+
+def _row(mixer: Attention | Mixing | Context | Change, at: _Place) -> TableRow:
+    a = None if isinstance(mixer, Change) else mixer.attributes
+    last = at.last if at.last is not None else a.kv_heads - 1 if a is not None else 0
     return TableRow(
-        layers=cell.layers,
-        scope=cell.part.scope,
-        first=first,
+        layers=at.layers,
+        scope=at.scope,
+        joined=at.joined,
+        first=at.first,
         last=last,
-        case=case,
-        mixer=print_keys(mixer.keys) if isinstance(mixer, Attention) else print_value(mixer.kind),
-        positions=_positions(a) if isinstance(mixer, Attention) else "",
-        attributes=_different(a, cell.spec.defaults),
-        cache=tuple(row for row in cell.cache if cached and _overlaps(row, first, last)),
+        on_heads=_on_heads(mixer),
+        by_itself=isinstance(mixer, Mixing),
+        case=at.case,
+        mixer=_shown(mixer),
+        positions="" if a is None or (isinstance(mixer, Mixing) and a.rope is None) else _positions(a),
+        attributes={} if a is None else _different(a, at.defaults),
+        cache=tuple(row for row in at.cache if at.phases and row.scope == at.scope and _overlaps(row, at.first, last)),
         origin=mixer.origin,
     )
 
 
+def _on_heads(mixer: Attention | Mixing | Context | Change) -> bool:
+    if isinstance(mixer, Mixing):
+        return MIXERS[mixer.kind.kind].per_head
+    return not isinstance(mixer, Change)
+
+
+def _shown(mixer: Attention | Mixing | Context | Change) -> str:
+    match mixer:
+        case Attention(keys=keys):
+            return print_keys(keys)
+        case Context(name=name, segment=segment, persistent=persistent):
+            return f"context({name}, segment = {segment}" + f", persistent = {persistent}" * (persistent > 0) + ")"
+        case _:
+            return print_value(mixer.kind)
+
+
 def _overlaps(row: CacheRow, first: int, last: int) -> bool:
     return row.kv_heads == 0 or (row.first <= last and first <= row.first + row.kv_heads - 1)
-
-
-def _and(case: str, more: str) -> str:
-    return f"{case}, {more}" if case else more
 
 
 def _condition(condition: Condition | None) -> str:
@@ -124,7 +192,7 @@ def _positions(a: Attributes) -> str:
         return "none"
     shown = [f"rope {print_value(a.rope)}"]
     if a.rope_dim != a.head_dim:
-        shown.append(f"on {a.rope_dim} of {a.head_dim}")
+        shown.append(f"on a shared {a.rope_dim}" if a.kv_latent else f"on {a.rope_dim} of {a.head_dim}")
     if a.rope_scale is not None:
         shown.append(print_value(a.rope_scale))
     if a.positions != "absolute":
@@ -133,66 +201,11 @@ def _positions(a: Attributes) -> str:
 
 
 def _different(a: Attributes, defaults: Attributes | None) -> dict[str, str]:
-    """Attributes that the model alone would not give, except those of the column of positions."""
-    return {
+    """Attributes that the model alone would not give, except those of the column of positions and those that follow others."""
+    found = {
         key: print_value(value)
         for key, value in a
         if key not in SHOWN_ELSEWHERE and (defaults is None or value != getattr(defaults, key))
     }
-
-
-def table_text(spec: Spec, dtype: str = "bfloat16") -> str:
-    """The table as plain text, with the model above it, budgets and laws below."""
-    rows = table(spec, dtype)
-    header = ("layers", "KV heads", "part", "case", "mixer", "positions", "attributes", "cache")
-    cells = [header, *(_cells(row) for row in rows)]
-    used = [column for column in range(len(header)) if any(line[column] for line in cells[1:])]
-    widths = [max(len(line[column]) for line in cells) for column in used]
-    lines = [
-        "  ".join(line[column].ljust(width) for column, width in zip(used, widths, strict=True)).rstrip() for line in cells
-    ]
-    text = [model_text(spec.model, spec.defaults), "", *lines]
-    if spec.budgets:
-        text += ["", "budgets"]
-        for site in spec.budgets:
-            unit = "%" if site.share else ""
-            bounds = f"{print_value(float(site.low))}{unit}..{print_value(float(site.high))}{unit}"
-            text.append(f"  {site.path}  {bounds}, default {print_value(float(site.default))}{unit}, {site.when}")
-    text += ["", "laws"]
-    text += [f"  {law.name}: {law.sentence if law.owed else f'not owed, {law.reason}'}" for law in laws(spec)]
-    refused = refusals(spec)
-    if refused:
-        text += ["", f"refused, because choices look ahead ({causality(spec)})"]
-        text += [f"  {SHOWN_USES[one.use]}: {_refusal(one)}" for one in refused]
-    return "\n".join(text) + "\n"
-
-
-def _refusal(one: Refusal) -> str:
-    """Where, why, and what is allowed all the same."""
-    but = f"; not in multiples of {one.multiple} tokens" if one.multiple else ""
-    return f"layers {ranges(list(one.layers))}, {one.message}{but} ({one.code})"
-
-
-def model_text(model: Model, defaults: Attributes | None) -> str:
-    """The model in one line."""
-    ffn = f"{model.feed_forward.kind}({model.feed_forward.width})" if model.feed_forward else "no feed-forward"
-    heads = f", {defaults.heads} heads on {defaults.kv_heads} of {defaults.head_dim}" if defaults else ""
-    return f"{model.name}: {model.layers} layers of {model.dim}{heads}, {ffn}, {model.norm.kind}, vocabulary {model.vocab}"
-
-
-def _cells(row: TableRow) -> tuple[str, ...]:
-    layers = ranges(list(row.layers))
-    shown = layers if len(layers) <= LAYERS_SHOWN else layers[: LAYERS_SHOWN - 3].rpartition(",")[0] + ", ..."
-    heads = str(row.first) if row.first == row.last else f"{row.first}..{row.last}"
-    attributes = ", ".join(f"{key} = {value}" for key, value in row.attributes.items())
-    return (shown, heads, row.scope, row.case, row.mixer, row.positions, attributes, ", ".join(map(_cache, row.cache)))
-
-
-def _cache(row: CacheRow) -> str:
-    if row.kind == "growing":
-        return f"growing, {row.bytes_per_token:g} B a token" + f", a slot every {row.step}" * (row.step > 1)
-    if row.kind == "fixed":
-        return f"state of {row.bytes_fixed / 1024:.1f} KiB"
-    if isinstance(row.tokens_kept, int):
-        return f"ring of {row.tokens_kept}, {row.bytes_fixed / 1024:.1f} KiB"
-    return f"ring of {row.tokens_kept}, {row.bytes_per_token:g} B a token, {row.bytes_fixed / 1024:.1f} KiB"
+    follow = [key for key, led in FOLLOWING.items() if key in found and found.get(led) == found[key]]
+    return {key: value for key, value in found.items() if key not in follow}

@@ -154,7 +154,8 @@ def _of_block(mixer: Heads | When | Choose | Route, at: Origin) -> Iterator[Find
     if isinstance(mixer, Route):
         yield from _of_values(mixer.by, f"`{mixer.by.word}`", at)
     if not all(map(_is_softmax, inner)):
-        what = f"`{word}` between mixers with weights of their own"
+        routed = any(isinstance(one, Route) for one in inner)
+        what = f"`route` within `{word}`" if routed else f"`{word}` between mixers with weights of their own"
         yield Finding(what, at, "key sets as alternatives", f"move what is not a key set out of the `{word}`")
         return
     found = [leaf for one in inner for leaf in leaves(one) if isinstance(leaf, Attention)]
@@ -180,7 +181,7 @@ def _of_one_launch(inner: list[Mixer], word: str, at: Origin) -> Iterator[Findin
         for other in distinct[:place]:
             key = _different(leaf.mixer, other.mixer) if other.first <= leaf.last and leaf.first <= other.last else ""
             if key:
-                what = f"another `{key}` for the same heads in a case of `{word}`"
+                what = f"`{word}` between cases that differ in `{key}`"
                 yield Finding(what, at, "the same attributes in every case", f"set `{key}` around the block")
                 return
 

@@ -56,8 +56,8 @@ def parts(mixer: Mixer, scope: str = "", phases: frozenset[str] = CACHED_PHASES)
         case Sum() | Chain() | Gate():
             for name, part in zip(mixer.names, mixer.parts, strict=True):
                 yield from parts(part, joined(scope, name), phases)
-        case Select(name=name, mixer=inner):
-            yield from parts(inner, joined(scope, name) if _is_several(inner) else scope, phases)
+        case Select(mixer=inner):
+            yield from parts(inner, selected_scope(mixer, scope), phases)
         case Context(name=name, memory=memory):
             yield Part(scope, mixer, phases)
             yield from parts(memory, joined(scope, name), phases)
@@ -77,14 +77,21 @@ def joined(scope: str, name: str) -> str:
     return f"{scope}.{name}" if scope and name else scope or name
 
 
-def _is_several(mixer: Mixer) -> bool:
-    return isinstance(mixer, Sum | Chain | Gate | Context)
+def selected_scope(select: Select, scope: str) -> str:
+    """The place of what a `select` holds: its own, if that has parts."""
+    several = isinstance(select.mixer, Sum | Chain | Gate | Context)
+    return joined(scope, select.name) if several else scope
+
+
+def is_softmax(mixer: Mixer) -> bool:
+    """Whether an alternative shares its block's q, k, v and o, or is a block itself."""
+    return isinstance(mixer, Attention | Heads | When | Choose | Route)
 
 
 def _with_own_weights(mixer: Mixer, phases: frozenset[str]) -> Iterator[tuple[str, Mixer, frozenset[str]]]:
     """The alternatives of a block, and of blocks directly in it, that are no softmax: name, mixer, phases that meet it."""
     for name, inner, left in alternatives(mixer, phases):
-        if isinstance(inner, Heads | When | Choose | Route):
+        if is_softmax(inner) and not isinstance(inner, Attention):
             for further, own, least in _with_own_weights(inner, left):
                 yield joined(name, further), own, least
         elif not isinstance(inner, Attention):

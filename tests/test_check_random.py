@@ -12,7 +12,8 @@ from attnc.compiler.cache_spec import cache_bytes, cache_spec, full_attention_by
 from attnc.compiler.kept import kept_heads
 from attnc.compiler.mixer import Kept
 from attnc.compiler.spec import Spec
-from attnc.compiler.table import table, table_text
+from attnc.compiler.table import table
+from attnc.compiler.table_text import table_text
 
 
 def without_origins(spec: Spec) -> str:

@@ -1,4 +1,4 @@
-"""The resolved table of each static spec, as text."""
+"""The resolved table of each shipped spec, as text; rows that cover every layer and group; specs as data."""
 
 from __future__ import annotations
 
@@ -6,38 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from attnc.compiler import check_path
-from attnc.compiler.table import table, table_text
+from attnc.compiler import check_path, check_text
+from attnc.compiler.spec import Spec
+from attnc.compiler.table import table
+from attnc.compiler.table_text import table_text
+from attnc.compiler.walk import kinds
 
 SPECS = Path(__file__).parent.parent / "specs"
-STATIC = [
-    "full",
-    "window-global",
-    "gemma3",
-    "gpt-oss",
-    "llama4",
-    "smollm3",
-    "masformer",
-    "ls-attention",
-    "sparse-transformer",
-    "power",
-    "softplus",
-    "tempscale",
-    "random-features",
-    "longlora",
-    "echoatt",
-    "streaming-llm",
-    "duo",
-    "retrieval-heads",
-]
+NAMES = sorted(path.stem for path in SPECS.glob("*.attn"))
 
 
-@pytest.mark.parametrize("name", STATIC)
-def test_the_table_of_a_spec_is_as_accepted(name, golden):
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_of_a_shipped_spec_is_as_accepted(name, golden):
     golden(f"{name}.txt", table_text(check_path(SPECS / f"{name}.attn")).replace(f"{SPECS}/", ""))
 
 
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_layer_and_group_has_a_row(name):
     spec = check_path(SPECS / f"{name}.attn")
     rows = table(spec)
@@ -48,3 +32,44 @@ def test_every_layer_and_group_has_a_row(name):
             if layer.index in row.layers:
                 cases.setdefault((row.scope, row.case), []).extend(range(row.first, row.last + 1))
         assert all(groups == list(range(len(groups))) for groups in cases.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_spec_survives_json(name):
+    spec = check_path(SPECS / f"{name}.attn")
+    again = Spec.model_validate_json(spec.model_dump_json())
+    assert again == spec
+    assert table_text(again) == table_text(spec)
+    assert [type(kind) for layer in again.layers for kind, _ in kinds(layer.mixer)] == [
+        type(kind) for layer in spec.layers for kind, _ in kinds(layer.mixer)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_canonical_text_of_a_shipped_spec_means_the_same(name):
+    spec = check_path(SPECS / f"{name}.attn")
+    again = check_text(spec.text, spec.file)
+    assert again.text == spec.text
+    assert [(row.layers, row.scope, row.case, row.mixer, row.attributes) for row in table(again)] == [
+        (row.layers, row.scope, row.case, row.mixer, row.attributes) for row in table(spec)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_line_of_a_table_is_too_wide(name):
+    text = table_text(check_path(SPECS / f"{name}.attn")).partition("\n\nlaws")[0]
+    assert max(map(len, text.split("\n"))) <= 170
+
+
+def test_parts_say_how_they_are_joined_and_blocks_when_they_hold():
+    head = "model m { vocab = 9, dim = 64, layers = 1, heads = 8, kv_heads = 4, ffn = none, norm = rms(1e-6) }\n"
+    body = "gate(full + conv(3), when { length < 5: full, else: linear >> sink(1) }, by = softmax)"
+    rows = table(check_text(f"{head}layers {{ all: insert(landmark, every = 3) >> {body} }}"))
+    assert [(row.joined, row.scope, row.case, row.mixer) for row in rows] == [
+        ("", "insert", "", "insert(landmark, every = 3)"),
+        ("", "gate_.sum.full", "", "full"),
+        ("+", "gate_.sum.conv", "", "conv(3)"),
+        ("gate(softmax)", "gate_.when", "length < 5", "full"),
+        ("", "gate_.when.chain.linear", "else", "linear"),
+        (">>", "gate_.when.chain.sink", "else", "sink(1)"),
+    ]

@@ -8,7 +8,7 @@ import attnc
 from attnc.compiler import check_text, graph
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.print_value import print_value
-from attnc.compiler.table import table_text
+from attnc.compiler.table_text import table_text
 from attnc.compiler.unbuilt import unbuilt
 from attnc.dsl import SpecError
 

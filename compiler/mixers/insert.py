@@ -15,19 +15,19 @@ class Insert(Kind):
     """`insert(landmark, every = 50)`: one learned token after every 50."""
 
     kind: Literal["insert"] = "insert"
-    token: Annotated[Literal["landmark"], Positional()]
+    what: Annotated[Literal["landmark"], Positional()]
     every: Annotated[int, Bounds(1, 65536)]
 
 
 def _weights(kind: Insert, _attributes: Any, model: Any) -> tuple[Weight, ...]:
-    return (Weight(name=f"{kind.token}.weight", shape=(model.dim,)),)
+    return (Weight(name=f"{kind.what}.weight", shape=(model.dim,)),)
 
 
 MIXER = Mixer(
     name="insert",
     type="change",
     parameters=Insert,
-    examples=(Insert(token="landmark", every=3),),
+    examples=(Insert(what="landmark", every=3),),
     weights=_weights,
     slots=lambda kind: 1 + 1 / kind.every,
 )
