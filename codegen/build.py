@@ -13,20 +13,21 @@ from typing import Any
 import attnc
 from attnc.codegen import folder as folders
 from attnc.codegen import kernels, module, weight_files
+from attnc.codegen.built import Built, Compiled
 from attnc.codegen.eager import emit as eager
 from attnc.codegen.problem import complaint
 from attnc.compiler import graph as graphs
 from attnc.compiler import parameters, passes
-from attnc.compiler.cache_spec import CacheRow, cache_spec
+from attnc.compiler.cache_spec import cache_spec
 from attnc.compiler.cost import Workload
 from attnc.compiler.device import device
 from attnc.compiler.graph import Graph
-from attnc.compiler.plan import Choice, Plan, choose
+from attnc.compiler.plan import choose
+from attnc.compiler.planned import Choice, Plan
 from attnc.compiler.spec import Spec
 from attnc.compiler.value import Value
 from attnc.dsl import SpecError
 
-SCHEMA_VERSION = 1
 PORTABLE_GPU = "h100"
 """The table by which launches on a GPU are planned where a build names no GPU."""
 
@@ -41,37 +42,6 @@ class Options(Value):
     strict: bool = False
     length: int = 8192
     batch: int = 1
-
-
-class Compiled(Value):
-    """What one kernel of the folder uses on one target: registers and spills of a thread, bytes of shared memory of a block."""
-
-    file: str
-    kernel: str
-    target: str
-    dtype: str
-    registers: int
-    shared: int
-    spills: int
-    scratch: int
-    warps: int
-    stages: int
-
-
-class Built(Value):
-    """plan.json: how the folder was made and how it runs. `files` lists every file, so that nothing else is ever removed."""
-
-    schema_version: int = SCHEMA_VERSION
-    attnc: str
-    name: str
-    file: str
-    parameters: int
-    launches: dict[str, str]
-    plans: dict[str, Plan]
-    cache: tuple[CacheRow, ...]
-    kernels: dict[str, str]
-    resources: tuple[Compiled, ...] = ()
-    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)

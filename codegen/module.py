@@ -13,7 +13,7 @@ from attnc.codegen.launching import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
 from attnc.compiler.graph import Graph
-from attnc.compiler.plan import Plan
+from attnc.compiler.planned import Plan
 from attnc.compiler.spec import PHASES, Chain, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
 
 Entry = tuple[int, Part, int, str]

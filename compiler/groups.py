@@ -44,8 +44,8 @@ def split(node: tree.Block, kv_heads: int, problems: Problems) -> list[tuple[int
     if others is not None:
         if not missing:
             message = f"the cases before own all {kv_heads} KV groups, so `else` owns none"
-            span, fix = node.cases[others].selector.span, Edit(node.cases[others].span, "")
-            problems.add("A205", message, span, "a group for each case", "remove the `else`", fix=fix)
+            span, gone = node.cases[others].selector.span, Edit(node.cases[others].span, "")
+            problems.add("A205", message, span, "a group for each case", "remove the `else`", fix=gone)
             return None
         owner |= dict.fromkeys(missing, others)
     elif missing:

@@ -122,9 +122,9 @@ def _inside(mixer: Mixer, at: _Where) -> Iterator[tuple[Mixer, _Where]]:
             for branch in branches:
                 yield branch.mixer, at.when(_condition(branch.condition))
         case Choose(alternatives=alternatives) | Route(alternatives=alternatives):
-            for index, one in enumerate(alternatives):
+            for index, other in enumerate(alternatives):
                 default = " (default)" * (mixer.node == "choose" and index == 0)
-                yield one.mixer, at.when(f"{mixer.node} per {mixer.per}: {one.name}{default}")
+                yield other.mixer, at.when(f"{mixer.node} per {mixer.per}: {other.name}{default}")
         case Select(name=name, mixer=inner):
             yield inner, at.within(name).when(f"among the {mixer.keep} of the tokens that are kept")
 

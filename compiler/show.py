@@ -7,7 +7,7 @@ from itertools import groupby
 
 from attnc.compiler.graph import Apply, Combine, Graph, Guard, HeadGroup, Mix, Node, Project, RouteTokens, Variant
 from attnc.compiler.mixer import Kind
-from attnc.compiler.plan import Choice, Plan
+from attnc.compiler.planned import Choice, Plan
 from attnc.compiler.spec import PHASES
 
 

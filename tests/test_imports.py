@@ -29,7 +29,16 @@ ROOMS = {
     "lsp": ("src/attnc/lsp", {"attnc", "attnc.dsl", "attnc.compiler", "attnc.lsp"}, {"pygls", "lsprotocol"}),
     "cli": (
         "src/attnc/cli",
-        {"attnc", "attnc.dsl", "attnc.compiler", "attnc.codegen", "attnc.lsp", "attnc.checkpoint", "attnc.cli"},
+        {
+            "attnc",
+            "attnc.dsl",
+            "attnc.compiler",
+            "attnc.codegen",
+            "attnc.lsp",
+            "attnc.checkpoint",
+            "attnc.cli",
+            "attnc.runtime.codes",
+        },
         {"typer", "rich", "pydantic", "platformdirs", "torch", "jinja2", "tokenizers"},
     ),
 }

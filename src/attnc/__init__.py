@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from attnc.codegen.build import Report
-    from attnc.compiler.plan import Plan
+    from attnc.compiler.planned import Plan
     from attnc.compiler.spec import Spec
     from attnc.dsl.diagnostic import SpecError
     from attnc.runtime.model import BuiltModel

@@ -13,7 +13,22 @@ from attnc.cli import version
 HELP = "The compiler for hybrid attention: a short spec in, readable PyTorch and Triton out."
 EPILOG = "Exit codes: 0 ok, 1 a check or comparison failed, 2 usage, 3 the spec has errors, 4 environment, 5 a mistake of ours."
 
-COMMANDS = ("check", "fmt", "show", "diff", "build", "import", "graft", "run", "explain", "lsp", "doctor")
+COMMANDS = (
+    "init",
+    "specs",
+    "check",
+    "fmt",
+    "show",
+    "diff",
+    "build",
+    "import",
+    "graft",
+    "run",
+    "explain",
+    "schema",
+    "lsp",
+    "doctor",
+)
 """Each is a function of its name in a file of its name; in the order of the help."""
 
 KEYWORDS = {"import": "import_checkpoint"}

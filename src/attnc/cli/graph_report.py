@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, SerializeAsAny
 
-from attnc.compiler.graph import Graph
 from attnc.compiler.value import Value
+
+if TYPE_CHECKING:  # networkx
+    from attnc.compiler.graph import Graph
 
 
 class NodeReport(BaseModel):

@@ -17,7 +17,7 @@ from attnc.cli.output import Format, note, print_json
 if TYPE_CHECKING:
     from attnc.cli.verified import Unverified
     from attnc.compiler.graph import Graph
-    from attnc.compiler.plan import Plan
+    from attnc.compiler.planned import Plan
     from attnc.compiler.spec import Spec
 
 
@@ -174,7 +174,7 @@ def _layer_graph(spec: Spec) -> Graph:
 
 def _built_plan(folder: Path) -> Plan:
     """The plan by which a built folder runs on this machine."""
-    from attnc.codegen.build import Built
+    from attnc.codegen.built import Built
 
     built = Built.model_validate_json((folder / "plan.json").read_text("utf-8"))
     return built.plans["cpu" if device_name(None) == "cpu" else "cuda"]

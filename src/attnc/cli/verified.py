@@ -13,7 +13,7 @@ from attnc.codegen.triton import verified
 from attnc.codegen.triton.emit import emit
 from attnc.compiler.families import Softmax
 from attnc.compiler.graph import Graph, Mix
-from attnc.compiler.plan import Plan
+from attnc.compiler.planned import Plan
 from attnc.compiler.show import numbers_text
 from attnc.compiler.spec import Model, Phase
 

@@ -1,0 +1,40 @@
+"""What plan.json says of a built folder."""
+
+from __future__ import annotations
+
+from attnc.compiler.cache_spec import CacheRow
+from attnc.compiler.planned import Plan
+from attnc.compiler.value import Value
+
+SCHEMA_VERSION = 1
+
+
+class Compiled(Value):
+    """What one kernel of the folder uses on one target: registers and spills of a thread, bytes of shared memory of a block."""
+
+    file: str
+    kernel: str
+    target: str
+    dtype: str
+    registers: int
+    shared: int
+    spills: int
+    scratch: int
+    warps: int
+    stages: int
+
+
+class Built(Value):
+    """plan.json: how the folder was made and how it runs. `files` lists every file, so that nothing else is ever removed."""
+
+    schema_version: int = SCHEMA_VERSION
+    attnc: str
+    name: str
+    file: str
+    parameters: int
+    launches: dict[str, str]
+    plans: dict[str, Plan]
+    cache: tuple[CacheRow, ...]
+    kernels: dict[str, str]
+    resources: tuple[Compiled, ...] = ()
+    files: tuple[str, ...]
