@@ -160,6 +160,19 @@ def join(left: Typed, right: Typed, node: tree.Expression) -> Typed:
 def size_and_depth(typed: Typed) -> tuple[int, int]:
     """How many kinds an expression has, and how deep it is."""
     if isinstance(typed, Keys):
-        return len(typed.kinds), 1
+        found = [_size_and_depth_of_kind(kind) for kind in typed.kinds]
+        return sum(size for size, _ in found), max(depth for _, depth in found)
     sizes = [size_and_depth(part) for part in parts_of(typed)]
     return max(1, sum(size for size, _ in sizes)), 1 + max((depth for _, depth in sizes), default=0)
+
+
+def _size_and_depth_of_kind(kind: Kind) -> tuple[int, int]:
+    """How many kinds stand in a kind, itself included: arguments may be unions of others."""
+    inner = [_size_and_depth_of_kind(one) for value in dict(kind).values() for one in kinds_in(value)]
+    return 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)
+
+
+def kinds_in(value: object) -> tuple[Kind, ...]:
+    """The kinds that an argument holds."""
+    held = value if isinstance(value, tuple) else (value,)
+    return tuple(one for one in held if isinstance(one, Kind))

@@ -103,11 +103,14 @@ def _rows(mixer: Mixer, at: _Place) -> Iterator[TableRow]:
         case Sum() | Chain() | Gate():
             sign = {"sum": "+", "chain": ">>"}.get(mixer.node, "")
             for place, (name, part) in enumerate(zip(mixer.names, mixer.parts, strict=True)):
-                how = f"gate({mixer.by})" if isinstance(mixer, Gate) else sign if place else ""
+                how = _gate(mixer) if isinstance(mixer, Gate) else sign if place else ""
                 yield from _rows(part, replace(at, scope=joined(at.scope, name), joined=how))
-        case Select(keep=keep, mixer=inner):
+        case Select(keep=keep, by=by, mixer=inner):
             yield from _rows(
-                inner, replace(at, scope=selected_scope(mixer, at.scope)).when(f"selected {keep} of the tokens", at.phases)
+                inner,
+                replace(at, scope=selected_scope(mixer, at.scope)).when(
+                    f"{keep} of the tokens, by {print_value(by)}", at.phases
+                ),
             )
         case Context(name=name, memory=memory):
             yield _row(mixer, at)
@@ -116,6 +119,11 @@ def _rows(mixer: Mixer, at: _Place) -> Iterator[TableRow]:
             yield from _cases(mixer, at)
         case _:
             yield _row(mixer, at)
+
+
+def _gate(gate: Gate) -> str:
+    """`gate(sigmoid)`, with the projections that its branches share."""
+    return f"gate({gate.by}" + f", shared = {print_value(gate.shared)}" * bool(gate.shared) + ")"
 
 
 def _cases(mixer: Heads | When | Choose | Route, at: _Place) -> Iterator[TableRow]:

@@ -13,10 +13,11 @@ from attnc.compiler.fields import fields
 from attnc.compiler.laws import laws
 from attnc.compiler.print_value import print_number, print_value
 from attnc.compiler.selectors import ranges
-from attnc.compiler.spec import BudgetSite, Model, Spec
+from attnc.compiler.spec import BudgetSite, Choose, Mixer, Model, Route, Spec
 from attnc.compiler.table import SHOWN_ELSEWHERE, TableRow, table
 from attnc.compiler.unbuilt import unbuilt
 from attnc.compiler.value import Value
+from attnc.compiler.walk import every
 
 WIDTH = 150
 """Columns of the table; a wider one has cells of several lines."""
@@ -39,6 +40,9 @@ FIRST_LINE = ("name", "vocab", "dim", "layers", "feed_forward", "norm")
 def table_text(spec: Spec, dtype: str = "bfloat16") -> str:
     """The table as plain text, with the model above it, and everything else that the spec says below."""
     text = [*_model_lines(spec.model, spec.defaults), "", *_table_lines(table(spec, dtype))]
+    decided = list(_decisions(spec))
+    if decided:
+        text += ["", "decisions", *decided]
     if spec.budgets:
         text += ["", "budgets", *map(_budget, spec.budgets)]
     if spec.recipe is not None:
@@ -51,7 +55,7 @@ def table_text(spec: Spec, dtype: str = "bfloat16") -> str:
         for one in found:
             places.setdefault(one.message.removesuffix(" is not built yet"), []).append(one.span.line)
         text += ["", "not built yet"]
-        text += [f"  {what} (line{'s' * (len(lines) > 1)} {ranges(sorted(set(lines)))})" for what, lines in places.items()]
+        text += [f"  {what} (line{'s' * (len(set(lines)) > 1)} {ranges(sorted(set(lines)))})" for what, lines in places.items()]
     text += ["", "laws"]
     text += [f"  {law.name}: {law.sentence if law.owed else f'not owed, {law.reason}'}" for law in laws(spec)]
     refused = refusals(spec)
@@ -70,7 +74,9 @@ def _refusal(one: Refusal) -> str:
 def _model_lines(model: Model, defaults: Attributes | None) -> Iterator[str]:
     """The model in one line, and in a second what it sets beside and for every mixer."""
     ffn = f"{model.feed_forward.kind}({model.feed_forward.width})" if model.feed_forward else "no feed-forward"
-    heads = f", {defaults.heads} heads on {defaults.kv_heads} of {defaults.head_dim}" if defaults else ""
+    heads = (
+        f", {defaults.heads} head{'s' * (defaults.heads > 1)} on {defaults.kv_heads} of {defaults.head_dim}" if defaults else ""
+    )
     norm = model.norm.kind
     yield f"{model.name}: {model.layers} layers of {model.dim}{heads}, {ffn}, {norm}, vocabulary {model.vocab}"
     own = [field for field in fields(Model).values() if field.key not in FIRST_LINE]
@@ -159,8 +165,34 @@ def cache_text(row: CacheRow, of: TableRow) -> str:
     return f"{ring}, {fixed}" if isinstance(row.tokens_kept, int) else f"{ring}, {each}, {fixed}"
 
 
+def _decisions(spec: Spec) -> Iterator[str]:
+    """By what each `choose` and `route` decides, with the layers that have it."""
+    layers: dict[str, list[int]] = {}
+    known: dict[int, list[str]] = {}
+    for layer in spec.layers:
+        if id(layer.mixer) not in known:
+            known[id(layer.mixer)] = list(dict.fromkeys(map(_decision, every(layer.mixer))))
+        for one in filter(None, known[id(layer.mixer)]):
+            layers.setdefault(one, []).append(layer.index)
+    for one, numbers in layers.items():
+        yield f"  layers {ranges(numbers)}: {one}"
+
+
+def _decision(mixer: Mixer) -> str:
+    match mixer:
+        case Choose(per=per, by=by):
+            return f"choose per {per}, before building, by {'search' if by is None else print_value(by)}"
+        case Route(per=per, chunk=chunk, by=by):
+            when = "while running" if per in ("token", "chunk") else "once a prompt"
+            return f"route per {f'chunk({chunk})' if chunk else per}, {when}, by {print_value(by)}"
+        case _:
+            return ""
+
+
 def _bytes(count: int) -> str:
-    """`42.5 KiB`, `16.6 MiB`."""
+    """`4 B`, `42.5 KiB`, `16.6 MiB`."""
+    if count < 2**10:
+        return f"{count} B"
     return f"{count / 1024:.1f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"
 
 

@@ -14,6 +14,13 @@ NESTED = "\n".join(
     ["mix a0 = full", *(f"mix a{n} = a{n - 1} {{ tie = 1 }}".replace("tie = 1", "scale = 1") for n in range(1, 80))]
 )
 
+WITHIN = "\n".join(
+    [
+        "mix a0 = routed(tokens, top_k = 1)",
+        *(f"mix a{n} = a{n - 1} | routed(tokens, top_k = {n + 1}, within = a{n - 1})" for n in range(1, 30)),
+    ]
+)
+
 WRONG = {
     "unknown_kind": MODEL + "layers { all: windw(12) }",
     "unknown_mix_among_others": MODEL + "mix local = window(12)\nlayers { all: locl }",
@@ -45,6 +52,7 @@ WRONG = {
     "budget_method": MODEL + "layers { all: window(budget(1..9, default = 3, per = head, by = coverge(90%))) }",
     "taken_name": MODEL + "mix window = full\nmix linear = full\nlayers { all: full }",
     "mixes_that_explode": MODEL + DEEP + "\nlayers { all: a11 }",
+    "arguments_that_explode": MODEL + WITHIN + "\nlayers { all: a29 }",
     "mixes_that_nest": MODEL + NESTED + "\nlayers { all: a79 }",
     "two_rules": MODEL + "layers { 0..3: full, every(2): window(5), else: full }",
     "all_beside_others": MODEL + "layers { all: full, 3: window(5) }",
