@@ -19,7 +19,9 @@ from attnc.compiler.mixers.full import Full
 from attnc.compiler.mixers.routed.choice import Last, QueryBlock
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.routed.units import Clusters, Mean
+from attnc.compiler.origin import span_of
 from attnc.compiler.print_value import print_value
+from attnc.compiler.selectors import ranges
 from attnc.compiler.spec import (
     PHASES,
     Attention,
@@ -34,6 +36,7 @@ from attnc.compiler.spec import (
 )
 from attnc.compiler.value import Origin, Value
 from attnc.compiler.walk import children, reachable
+from attnc.dsl.diagnostic import Diagnostic, SpecError
 
 Causality = Literal["strict", "block", "sequence", "none"]
 CLASSES: tuple[Causality, ...] = ("strict", "block", "sequence", "none")
@@ -42,6 +45,11 @@ CLASSES: tuple[Causality, ...] = ("strict", "block", "sequence", "none")
 Use = Literal["training", "chunked_prefill", "prefix_cache"]
 USES: dict[Use, str] = {"training": "A301", "chunked_prefill": "A302", "prefix_cache": "A303"}
 """What refuses a choice that leaks, each with its code."""
+
+
+NAMES: dict[Use, str] = {"training": "training", "chunked_prefill": "prefill in chunks", "prefix_cache": "a cached prefix"}
+PHASE_OF: dict[Use, str] = {"training": "train", "chunked_prefill": "prefill", "prefix_cache": "prefill"}
+"""The phase that meets each use."""
 
 
 class Found(NamedTuple):
@@ -159,6 +167,23 @@ def refusals(spec: Spec) -> tuple[Refusal, ...]:
                 use=use, code=USES[use], layers=layers, message=choice.reason, multiple=multiple, origin=choice.origin
             )
     return tuple(found.values())
+
+
+def refuse(spec: Spec, use: Use) -> None:
+    """Raises SpecError with a diagnostic for each choice that forbids a use."""
+    found = [_diagnostic(one) for one in refusals(spec) if one.use == use]
+    if found:
+        raise SpecError(found)
+
+
+def _diagnostic(one: Refusal) -> Diagnostic:
+    whole = f"in multiples of {one.multiple} tokens, " if one.multiple else ""
+    message = f"{NAMES[one.use]} of layers {ranges(list(one.layers))} would change what is chosen: {one.message}"
+    if one.use == "training":
+        message = f"training of layers {ranges(list(one.layers))} would see ahead: {one.message}"
+    expected = f"{whole}a choice that looks back, or `selection = noncausal`"
+    help_line = f"decide by `phase`: `when {{ phase == {PHASE_OF[one.use]}: full, else: ... }}`"
+    return Diagnostic(one.code, message, span_of(one.origin), expected, help=help_line)
 
 
 def _forbidden(choice: Choice) -> Iterator[Use]:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from attnc.compiler.value import Origin
 from attnc.dsl import tree
 from attnc.dsl.format import print_expression
-from attnc.dsl.source import Source
+from attnc.dsl.source import Source, Span
 
 LONGEST = 160
 """Longer texts are cropped: they are comments in generated code and cells of tables."""
@@ -19,6 +19,12 @@ def origin(node: tree.Expression | tree.Case) -> Origin:
     text = one_line(node)
     shown = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
     return Origin(file=file_name(node.span.source), line=node.span.line, text=shown)
+
+
+def span_of(one: Origin) -> Span:
+    """A span for diagnostics about a checked spec: the origin's line, which holds its text alone."""
+    source = Source(one.file, "\n" * (one.line - 1) + one.text)
+    return Span(source, one.line - 1, len(source.text))
 
 
 def file_name(source: Source) -> str:

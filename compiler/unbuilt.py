@@ -12,6 +12,7 @@ from attnc.compiler.attributes import Attributes, LogPosition
 from attnc.compiler.fields import fields
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
+from attnc.compiler.origin import span_of
 from attnc.compiler.overlay import block_size
 from attnc.compiler.previous import held, in_branches
 from attnc.compiler.print_value import print_value
@@ -36,7 +37,6 @@ from attnc.compiler.spec import (
 from attnc.compiler.value import Origin, Value
 from attnc.compiler.walk import alternatives, children, default_leaves, leaves
 from attnc.dsl.diagnostic import Diagnostic, SpecError
-from attnc.dsl.source import Source, Span
 
 CODE = "A101"
 
@@ -83,9 +83,7 @@ def refuse_unbuilt(spec: Spec) -> None:
 
 def _diagnostic(one: Finding) -> Diagnostic:
     """The finding at its line, with the text that the spec holds of it."""
-    source = Source(one.origin.file, "\n" * (one.origin.line - 1) + one.origin.text)
-    span = Span(source, one.origin.line - 1, len(source.text))
-    return Diagnostic(CODE, f"{one.what} is not built yet", span, one.expected, help=one.help)
+    return Diagnostic(CODE, f"{one.what} is not built yet", span_of(one.origin), one.expected, help=one.help)
 
 
 def _of_mixer(mixer: Mixer, at: Origin) -> Iterator[Finding]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from attnc.compiler import check_path, check_text
-from attnc.compiler.causality import by_layer, causality, choices, refusals
+from attnc.compiler.causality import by_layer, causality, choices, refusals, refuse
 from attnc.compiler.laws import laws, owed
 from attnc.compiler.spec import Spec
+from attnc.dsl import SpecError
 
 SPECS = Path(__file__).parent.parent / "specs"
 HEAD = "model m { vocab = 100, dim = 64, layers = 4, heads = 8, kv_heads = 4, ffn = none, norm = rms(1e-6) }\n"
@@ -153,6 +154,18 @@ def test_a_refusal_names_all_layers_and_the_place():
     assert training.layers == tuple(range(32))
     assert training.origin.file == "tca.attn"
     assert "last(1)" in training.message
+
+
+@pytest.mark.parametrize(("use", "code"), [("training", "A301"), ("chunked_prefill", "A302"), ("prefix_cache", "A303")])
+def test_a_refused_use_is_a_diagnostic_with_code_and_place(use, code):
+    with pytest.raises(SpecError) as caught:
+        refuse(check_path(SPECS / "hip.attn"), use)
+    (one,) = caught.value.diagnostics
+    assert (one.code, one.span.source.name) == (code, "hip.attn")
+    assert "layers 3..31" in one.message
+    assert ("multiples of 32" in one.expected) == (use != "training")
+    assert one.help
+    refuse(check_path(SPECS / "moba.attn"), use)
 
 
 def test_alternatives_that_the_tuner_may_take_count():
