@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from attnc.compiler.attributes import Attributes
+from attnc.compiler.cache_runs import Run, runs
 from attnc.compiler.cache_spec import BYTES, SPARE, CacheRow, count
-from attnc.compiler.kept import join, of_union
 from attnc.compiler.mixer import Growing, Kept, Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.summary import Summary
-from attnc.compiler.spec import Attention, Change, Context, Heads, Layer, Mixing, Model, Route
+from attnc.compiler.spec import Change, Context, Heads, Layer, Mixing, Model, Route
 from attnc.compiler.value import Share, Tokens
-from attnc.compiler.walk import Leaf, Part, default_leaves, every, first_leaf, kinds, leaves, parts
-
-DECODE = frozenset({"decode"})
+from attnc.compiler.walk import Part, every, first_leaf, kinds, leaves, parts
 
 Shapes = dict[str, tuple[int | None, ...]]
 
@@ -29,15 +26,6 @@ def of_layer(layer: Layer, model: Model, dtype: str, slots: float) -> tuple[list
             slots *= MIXERS[mixer.kind.kind].slots(mixer.kind)
     rows = [row for part in parts(layer.mixer) for row in _Rows(layer, part, model, dtype, slots).all()]
     return rows, slots
-
-
-class Run(NamedTuple):
-    """KV heads first..last (both included), what they keep, and the key sets that decode with them."""
-
-    first: int
-    last: int
-    kept: Kept
-    decoding: tuple[Kind, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,7 @@ class _Rows:
         mixer, attributes = self.part.mixer, self.attributes
         if isinstance(mixer, Route) and mixer.per != "token":
             yield from self._growing(f"{self.name}.route", (_decision(mixer, attributes),))
-        for run in self._runs():
+        for run in runs(mixer, attributes, self.part.phases):
             whole = run.first == 0 and run.last == attributes.kv_heads - 1
             shown = f".heads.{run.first}" + f"-{run.last}" * (run.last > run.first)
             name = self.name if whole else self.name + shown
@@ -141,36 +129,6 @@ class _Rows:
         if isinstance(self.part.mixer, Route) and self.part.mixer.per == "token":
             widths["route"] = len(self.part.mixer.alternatives)
         return widths
-
-    def _runs(self) -> list[Run]:
-        """The join over what may run with a cache. A route of keys keeps all; where decoding drops keys, it alone decides."""
-        mixer, last = self.part.mixer, self.attributes.kv_heads - 1
-        decoding = _attentions(default_leaves(mixer, 0, last, DECODE & self.part.phases))
-        cached = _attentions(default_leaves(mixer, 0, last, self.part.phases))
-        if isinstance(mixer, Route) and mixer.per in ("token", "chunk"):
-            return [Run(0, last, Kept(), _keys(decoding, 0))]
-        starts = sorted({leaf.first for leaf in (*cached, *decoding)})
-        runs: list[Run] = []
-        for first, following in zip(starts, [*starts[1:], last + 1], strict=True):
-            keys = _keys(decoding, first)
-            alone = any(isinstance(kind, Routed) and kind.evict for kind in keys)
-            kept = self._kept([leaf for leaf in (decoding if alone else cached) if leaf.first <= first <= leaf.last])
-            if runs and runs[-1].kept == kept and runs[-1].decoding == keys:
-                runs[-1] = runs[-1]._replace(last=following - 1)
-            else:
-                runs.append(Run(first, following - 1, kept, keys))
-        return runs
-
-    def _kept(self, found: list[Leaf]) -> Kept:
-        """What leaves of the same KV heads keep; where each query head drops for itself, a KV head keeps what any chose."""
-        each = []
-        for leaf in found:
-            assert isinstance(leaf.mixer, Attention)
-            kept = of_union(leaf.mixer.keys)
-            alone = any(isinstance(kind, Routed) and kind.evict and kind.per == "head" for kind in leaf.mixer.keys)
-            ratio = self.attributes.heads // self.attributes.kv_heads if alone else 1
-            each.append(kept.model_copy(update={"chosen": _times(kept.chosen, ratio)}))
-        return join(each)
 
     def _of_named_summary(self, kind: Kind, attributes: Attributes) -> tuple[Growing, ...]:
         """The keys of a summary that scores units, unless the layer keeps them anyway."""
@@ -286,16 +244,6 @@ def _decision(route: Route, attributes: Attributes) -> Growing:
     return Growing(name="route", shape=(attributes.kv_heads if route.per == "head" else 1,), step=0, dtype="uint8")
 
 
-def _attentions(found: Iterable[Leaf]) -> list[Leaf]:
-    return [leaf for leaf in found if isinstance(leaf.mixer, Attention)]
-
-
-def _keys(found: list[Leaf], head: int) -> tuple[Kind, ...]:
-    """The kinds that KV head `head` decodes with, each once."""
-    here = [leaf.mixer for leaf in found if leaf.first <= head <= leaf.last]
-    return tuple(dict.fromkeys(kind for mixer in here if isinstance(mixer, Attention) for kind in mixer.keys))
-
-
 def _part_of(attributes: Attributes, groups: int) -> Attributes:
     """The same attributes for some of the KV heads."""
     if groups == attributes.kv_heads:
@@ -312,9 +260,3 @@ def _owned(mixing: Mixing, layer: Layer) -> int:
                 if any(leaf is mixing for leaf in leaves(case.mixer)):
                     return case.last - case.first + 1
     return mixing.attributes.kv_heads
-
-
-def _times(tokens: Tokens, ratio: int) -> Tokens:
-    if isinstance(tokens, Share):
-        return Share(percent=min(100.0, tokens.percent * ratio))
-    return tokens * ratio

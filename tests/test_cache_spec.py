@@ -64,7 +64,7 @@ def test_heavy_hitters():
 
 
 def test_matrix_states_with_convolutions():
-    """Qwen3-Next: 36 layers hold 32 states of 128 x 128 and 3 inputs of 16 + 16 + 32 heads of 128; 12 have 2 KV heads of 256."""
+    """Qwen3-Next: 36 layers hold 32 states of 128 x 128 and 3 inputs of 64 heads of 128; 12 have 2 KV heads of 256."""
     state = 32 * 128 * 128 * 4 + 3 * (16 + 16 + 32) * 128 * 2
     assert shipped("qwen3-next", 1000) == 36 * state + 12 * 1000 * 2 * (256 + 256) * 2
 
@@ -241,6 +241,17 @@ def test_selectors_of_some_heads():
     assert found["heads.3"].shapes == {"k": (1, None, 16), "v": (1, None, 16)}
     assert found["heads.3.routed"].shapes == {"min": (None, 1, 16), "max": (None, 1, 16)}
     assert (found["heads.3.routed"].first, found["heads.3.routed"].kv_heads) == (3, 1)
+
+
+def test_head_groups_with_a_state_keep_no_keys():
+    found = rows("heads { 0..1: full, 2: linear, else: window(8) }")
+    assert {name: row.kind for name, row in found.items()} == {
+        "heads.0-1": "growing",
+        "heads.3": "ring",
+        "linear.linear": "fixed",
+    }
+    assert found["heads.0-1"].shapes["k"] == (2, None, 16)
+    assert found["linear.linear"].shapes == {"state": (2, 16, 16)}
 
 
 def test_the_rows_are_found_without_torch():
