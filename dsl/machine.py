@@ -89,16 +89,17 @@ class Machine:
         return {symbol for symbol in self.choices() if symbol.isupper() and self.fits(symbol)}
 
     def _reduce(self, rule: Rule) -> None:
-        children: list[Any] = []
-        for value in self.values[-rule.size :]:
-            if isinstance(value, Row):
-                children += value
-            else:
-                children.append(value)
+        values = self.values[-rule.size :]
         del self.states[-rule.size :], self.values[-rule.size :]
         self.states.append(self.table.states[self.states[-1]][rule.origin])
-        if rule.build is None:
-            assert rule.single or rule.origin.startswith("__"), f"no method builds {rule.origin}"
-            self.values.append(children[0] if rule.single and len(children) == 1 else Row(children))
+        if rule.single and rule.size == 1:
+            self.values.append(values[0])
+        elif rule.origin.startswith("__"):
+            # A row grows in place: nobody else holds it, and copying it for each entry would be quadratic.
+            row = values.pop(0) if isinstance(values[0], Row) else Row()
+            row += values
+            self.values.append(row)
         else:
-            self.values.append(children[0] if rule.single and len(children) == 1 else rule.build(children))
+            assert rule.build is not None, f"no method builds {rule.origin}"
+            inside = (value if isinstance(value, Row) else (value,) for value in values)
+            self.values.append(rule.build([child for part in inside for child in part]))
