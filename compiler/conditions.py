@@ -75,7 +75,7 @@ def _is(value: tree.Value, names: tuple[str, ...]) -> bool:
 def _phase(sign: str, right: tree.Value, selector: tree.Compare, place: Place) -> Condition | None:
     if sign != "==" or not isinstance(right, tree.Name) or right.text not in PHASES:
         word = right.text if isinstance(right, tree.Name) else ""
-        help_line = nearest(word, PHASES, "write `phase == decode`")
+        help_line = f"write `phase == {word}`" if word in PHASES else nearest(word, PHASES, "write `phase == decode`")
         span = right.span if sign == "==" else selector.span
         place.problems.add("A211", "`phase` is compared with `==` to a phase", span, f"one of {words(PHASES)}", help_line)
         return None

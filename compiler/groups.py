@@ -9,6 +9,7 @@ from attnc.dsl import tree
 from attnc.dsl.diagnostic import Edit
 from attnc.dsl.excerpt import quoted
 
+OTHERS = "add `else: full`, or what they shall do"
 EXPECTED = "a KV group, a range, a share, or `else`"
 
 
@@ -50,7 +51,7 @@ def split(node: tree.Block, kv_heads: int, problems: Problems) -> list[tuple[int
         owner |= dict.fromkeys(missing, others)
     elif missing:
         message = f"KV {_shown(missing)} {'has' if len(missing) == 1 else 'have'} no case"
-        problems.add("A206", message, node.word.span, f"cases for KV groups 0 to {kv_heads - 1}", "add `else: ...`")
+        problems.add("A206", message, node.word.span, f"cases for KV groups 0 to {kv_heads - 1}", OTHERS)
         return None
     runs: list[tuple[int, int, int]] = []
     for group in range(kv_heads):
@@ -100,7 +101,9 @@ def _share(number: tree.Number, kv_heads: int, position: int, problems: Problems
         return None
     if position + groups > kv_heads:
         message = f"{one_line(number)} of {kv_heads} KV groups is {int(groups)}, and only {kv_heads - position} left"
-        problems.add("A205", message, number.span, f"at most {kv_heads - position} groups", "shares add up to at most 100%")
+        left = kv_heads - position
+        expected = f"at most {left} group{'s' * (left != 1)}"
+        problems.add("A205", message, number.span, expected, "shares add up to at most 100%")
         return None
     return list(range(position, position + int(groups)))
 

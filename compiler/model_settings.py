@@ -88,7 +88,15 @@ Given = dict[str, tuple[Any, Span]]
 """Settings as read: key -> typed value (INVALID after a mistake) and where it is written."""
 
 REQUIRED_ATTRIBUTE = "heads"
-SHOWN = {"ffn": "ffn = swiglu(5632)", "norm": "norm = rms(1e-6)"}
+SHOWN = {
+    "vocab": "vocab = 32000",
+    "dim": "dim = 2048",
+    "layers": "layers = 24",
+    "heads": "heads = 16",
+    "ffn": "ffn = swiglu(5632)",
+    "norm": "norm = rms(1e-6)",
+}
+"""What a model of a usual size says."""
 
 
 def read_model(item: tree.Model, place: Place) -> tuple[Model | None, Given]:
@@ -107,7 +115,7 @@ def read_model(item: tree.Model, place: Place) -> tuple[Model | None, Given]:
     missing += [REQUIRED_ATTRIBUTE] * (REQUIRED_ATTRIBUTE not in given)
     for key in missing:
         message = f"`model` does not say `{key}`"
-        help_line = f"add `{SHOWN.get(key, f'{key} = ...')}`"
+        help_line = f"add `{SHOWN[key]}`, or what the model has"
         place.problems.add("A105", message, item.name.span, f"`{key}`: {expectation(declared[key])}", help_line)
     inherited = {key: given[key] for key in given if key in fields(Attributes)}
     own = {field.key: given[field.key][0] for field in fields(ModelSettings).values() if field.key in given}

@@ -42,7 +42,7 @@ def resolve_attributes(
         if model.dim % heads:
             message = f"dim {model.dim} does not split into {heads} heads"
             near = _divisor(model.dim, heads)
-            help_line = f"set `head_dim`, or use {near} heads"
+            help_line = f"write `heads = {near}`, or set `head_dim`"
             problems.add("A204", message, where["heads"], "dim a multiple of heads, or a `head_dim`", help_line)
             return None
         values["head_dim"] = model.dim // heads
@@ -100,7 +100,8 @@ def _agree(attributes: Attributes, where: dict[str, Span], span: Span, problems:
 
 def check_keys(kinds: tuple[Kind, ...], attributes: Attributes, span: Span, problems: Problems) -> bool:
     """What attributes ask of a union's key sets."""
-    sizes = {size for kind in kinds for size in [block_size(kind)] if size}
+    blocked = attributes.positions == "chunk" or isinstance(attributes.score, Grouped)
+    sizes = {size for kind in kinds for size in [block_size(kind)] if size} if blocked else set()
     if attributes.positions == "chunk" and (len(sizes) != 1 or not all(isinstance(size, int) for size in sizes)):
         found = "no blocks" if not sizes else f"blocks of {' and '.join(str(size) for size in sorted(sizes, key=str))}"
         message = f"`positions = chunk` counts blocks, but the union has {found}"

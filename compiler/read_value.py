@@ -119,10 +119,12 @@ def _argument_field(
     if argument.key is None:
         if by_place:
             return by_place.pop(0)
-        listed = f"keys {words(declared)}" if declared else "no arguments"
-        problems.add(
-            "A102", f"`{word}` takes no further argument by place", argument.span, listed, "give it by its key, or remove it"
-        )
+        if declared:
+            message, listed = f"`{word}` takes no further argument by place", f"keys {words(declared)}"
+            help_line = "give it by its key, or remove it"
+        else:
+            message, listed, help_line = f"`{word}` takes no arguments", "no arguments", f"write `{word}`"
+        problems.add("A102", message, argument.span, listed, help_line)
         return None
     key = argument.key.text
     if key not in declared:
@@ -165,7 +167,7 @@ def in_bounds(value: tree.Number, low: float, high: float, field: Field, owner: 
         f"`{field.key}` of {named(owner)} must lie in {bounds}",
         value.span,
         expectation(field),
-        f"the nearest value allowed is {number(bound)}{unit}",
+        f"the nearest value allowed is `{number(bound)}{unit}`",
     )
     return False
 
@@ -202,10 +204,18 @@ def _word(value: tree.Name | tree.Call, word: str, field: Field, owner: str, pla
 
 def _mismatch(value: tree.Expression, field: Field, owner: str, place: Place) -> Invalid:
     word = value.text if isinstance(value, tree.Name) else value.name.text if isinstance(value, tree.Call) else ""
-    shown = quoted(one_line(value))
-    help_line = nearest(word, options(field.types), f"give `{field.key}` {expectation(field)}")
-    place.problems.add("A103", f"`{field.key}` of {named(owner)} cannot be {shown}", value.span, expectation(field), help_line)
+    message = f"`{field.key}` of {named(owner)} cannot be {quoted(one_line(value))}"
+    meant = _truth(value) if bool in field.types else ""
+    otherwise = f"write `{meant}`" if meant else f"give `{field.key}` {expectation(field)}"
+    help_line = nearest(word, options(field.types), otherwise)
+    place.problems.add("A103", message, value.span, expectation(field), help_line, fix=meant or None)
     return INVALID
+
+
+def _truth(value: tree.Expression) -> str:
+    """`true` and `false` in the words of other languages; empty for anything else."""
+    written = str(value.value) if isinstance(value, tree.Number) and not value.share else getattr(value, "text", "")
+    return {"1": "true", "yes": "true", "on": "true", "0": "false", "no": "false", "off": "false"}.get(written, "")
 
 
 def _is_none(value: tree.Expression, field: Field) -> bool:
@@ -230,8 +240,8 @@ def _divides(value: Value, word: str, span: Span, problems: Problems) -> bool:
         if part == 1 or (isinstance(whole, int) and whole % part == 0):
             continue
         shown = f"{field.key} = {part} does not divide {field.divides.field} = {whole} of `{word}`"
-        better = str(max(part, round(whole / part) * part)) if isinstance(whole, int) else "a number of tokens"
-        help_line = f"use {better} for `{field.divides.field}`"
+        better = f"`{max(part, round(whole / part) * part)}`" if isinstance(whole, int) else "a number of tokens"
+        help_line = f"write {better} for `{field.divides.field}`"
         problems.add("A204", shown, span, f"{field.divides.field} a multiple of {field.key}", help_line)
         return False
     return True

@@ -67,7 +67,10 @@ def owners(cases: tuple[tree.Case, ...], layers: int, place: Place) -> list[int]
     for (first, second), both in clashes.items():
         message = f"{_shown(both)} {'has' if len(both) == 1 else 'have'} two rules"
         notes = [("the first one is here", cases[first].span)]
-        help_line = f"take {_shown(both)} out of one of them"
+        left = ranges([layer for layer in picked[second] or () if owner[layer] == second])
+        written = f"[{left}]" if "," in left else left
+        leave = f"write `{written}` here" if left else "remove this rule"
+        help_line = f"{leave}, or take {_shown(both)} out of the first"
         place.problems.add("A200", message, cases[second].selector.span, "one rule for each layer", help_line, notes)
     others = next((index for index, case in enumerate(cases) if isinstance(case.selector, tree.Else)), None)
     wrong = [
@@ -81,7 +84,9 @@ def owners(cases: tuple[tree.Case, ...], layers: int, place: Place) -> list[int]
     elif missing:
         message = f"{_shown(missing)} {'has' if len(missing) == 1 else 'have'} no rule"
         span = Span(cases[0].span.source, cases[0].span.start, cases[-1].span.end)
-        place.problems.add("A201", message, span, f"rules for layers 0 to {layers - 1}", "add `else: ...`")
+        place.problems.add(
+            "A201", message, span, f"rules for layers 0 to {layers - 1}", "add `else: full`, or what they shall do"
+        )
         return None
     return [owner[layer] for layer in range(layers)]
 

@@ -161,7 +161,7 @@ def test_only_a_diagnostic_about_a_spec_says_that_the_spec_is_wrong():
 
 def test_a_mistake_of_ours_is_admitted_and_its_traceback_kept(attnc_run, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(compiler, "check", lambda path, overrides: 1 / 0)
+    monkeypatch.setattr(compiler, "check", lambda file: 1 / 0)
     code, out, err = attnc_run("check", FULL)
     (kept,) = tmp_path.iterdir()
     assert (code, out) == (5, "")
@@ -172,7 +172,7 @@ def test_a_mistake_of_ours_is_admitted_and_its_traceback_kept(attnc_run, monkeyp
 
 def test_a_full_disk_and_a_missing_package_are_the_environments_fault(attnc_run, monkeypatch):
     def fail(error):
-        def check(path, overrides):
+        def check(file):
             raise error
 
         return check
@@ -188,7 +188,7 @@ def test_a_full_disk_and_a_missing_package_are_the_environments_fault(attnc_run,
 
 
 def test_an_interrupt_is_130(attnc_run, monkeypatch):
-    def interrupt(path, overrides):
+    def interrupt(file):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compiler, "check", interrupt)

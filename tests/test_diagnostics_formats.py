@@ -203,6 +203,7 @@ FIXED = {
     "brackets for parentheses": ("layers { all: window[64] }", "layers { all: window(64) }"),
     "selectors without brackets": ("layers { 0, 5: full, else: sink(4) }", "layers { [0, 5]: full, else: sink(4) }"),
     "mix forgotten": ("near = window(8)\nlayers { all: near }", "mix near = window(8)\nlayers { all: near }"),
+    "a number for a truth": ("layers { all: full { causal = 0 } }", "layers { all: full { causal = false } }"),
     "else first": ("layers { else: full, 0: window(8) }", "layers { 0: window(8), else: full }"),
     "all beside others": ("layers { 0: full, all: window(8) }", "layers { 0: full, else: window(8) }"),
     "a group with two owners": (
