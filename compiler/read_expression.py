@@ -146,6 +146,8 @@ def _union(node: tree.Union, names: Names, place: Place) -> Typed:
         if type_of(part) in ("mixer", "change"):
             not_keys(part, written, place)
             return Wrong(node)
+    if any(type_of(part) == "wrong" for part in parts):  # blocks too: another case of theirs may be a mixer
+        return Wrong(node)
     typed = parts[0]
     for part in parts[1:]:
         typed = _limited(join(typed, part, node), place)
