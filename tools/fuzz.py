@@ -31,7 +31,7 @@ from attnc.compiler.fields import fields, options
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.model_settings import ModelSettings
 from attnc.compiler.recipe import Recipe
-from attnc.compiler.table import table
+from attnc.compiler.spec import Spec
 from attnc.compiler.table_text import table_text
 from attnc.compiler.unbuilt import unbuilt
 from attnc.dsl import Source, SpecError, parse, read
@@ -44,6 +44,9 @@ SPECS = [path.read_bytes() for path in sorted((TOP / "specs").glob("*.attn"))]
 KEPT = TOP / "tests" / "fuzz"
 SECONDS, MEMORY = 5.0, 2**30
 LARGE = 2**16
+STUCK = 12 * SECONDS
+"""Seconds of a clock on the wall after which a text is given up, on a machine that has much else to do."""
+
 MARK = "MARK"
 """Stands in comments of the texts drawn."""
 
@@ -101,31 +104,45 @@ def judge(data: bytes, *, build: bool) -> str:
         return "file"
     source = Source(NAME, text)
     try:
-        tree = parse(source)
+        tree = _soon("reading", parse, source)
     except SpecError as error:
         _judge_messages(source, error)
         return "syntax"
-    again = reformatted(source)
+    again = _soon("laying out", reformatted, source)
     assert len(text) > LARGE or reformatted(Source(NAME, again)) == again, "laying out twice is not laying out once"
     try:
-        spec = check(tree)
+        spec = _soon("checking", check, tree)
     except SpecError as error:
         _judge_messages(source, error)
         return "meaning"
-    assert len(table(spec)) > 0
-    assert table_text(spec).isprintable() or "\n" in table_text(spec)
+    assert _soon("resolving", table_text, spec).isascii()
     waiting = unbuilt(spec)
     if waiting or not build or len(spec.layers) > 64:
         str(SpecError(waiting)) if waiting else None
         return "checked"
-    whole = passes.run(graph.build(spec))
-    texts, _ = write_texts(spec, whole, plan_all(whole, Options(device="h100")))
+    texts = _soon("building", _code, spec)
     for name, code in texts.items():
         if name.endswith(".py"):
             assert MARK not in code, f"{name} holds a comment of the spec"
             assert "EVIL = " not in code, f"{name} holds the name of the file as it is"
             ast.parse(code)
     return "built"
+
+
+def _soon(what: str, step: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a step, which is a command's whole work. Counts the time of this process alone: machines are shared."""
+    began = time.process_time()
+    try:
+        return step(*arguments)
+    finally:
+        taken = time.process_time() - began
+        assert taken < SECONDS, f"{what} takes {taken:.1f} seconds"
+
+
+def _code(spec: Spec) -> dict[str, str]:
+    whole = passes.run(graph.build(spec))
+    texts, _ = write_texts(spec, whole, plan_all(whole, Options(device="h100")))
+    return texts
 
 
 def _judge_messages(source: Source, error: SpecError) -> None:
@@ -334,8 +351,8 @@ def run(texts: Iterable[tuple[str, bytes]], *, build: Callable[[int], bool]) -> 
         while at < len(waiting):
             name, data = waiting[at]
             try:
-                answered = ours.poll(SECONDS)
-                outcome = ours.recv() if answered else f"takes over {SECONDS:g} seconds"
+                answered = ours.poll(STUCK)
+                outcome = ours.recv() if answered else f"takes over {STUCK:g} seconds"
             except EOFError:
                 answered, outcome = False, "ends the process"
             at += 1
