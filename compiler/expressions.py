@@ -5,9 +5,11 @@ A mix is read once, where it is defined; inheritance happens later, wherever it 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from attnc.compiler.fields import fields, takes_keys
 from attnc.compiler.mixer import Kind
 from attnc.compiler.model_settings import Given
 from attnc.compiler.tuning import ChooseArguments, ContextArguments, GateArguments, RouteArguments, SelectArguments
@@ -168,8 +170,17 @@ def size_and_depth(typed: Typed) -> tuple[int, int]:
 
 def _size_and_depth_of_kind(kind: Kind) -> tuple[int, int]:
     """How many kinds stand in a kind, itself included: arguments may be unions of others."""
+    if not _holds_kinds(type(kind)):
+        return 1, 1
     inner = [_size_and_depth_of_kind(one) for value in dict(kind).values() for one in kinds_in(value)]
     return 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)
+
+
+@functools.cache
+def _holds_kinds(owner: type[Kind]) -> bool:
+    """Whether an argument of a kind may be a kind or a union."""
+    kept = [member for field in fields(owner).values() for member in field.types]
+    return any(takes_keys((member,)) or (isinstance(member, type) and issubclass(member, Kind)) for member in kept)
 
 
 def kinds_in(value: object) -> tuple[Kind, ...]:

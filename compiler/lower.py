@@ -9,7 +9,6 @@ from attnc.compiler.lower_wrapped import lower_change, lower_context, lower_sele
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.model_settings import Given
-from attnc.compiler.origin import origin
 from attnc.compiler.overlay import check_keys
 from attnc.compiler.part_names import part_names
 from attnc.compiler.problems import one_of
@@ -70,7 +69,7 @@ def _attention(typed: Keys, scope: Scope) -> Attention | None:
     sound = [_looks_on(kind, attributes, span, scope) and _fits(kind, attributes, span, scope) for kind in typed.kinds]
     if not all(sound):
         return None
-    return Attention(keys=typed.kinds, attributes=attributes, origin=origin(typed.node))
+    return Attention(keys=typed.kinds, attributes=attributes, origin=scope.origin(typed.node))
 
 
 def _mixing(typed: Lone, scope: Scope) -> Mixing | None:
@@ -80,7 +79,7 @@ def _mixing(typed: Lone, scope: Scope) -> Mixing | None:
         return None
     if not _looks_on(typed.kind, attributes, span, scope) or not _fits(typed.kind, attributes, span, scope):
         return None
-    return Mixing(kind=typed.kind, attributes=attributes, origin=origin(typed.node))
+    return Mixing(kind=typed.kind, attributes=attributes, origin=scope.origin(typed.node))
 
 
 def _looks_on(kind: Kind, attributes: Attributes, span: Span, scope: Scope) -> bool:
@@ -115,7 +114,7 @@ def _several(typed: Several, scope: Scope) -> Sum | Chain | Gate | None:
     shared = typed.arguments.shared
     if shared and not _shares(parts, shared, typed, scope):
         return None
-    return Gate(names=names, parts=parts, by=typed.arguments.by, shared=shared, origin=origin(typed.node))
+    return Gate(names=names, parts=parts, by=typed.arguments.by, shared=shared, origin=scope.origin(typed.node))
 
 
 def _shares(parts: tuple[Mixer, ...], shared: tuple[str, ...], typed: Several, scope: Scope) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from attnc.compiler.conditions import read_condition
 from attnc.compiler.expressions import Cases, Typed
 from attnc.compiler.groups import split
-from attnc.compiler.origin import one_line, origin
+from attnc.compiler.origin import one_line
 from attnc.compiler.part_names import part_names
 from attnc.compiler.scope import Scope
 from attnc.compiler.sharing import on_heads, same_groups, share_weights
@@ -53,7 +53,8 @@ def _heads(typed: Cases, scope: Scope, lower: Lower) -> Mixer | None:
     if attributes is None:
         return None
     runs = split(_block_of(typed), attributes.kv_heads, problems)
-    lowered = [lower(body, scope.within("heads")) for _, body in typed.cases]
+    inside = scope.within("heads")
+    lowered = [lower(body, inside) for _, body in typed.cases]
     mixers = [mixer for mixer in lowered if mixer is not None]
     if runs is None or len(mixers) < len(lowered) or not _owned_by_heads(mixers, typed, scope):
         return None
@@ -185,7 +186,7 @@ def _route(typed: Cases, scope: Scope, lower: Lower) -> Route | None:
         problems.add("A204", message, span, "a logit for each alternative", f"give `init` {len(alternatives)} numbers")
         return None
     chunk = arguments.per.n if isinstance(arguments.per, Chunk) else None
-    return Route(per=per, chunk=chunk, by=by, alternatives=alternatives, origin=origin(typed.node))
+    return Route(per=per, chunk=chunk, by=by, alternatives=alternatives, origin=scope.origin(typed.node))
 
 
 def _takes_keys(alternatives: tuple[Alternative, ...], typed: Cases, per: str, scope: Scope) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from attnc.compiler.expressions import Altered, Typed, Wrapped
 from attnc.compiler.mixers import MIXERS
-from attnc.compiler.origin import origin
 from attnc.compiler.part_names import part_names
 from attnc.compiler.scope import Scope
 from attnc.compiler.spec import Change, Context, Mixer, Mixing, Select
@@ -37,7 +36,7 @@ def lower_context(typed: Wrapped, scope: Scope, lower: Lower) -> Context | None:
         segment=segment,
         persistent=typed.arguments.persistent,
         attributes=attributes,
-        origin=origin(typed.node),
+        origin=scope.origin(typed.node),
     )
 
 
@@ -61,7 +60,7 @@ def lower_select(typed: Wrapped, scope: Scope, lower: Lower) -> Select | None:
         scope.problems.add("A309", message, span, "`causal = false`", help_line)
         return None
     (name,) = part_names([typed.body.name])
-    return Select(name=name, mixer=mixer, keep=keep, by=typed.arguments.by, origin=origin(typed.node))
+    return Select(name=name, mixer=mixer, keep=keep, by=typed.arguments.by, origin=scope.origin(typed.node))
 
 
 def lower_change(typed: Altered, scope: Scope) -> Change | None:
@@ -72,4 +71,4 @@ def lower_change(typed: Altered, scope: Scope) -> Change | None:
     broken = list(MIXERS[typed.kind.kind].fits(typed.kind, attributes, scope.model))
     for one in broken:
         scope.problems.add(one.code, one.message, typed.node.span, one.expected, one.help)
-    return None if broken else Change(kind=typed.kind, origin=origin(typed.node))
+    return None if broken else Change(kind=typed.kind, origin=scope.origin(typed.node))

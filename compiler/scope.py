@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.model_settings import Given
+from attnc.compiler.origin import origin
 from attnc.compiler.overlay import resolve_attributes
 from attnc.compiler.place import Place
 from attnc.compiler.problems import Problems
 from attnc.compiler.spec import Model
+from attnc.compiler.value import Origin
+from attnc.dsl import tree
 from attnc.dsl.source import Span
 
 
@@ -22,6 +25,9 @@ class Scope:
     place: Place
     settings: tuple[Given, ...] = ()
     inside: tuple[str, ...] = ()
+    resolved: dict[tuple[bool, tuple[int, ...]], Attributes] = field(default_factory=dict)
+    origins: dict[int, Origin] = field(default_factory=dict)
+    """What was found before: a mix may be used in many places."""
 
     @property
     def problems(self) -> Problems:
@@ -30,7 +36,19 @@ class Scope:
 
     def attributes(self, keys: bool, span: Span) -> Attributes | None:
         """The attributes that hold here; `keys`: for a key set."""
-        return resolve_attributes(self.model, self.inherited, self.settings, keys, span, self.problems)
+        key = keys, tuple(map(id, self.settings))
+        if key not in self.resolved:
+            found = resolve_attributes(self.model, self.inherited, self.settings, keys, span, self.problems)
+            if found is None:
+                return None
+            self.resolved[key] = found
+        return self.resolved[key]
+
+    def origin(self, node: tree.Expression) -> Origin:
+        """Where a piece of the file stands."""
+        if id(node) not in self.origins:
+            self.origins[id(node)] = origin(node)
+        return self.origins[id(node)]
 
     def within(self, word: str) -> Scope:
         """The scope inside a block."""
