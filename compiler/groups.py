@@ -112,7 +112,7 @@ def _group(number: tree.Number, kv_heads: int, problems: Problems) -> int | None
     if not number.share and isinstance(number.value, int) and 0 <= number.value < kv_heads:
         return number.value
     message = f"there is no KV group {one_line(number)}: the layer has {kv_heads}"
-    help_line = f"the last is {kv_heads - 1}; query heads that share a KV head stay together"
+    help_line = f"write `{kv_heads - 1}`, the last one: `heads` counts KV groups, whose query heads stay together"
     problems.add("A205", message, number.span, f"a KV group from 0 to {kv_heads - 1}", help_line)
     return None
 

@@ -12,6 +12,7 @@ from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.origin import one_line
 from attnc.compiler.place import INVALID, Invalid, Place, named
+from attnc.compiler.print_value import print_value
 from attnc.compiler.problems import Problems, nearest, one_of, words
 from attnc.compiler.value import Between, Share, Value
 from attnc.dsl import tree
@@ -240,8 +241,10 @@ def _divides(value: Value, word: str, span: Span, problems: Problems) -> bool:
         if part == 1 or (isinstance(whole, int) and whole % part == 0):
             continue
         shown = f"{field.key} = {part} does not divide {field.divides.field} = {whole} of `{word}`"
-        better = f"`{max(part, round(whole / part) * part)}`" if isinstance(whole, int) else "a number of tokens"
-        help_line = f"write {better} for `{field.divides.field}`"
+        help_line = f"write a number of tokens for `{field.divides.field}`"
+        if isinstance(whole, int):
+            better = value.model_copy(update={field.divides.field: max(part, round(whole / part) * part)})
+            help_line = f"write `{print_value(better)}`"
         problems.add("A204", shown, span, f"{field.divides.field} a multiple of {field.key}", help_line)
         return False
     return True

@@ -178,13 +178,41 @@ def _behind_braces(place: Place, problems: Problems) -> bool:
     """`A { } | B` and `A { } { }`."""
     if place.text(-1) != "}" or place.text(0) not in ("|", "{") or "+" not in place.accepts:
         return False
+    fix = None
     if place.text(0) == "{":
         message, help_text = "a second pair of braces behind one mixer", "write all attributes in one pair"
     else:
         message = "`|` cannot follow attributes, which belong to a whole union"
         help_text = "write the braces behind the last key set; to add outputs of separate softmaxes, write `+`"
-    problems.add("A010", message, place.word.span, help=help_text)
+        fix = _braces_last(place)
+    problems.add("A010", message, place.word.span, help=help_text, fix=fix)
     return True
+
+
+def _braces_last(place: Place) -> Edit | None:
+    """The braces before a `|` moved behind the key sets that follow; None where more braces or a comment stand among them."""
+    after = 0
+    while place.text(after) == "|" and place.kind(after + 1) == "NAME":
+        after = _past_arguments(place, after + 2)
+    if not after or place.text(after) in ("|", "{", ""):
+        return None
+    opened = next(first for first, last in reversed(place.closed) if last == place.at - 1)
+    source, start = place.word.span.source, place.words[opened].span.start
+    span = Span(source, start, place.words[place.at + after - 1].span.end)
+    braces = source.text[start : place.words[place.at - 1].span.end]
+    union = source.text[place.word.span.start : span.end]
+    return None if "#" in span.text else Edit(span, f"{union} {braces}")
+
+
+def _past_arguments(place: Place, offset: int) -> int:
+    """The offset behind the arguments that begin at `offset`, if there are some."""
+    depth = 0
+    while place.text(offset) == "(" or (depth and place.text(offset)):
+        depth += (place.text(offset) == "(") - (place.text(offset) == ")")
+        offset += 1
+        if not depth:
+            break
+    return offset
 
 
 KNOWN: tuple[Callable[[Place, Problems], bool], ...] = (
