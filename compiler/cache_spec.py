@@ -53,11 +53,21 @@ def cache_spec(spec: Spec, dtype: str) -> tuple[CacheRow, ...]:
     from attnc.compiler.cache_rows import of_layer  # which makes the rows of the class above
 
     rows: list[CacheRow] = []
+    rules: dict[tuple[int, float], tuple[list[CacheRow], float]] = {}
     slots = 1.0
     for layer in spec.layers:
-        here, slots = of_layer(layer, spec.model, dtype, slots)
-        rows += here
+        key = (id(layer.mixer), slots)
+        if key not in rules:  # layers of one rule share their mixer
+            rules[key] = of_layer(layer, spec.model, dtype, slots)
+        here, slots = rules[key]
+        rows += [row if row.layer == layer.index else _in_layer(row, layer.index) for row in here]
     return tuple(rows)
+
+
+def _in_layer(row: CacheRow, layer: int) -> CacheRow:
+    """The same row in another layer of its rule."""
+    name = f"layers.{layer}{row.name.removeprefix(f'layers.{row.layer}')}"
+    return row.model_copy(update={"layer": layer, "name": name})
 
 
 def cache_bytes(spec: Spec, tokens: int, dtype: str) -> int:

@@ -27,7 +27,6 @@ from attnc.compiler.spec import (
     Attention,
     Choose,
     Context,
-    Layer,
     Mixer,
     Mixing,
     Route,
@@ -64,9 +63,12 @@ STRICT = Found("strict")
 
 
 class Choice(Value):
-    """Something of a layer that decides what is seen. `phases`: where it may run; `accepted`: by the spec, for these uses."""
+    """Something that decides what some layers see, those of one rule.
 
-    layer: int
+    `phases`: where it may run; `accepted`: by the spec, for these uses; `evicts`: it drops keys.
+    """
+
+    layers: tuple[int, ...] = ()
     causality: Causality
     reason: str
     multiple: int | None
@@ -129,18 +131,27 @@ def _of_chunks(kind: Routed) -> Found:
 
 
 def choices(spec: Spec) -> tuple[Choice, ...]:
-    """All that decide, in the order of the layers; of layers of one rule each has its own."""
-    found: list[Choice] = []
+    """All that decide, in the order of the layers; those of one rule share them."""
+    rules: dict[tuple[int, Causality], list[int]] = {}
+    left: dict[tuple[int, Causality], Causality] = {}
     earlier: Causality = "strict"
     for layer in spec.layers:
-        here = list(_of_mixer(layer.mixer, layer, frozenset(PHASES), earlier))
-        found += here
-        own = [of_kind(kind).causality for kind in _routed(layer.mixer) if kind.from_ is None]
-        if own:
-            earlier = worst(own)
-        elif _has_full(layer.mixer):
-            earlier = "strict"
-    return tuple(found)
+        key = (id(layer.mixer), earlier)
+        rules.setdefault(key, []).append(layer.index)
+        if key not in left:
+            left[key] = _left(layer.mixer, earlier)
+        earlier = left[key]
+    return tuple(
+        choice.model_copy(update={"layers": tuple(layers)})
+        for (_, before), layers in rules.items()
+        for choice in _of_mixer(spec.layers[layers[0]].mixer, frozenset(PHASES), before)
+    )
+
+
+def _left(mixer: Mixer, earlier: Causality) -> Causality:
+    """The class of the choice that layers after this one may take over."""
+    own = [of_kind(kind).causality for kind in _routed(mixer) if kind.from_ is None]
+    return worst(own) if own else "strict" if _has_full(mixer) else earlier
 
 
 def causality(spec: Spec) -> Causality:
@@ -150,8 +161,11 @@ def causality(spec: Spec) -> Causality:
 
 def by_layer(spec: Spec) -> tuple[Causality, ...]:
     """The class of each layer."""
-    found = choices(spec)
-    return tuple(worst([one.causality for one in found if one.layer == layer.index]) for layer in spec.layers)
+    found: dict[int, list[Causality]] = {layer.index: [] for layer in spec.layers}
+    for one in choices(spec):
+        for layer in one.layers:
+            found[layer].append(one.causality)
+    return tuple(worst(here) for here in found.values())
 
 
 def refusals(spec: Spec) -> tuple[Refusal, ...]:
@@ -162,7 +176,7 @@ def refusals(spec: Spec) -> tuple[Refusal, ...]:
             key = (use, choice.origin, choice.reason)
             before = found[key].layers if key in found else ()
             multiple = choice.multiple if use != "training" else None
-            layers = (*before, choice.layer) if choice.layer not in before else before
+            layers = tuple(sorted({*before, *choice.layers}))
             found[key] = Refusal(
                 use=use, code=USES[use], layers=layers, message=choice.reason, multiple=multiple, origin=choice.origin
             )
@@ -198,36 +212,35 @@ def _forbidden(choice: Choice) -> Iterator[Use]:
     yield from (use for use, meets in met.items() if meets and use not in choice.accepted)
 
 
-def _of_mixer(mixer: Mixer, layer: Layer, phases: frozenset[str], earlier: Causality) -> Iterator[Choice]:
+def _of_mixer(mixer: Mixer, phases: frozenset[str], earlier: Causality) -> Iterator[Choice]:
     """The choices in a mixer, with every alternative of a `choose`: the tuner may take any."""
     if isinstance(mixer, Attention | Mixing | Context) and not mixer.attributes.causal:
         found = Found("none", "`causal = false` sees later tokens")
-        yield _choice(found, layer, phases, mixer.origin)
+        yield _choice(found, phases, mixer.origin)
         return
     match mixer:
         case Attention(keys=keys):
             for kind in keys:
                 if isinstance(kind, Routed):
                     accepted = tuple(USES) if kind.selection == "noncausal" else ()
-                    yield _choice(of_kind(kind, earlier), layer, phases, mixer.origin, accepted, kind.evict)
+                    yield _choice(of_kind(kind, earlier), phases, mixer.origin, accepted, kind.evict)
         case Route(per="layer" | "head"):
             found = Found("sequence", f"`route(per = {mixer.per})` decides once for the whole prompt")
-            yield _choice(found, layer, phases, mixer.origin, ("training",))
+            yield _choice(found, phases, mixer.origin, ("training",))
         case _:
             pass
     if isinstance(mixer, When):
         for case, left in reachable(mixer.cases, phases):
-            yield from _of_mixer(case.mixer, layer, left, earlier)
+            yield from _of_mixer(case.mixer, left, earlier)
     else:
         for inner in children(mixer):
-            yield from _of_mixer(inner, layer, phases, earlier)
+            yield from _of_mixer(inner, phases, earlier)
 
 
 def _choice(
-    found: Found, layer: Layer, phases: frozenset[str], origin: Origin, accepted: tuple[Use, ...] = (), evicts: bool = False
+    found: Found, phases: frozenset[str], origin: Origin, accepted: tuple[Use, ...] = (), evicts: bool = False
 ) -> Choice:
     return Choice(
-        layer=layer.index,
         causality=found.causality,
         reason=found.reason,
         multiple=found.multiple,
