@@ -80,7 +80,11 @@ def _rules(kind: Linear) -> Iterator[Broken]:
         message = "the delta rule erases, so products of q and k have no sum to divide by"
         yield Broken("normalize", message, "`update = add`", "leave `normalize` out")
     if kind.state == "vector":
-        of_products = {"update": kind.update != "add", "feature": kind.feature is not None, "normalize": kind.normalize is not None}
+        of_products = {
+            "update": kind.update != "add",
+            "feature": kind.feature is not None,
+            "normalize": kind.normalize is not None,
+        }
         for key, given in of_products.items():
             if given:
                 message = f"`state = vector` has no products of q and k, so `{key}` has no meaning"
