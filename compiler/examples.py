@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from attnc.dsl.examples import Example
+from typing import Literal
+
+from attnc.dsl.examples import TINY, Example
 
 EXAMPLES: dict[str, Example] = {
     "A100": Example("layers { all: windw(64) }\n", "layers { all: window(64) }\n"),
@@ -18,13 +20,14 @@ EXAMPLES: dict[str, Example] = {
         "layers { all: window(budget(16..128, default = 256)) }\n", "layers { all: window(budget(16..256, default = 128)) }\n"
     ),
     "A109": Example("mix window = sink(4) | full\nlayers { all: full }\n", "mix wide = sink(4) | full\nlayers { all: wide }\n"),
+    "A112": Example(
+        "layers { all: routed(blocks(64), top_k = 4, top_p = 90%) }\n", "layers { all: routed(blocks(64), top_k = 4) }\n"
+    ),
     "A200": Example("layers { 0..2: full, 2..3: window(64) }\n", "layers { 0..1: full, 2..3: window(64) }\n"),
     "A201": Example("layers { 0: full, 3: window(64) }\n", "layers { 0: full, 3: window(64), else: sink(4) | window(64) }\n"),
     "A202": Example("layers { 4: full, else: window(64) }\n", "layers { 3: full, else: window(64) }\n"),
     "A203": Example(
-        "layers { all: sink(4) { rope = none } | window(64) }\n".replace(
-            "sink(4) { rope = none }", "(sink(4) { rope = none })"
-        ),
+        "layers { all: (sink(4) { rope = none }) | window(64) }\n",
         "layers { all: (sink(4) | window(64)) { rope = none } }\n",
     ),
     "A204": Example("layers { all: window(60, aligned = 16) }\n", "layers { all: window(64, aligned = 16) }\n"),
@@ -58,18 +61,46 @@ EXAMPLES: dict[str, Example] = {
         "layers { all: heads { 0: heads { 0: full, else: sink(4) }, else: window(64) } }\n",
         "layers { all: heads { 0: full, 1: sink(4), else: window(64) } }\n",
     ),
+    "A215": Example(
+        "layers { 0: full >> insert(landmark, every = 50), else: full }\n",
+        "layers { 0: insert(landmark, every = 50) >> full, else: full }\n",
+    ),
+    "A216": Example(
+        "layers { all: context(full, segment = 128) }\n", "layers { all: context(memory(linear), segment = 128) }\n"
+    ),
     "A300": Example("layers { all: conv(3) { causal = false } }\n", "layers { all: full { causal = false } }\n"),
+    "A301": Example(
+        "layers { all: block_local(64) | routed(blocks(64), top_k = 4, queries = block(64)) }\n",
+        "layers {\n  all: when {\n    phase == train: full\n"
+        "    else: block_local(64) | routed(blocks(64), top_k = 4, queries = block(64))\n  }\n}\n",
+    ),
+    "A302": Example(
+        "layers { all: block_local(64) | routed(blocks(64), top_k = 4, queries = last(64)) }\n",
+        "layers { all: block_local(64) | routed(blocks(64), top_k = 4, queries = each) }\n",
+    ),
+    "A303": Example(
+        "layers { all: routed(tokens, top_k = 256, queries = last(64)) }\n",
+        "layers { all: routed(tokens, top_k = 256, queries = each) }\n",
+    ),
     "A304": Example(
         "layers { all: routed(clusters(8, size = 64), per = head) }\n",
         "layers { all: routed(clusters(8, size = 64), per = head, selection = noncausal) }\n",
     ),
+    "A309": Example(
+        "layers { 0: merge(25%, by = bipartite) >> full, else: full }\n",
+        TINY.replace("\n}", ", causal = false\n}") + "layers { 0: merge(25%, by = bipartite) >> full, else: full }\n",
+    ),
 }
+
+USES: dict[str, Literal["training", "chunked_prefill", "prefix_cache"]] = {
+    "A301": "training",
+    "A302": "chunked_prefill",
+    "A303": "prefix_cache",
+}
+"""Codes that no checking gives, but this use of a spec."""
 
 UNSHOWN: dict[str, str] = {
     "A101": "a spec that checks, and of which a later version builds more",
-    "A301": "what training refuses of a spec that checks",
-    "A302": "what prefill in chunks refuses of a spec that checks",
-    "A303": "what a cache of prefixes refuses of a spec that checks",
     "A110": "an expression of more than 256 kinds",
     "A111": "an option of the command line",
     "A113": "an option of the command line",

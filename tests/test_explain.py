@@ -14,6 +14,7 @@ from attnc.cli.pages import markdown, pages
 from attnc.compiler import check_text
 from attnc.compiler import codes as checker
 from attnc.compiler import examples as meaning
+from attnc.compiler.causality import refuse
 from attnc.dsl import SpecError
 from attnc.dsl import codes as reader
 from attnc.dsl import examples as syntax
@@ -30,16 +31,23 @@ def test_every_code_that_a_text_can_raise_has_an_example_or_says_why_not():
     assert set(EXAMPLES) | set(UNSHOWN) == set(OF_TEXTS), "examples of codes that are no more"
 
 
+def used(code, text):
+    """Checks the text, and uses it as it has to be used for the code to be raised."""
+    spec = check_text(syntax.whole(text))
+    if code in meaning.USES:
+        refuse(spec, meaning.USES[code])
+
+
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_the_wrong_text_gives_its_code_and_no_other(code):
     with pytest.raises(SpecError) as caught:
-        check_text(syntax.whole(EXAMPLES[code].wrong))
+        used(code, EXAMPLES[code].wrong)
     assert {found.code for found in caught.value.diagnostics} == {code}, caught.value
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_the_right_text_checks(code):
-    check_text(syntax.whole(EXAMPLES[code].right))
+    used(code, EXAMPLES[code].right)
 
 
 LONG = {
