@@ -49,6 +49,9 @@ def runs(mixer: Mixer, attributes: Attributes, phases: frozenset[str]) -> list[R
             found[-1] = found[-1]._replace(last=following - 1)
         else:
             found.append(Run(first, following - 1, kept, keys))
+    if attributes.kv_latent is not None and len(found) > 1:  # all heads read one latent
+        keys = tuple(dict.fromkeys(kind for run in found for kind in run.decoding))
+        return [Run(0, last, join(run.kept for run in found), keys)]
     return found
 
 

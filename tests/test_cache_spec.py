@@ -254,6 +254,12 @@ def test_head_groups_with_a_state_keep_no_keys():
     assert found["linear.linear"].shapes == {"state": (2, 16, 16)}
 
 
+def test_heads_of_one_latent_keep_it_once():
+    found = rows("heads { 0..1: window(8), else: window(32) } { kv_latent = 24, rope_dim = 8 }")
+    assert found[""].shapes == {"latent": (32 + 15, 24), "rotated": (32 + 15, 8)}
+    assert list(found) == [""]
+
+
 def test_the_rows_are_found_without_torch():
     code = (
         "import sys; from attnc.compiler import check_path; "

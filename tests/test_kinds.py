@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import kind_values
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attnc.compiler import check_text
-from attnc.compiler.fields import fields
+from attnc.compiler.fields import fields, options
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.print_value import print_value
@@ -149,6 +150,17 @@ def test_bounds_are_those_of_the_table():
         if bounds is not None and path != "routed.top_p" and not path.startswith(within)
     }
     assert numbers == BOUNDS
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "language.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_page_names_every_parameter_and_word(name):
+    written = set(re.findall(r"[a-z_][a-z0-9_]*", "".join(re.findall(r"`[^`]*`", PAGE))))
+    for parameter in kind_values.parameters(name):
+        words = {word for word in options(parameter.field.types) if not word.isdigit()}
+        assert {parameter.field.key, *words} <= written | {"n", "x", "b", "k"}, parameter.path
 
 
 BUDGETS = {
