@@ -47,7 +47,8 @@ class Machine:
 
     def feed(self, word: Word) -> bool:
         """Read a word; False if it does not fit, which changes nothing. After the end, the text's value is the last one."""
-        if not self.fits(word.type):
+        action = self.table.states[self.states[-1]].get(word.type)
+        if action is None or (action < 0 and not self.fits(word.type)):
             return False
         while True:
             action = self.table.states[self.states[-1]][word.type]
