@@ -66,10 +66,11 @@ def _result(file: str, fix: bool) -> Checked:
 
 def _print_fixes(results: list[Checked], form: Format) -> None:
     """What was done, a line for each fix: part of the result for people, a remark beside what programs read."""
-    from attnc.cli.formats import fix_title
+    made = [one for result in results for one in result.fixed]
+    if made:
+        from attnc.cli.formats import fix_title
 
-    for result in results:
-        for one in result.fixed:
+        for one in made:
             assert one.fix is not None, "made fixes are there"
             line = f"{one.fix.span}  {one.code}  {fix_title(one.fix)}"
             if form == Format.text:
