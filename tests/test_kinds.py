@@ -522,3 +522,43 @@ def test_one_codebook_holds_what_a_union_does_not_show():
 def test_positions_may_count_the_chunks_of_a_summary():
     assert not problems("summary(8) { positions = chunk }")
     assert [one.code for one in problems("(summary(8) | window(16, aligned = 4)) { positions = chunk }")] == ["A213"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_learned_tensors_have_names_of_their_own_and_sizes(name):
+    for example in MIXERS[name].examples:
+        found = spec(print_value(example))
+        mixer = found.layers[1].mixer
+        weights = MIXERS[name].weights(example, mixer.attributes, found.model)
+        assert len({one.name for one in weights}) == len(weights)
+        assert all(size > 0 for one in weights for size in one.shape)
+
+
+WEIGHTS = {
+    # one map of the token a head and channel, and one strength for erasing and writing
+    "linear(update = delta, decay = vector)": {"decay_proj.weight": (8 * 64, 64), "erase_proj.weight": (8, 64)},
+    "linear(update = delta, write = vector)": {"erase_proj.weight": (8, 64), "write_proj.weight": (8 * 64, 64)},
+    "ssm(mamba, state = 4, expand = 2)": {"A_log": (128, 4), "D": (128,)},
+    "ssm(mamba2)": {"A_log": (8,), "D": (8,)},
+    "memory(swiglu, lr = 0.1)": {"net.gate": (8, 256, 64), "net.up": (8, 256, 64), "net.down": (8, 64, 256)},
+    "memory(mlp(depth = 3, expand = 2), lr = learned(per = head))": {
+        "net.map_0": (8, 128, 64),
+        "net.map_1": (8, 128, 128),
+        "net.map_2": (8, 64, 128),
+        "lr": (8,),
+    },
+    "codebook(32)": {"codebook": (4, 32, 64)},
+    "routed(tokens, top_k = 4, keys = indexer(heads = 2, head_dim = 16))": {
+        "indexer.q_proj.weight": (32, 64),
+        "indexer.k_proj.weight": (16, 64),
+        "indexer.weight_proj.weight": (2, 64),
+    },
+}
+
+
+@pytest.mark.parametrize(("expression", "expected"), WEIGHTS.items())
+def test_the_shapes_of_learned_tensors(expression, expected):
+    found = spec(expression)
+    kind, attributes = kind_of(found), found.layers[1].mixer.attributes
+    weights = MIXERS[kind.kind].weights(kind, attributes, found.model)
+    assert {one.name: one.shape for one in weights} == expected
