@@ -6,10 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kind_values
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from attnc.compiler import check_path, check_text
 from attnc.compiler.cache_spec import CacheRow, cache_bytes, cache_spec, row_bytes
+from attnc.compiler.causality import causality, refusals
+from attnc.compiler.laws import laws
+from attnc.compiler.mixers import MIXERS
+from attnc.compiler.print_value import print_value
+from attnc.compiler.spec import Spec
+from attnc.dsl import SpecError
 
 SPECS = Path(__file__).parent.parent / "specs"
 HEAD = "model m { vocab = 100, dim = 64, layers = 2, heads = 8, kv_heads = 4, head_dim = 16, ffn = none, norm = rms(1e-6) }\n"
@@ -268,3 +277,22 @@ def test_the_rows_are_found_without_torch():
         "assert not {'torch', 'networkx', 'jinja2'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@given(kind=st.sampled_from([name for name, mixer in MIXERS.items() if mixer.type != "change"]).flatmap(kind_values.kinds))
+def test_whatever_checks_has_rows_a_class_and_laws_and_survives_json(kind):
+    text = f"{HEAD}layers {{ 0: full, 1: when {{ phase == train: full, else: {print_value(kind)} }} }}"
+    try:
+        spec = check_text(text)
+    except SpecError as error:
+        assert {one.code for one in error.diagnostics} <= {"A204", "A208"}, text  # noqa: PT017 - what it says is the point
+        return
+    found = cache_spec(spec, "bfloat16")
+    assert len({row.name for row in found}) == len(found)
+    assert 0 <= cache_bytes(spec, 1, "bfloat16") <= cache_bytes(spec, 100_000, "bfloat16")
+    assert all(CacheRow.model_validate_json(row.model_dump_json()) == row for row in found)
+    assert causality(spec) in ("strict", "block", "sequence")
+    assert bool(refusals(spec)) <= (causality(spec) != "strict")
+    assert len(laws(spec)) == 7
+    assert Spec.model_validate_json(spec.model_dump_json()) == spec
