@@ -62,11 +62,11 @@ HEAD = b"model m { vocab = 9, dim = 64, layers = 4, heads = 4, ffn = none, norm 
 TAIL = b"layers { all: full }\n"
 
 
-def hostile() -> dict[str, bytes]:
-    """Texts too large to keep as files."""
+def hostile(many: int = 1500) -> dict[str, bytes]:
+    """Texts too large to keep as files; `many` is many times what a spec has of anything."""
     doubling = b"".join(b"mix a%d = a%d + a%d\n" % (i + 1, i, i) for i in range(60))
     unions = b"".join(b"mix a%d = a%d | a%d\n" % (i + 1, i, i) for i in range(60))
-    chained = b"".join(b"mix a%d = a%d { rope = %d }\n" % (i + 1, i, i + 1) for i in range(3000))
+    chained = b"".join(b"mix a%d = a%d { rope = %d }\n" % (i + 1, i, i + 1) for i in range(many))
     return {
         "ten megabytes": HEAD + b"# " + b"x" * 10 * 2**20,
         "a mebibyte of comment": HEAD + TAIL + b"#" * (2**20 - 200),
@@ -82,15 +82,15 @@ def hostile() -> dict[str, bytes]:
         "calls 30 deep": HEAD + b"mix a = " + b"gate(full, " * 30 + b"full" + b")" * 30 + TAIL,
         "sums that double": HEAD + b"mix a0 = full\n" + doubling + b"layers { all: a60 }",
         "unions that double": HEAD + b"mix a0 = full\n" + unions + b"layers { all: a60 }",
-        "attributes around attributes": HEAD + b"mix a0 = full\n" + chained + b"layers { all: a3000 }",
+        "attributes around attributes": HEAD + b"mix a0 = full\n" + chained + b"layers { all: a%d }" % many,
         "a number of 5,000 digits": HEAD.replace(b"64", b"9" * 5000) + TAIL,
         "an exponent of 5,000 digits": HEAD.replace(b"1e-6", b"1e" + b"9" * 5000) + TAIL,
         "a billion layers": HEAD.replace(b"layers = 4", b"layers = 1000000000") + TAIL,
         "ranges of a billion": HEAD + b"layers { 0..999999999: full, else: full }",
-        "many cases": HEAD + b"layers {\n" + b"".join(b"%d: full\n" % i for i in range(9000)) + b"}",
-        "many mixes": HEAD + b"".join(b"mix a%d = full\n" % i for i in range(9000)) + TAIL,
-        "a union of 5,000": HEAD + b"mix a = full" + b" | window(8)" * 5000 + b"\n" + TAIL,
-        "a chain of 5,000": HEAD + b"mix a = full" + b" >> full" * 5000 + b"\nlayers { all: a }",
+        "many cases": HEAD + b"layers {\n" + b"".join(b"%d: full\n" % i for i in range(many)) + b"}",
+        "many mixes": HEAD + b"".join(b"mix a%d = full\n" % i for i in range(many)) + TAIL,
+        "a long union": HEAD + b"mix a = full" + b" | window(8)" * many + b"\n" + TAIL,
+        "a long chain": HEAD + b"mix a = full" + b" >> full" * many + b"\nlayers { all: a }",
         "a long name": HEAD + b"mix " + b"a" * 5000 + b" = full\n" + TAIL,
         "NUL bytes": HEAD + b"\0" + TAIL,
         "UTF-16": (HEAD + TAIL).decode().encode("utf-16"),
@@ -386,10 +386,10 @@ def numbered(seed: int, first: int, count: int) -> Iterator[tuple[str, bytes]]:
     return ((f"{seed}-{number}", text(seed, number)) for number in range(first, first + count))
 
 
-def corpus() -> Iterator[tuple[str, bytes]]:
+def corpus(many: int = 1500) -> Iterator[tuple[str, bytes]]:
     """What was found guilty once, and what is hostile on purpose."""
     yield from ((path.name, path.read_bytes()) for path in sorted(KEPT.glob("*.attn")))
-    yield from hostile().items()
+    yield from hostile(many).items()
 
 
 def main() -> int:
@@ -402,7 +402,7 @@ def main() -> int:
     outcomes: dict[str, int] = {}
     began, end = time.monotonic(), given.first + given.count
     batches = (numbered(given.seed, first, min(BATCH, end - first)) for first in range(given.first, end, BATCH))
-    for batch in itertools.chain([corpus()], batches):
+    for batch in itertools.chain([corpus(many=5000)], batches):
         for outcome in run(batch):
             kind = outcome if isinstance(outcome, str) else "guilty"
             outcomes[kind] = outcomes.get(kind, 0) + 1
