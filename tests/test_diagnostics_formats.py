@@ -144,16 +144,21 @@ def test_github_lines_are_escaped():
     assert text == "::error file=a%2Cb%3Ac%25.attn,line=1,endLine=2,col=1,title=attnc A001::50%25, a: b%0D%0Anext"
 
 
-@pytest.mark.parametrize("command", ["show", "build", "graft"])
+@pytest.mark.parametrize("command", ["show", "build", "graft", "diff", "fmt", "init"])
 def test_every_command_that_reads_a_spec_prints_its_mistakes_for_programs(attnc_run, spec, tmp_path, command):
     path = spec("layers { all: ful }")
-    more = {"build": ["-o", tmp_path / "out"], "graft": ["--onto", path, "-o", tmp_path / "new.attn"]}.get(command, [])
-    if command == "graft":
+    if command in ("graft", "fmt", "init"):
         path.write_text("model m { dim = }")
-    code, out, err = attnc_run(command, path, *more, "--diagnostics", "github")
+    arguments = {
+        "build": [path, "-o", tmp_path / "out"],
+        "graft": [path, "--onto", path, "-o", tmp_path / "new.attn"],
+        "diff": [path, SPECS / "full.attn"],
+        "init": [tmp_path / "new", "--from", path],
+    }.get(command, [path])
+    code, out, err = attnc_run(command, *arguments, "--diagnostics", "github")
     assert (code, err) == (3, "")
     assert out.startswith("::error file=")
-    out = attnc_run(command, path, *more, "--diagnostics", "json")[1]
+    out = attnc_run(command, *arguments, "--diagnostics", "json")[1]
     assert json.loads(out)["files"][0]["diagnostics"]
 
 

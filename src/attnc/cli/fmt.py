@@ -11,7 +11,8 @@ import typer
 
 from attnc.cli.exits import Exit, exit_code
 from attnc.cli.files import replace_text
-from attnc.cli.output import note, print_diagnostics, styled
+from attnc.cli.options import Diagnostics
+from attnc.cli.output import Format, note, print_diagnostics, styled
 
 if TYPE_CHECKING:
     from attnc.dsl.diagnostic import SpecError
@@ -25,6 +26,7 @@ def fmt(
     ],
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if a file is laid out otherwise.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Write nothing; print what would change; exit 1 if anything.")] = False,
+    diagnostics: Diagnostics = Format.text,
 ) -> None:
     """Lay specs out as usual: comments and line breaks between entries stay."""
     from attnc.dsl.diagnostic import SpecError
@@ -37,7 +39,8 @@ def fmt(
             source = _read(file)
             text = reformatted(source)
         except SpecError as error:
-            print_diagnostics(error, gap=bool(failed))
+            if diagnostics == Format.text:
+                print_diagnostics(error, gap=bool(failed))
             failed.append(error)
             continue
         differs = text != source.text
@@ -51,8 +54,11 @@ def fmt(
         elif differs and not check:
             replace_text(Path(file), text)
             note(f"{file}  reformatted")
-    if failed:
-        raise typer.Exit(exit_code(diagnostic.code for error in failed for diagnostic in error.diagnostics))
+    mistakes = [diagnostic for error in failed for diagnostic in error.diagnostics]
+    if mistakes and diagnostics != Format.text:
+        raise SpecError(mistakes)
+    if mistakes:
+        raise typer.Exit(exit_code(diagnostic.code for diagnostic in mistakes))
     if changed and (check or diff):
         raise typer.Exit(Exit.DIFFERENT)
 
