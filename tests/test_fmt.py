@@ -183,7 +183,7 @@ def test_what_fails_while_writing_leaves_the_old_file(folder: Path, monkeypatch,
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("attnc.cli.fmt.os.replace", full)
+    monkeypatch.setattr("attnc.cli.files.os.replace", full)
     assert cli.invoke(["fmt", "messy.attn"]) == 4
     assert (folder / "messy.attn").read_text() == MESSY
     assert len(list(folder.iterdir())) == 3
