@@ -38,5 +38,4 @@ MIXER = Mixer(
     kept=lambda _kind: Kept(recent=0),
     weights=_weights,
     state=_state,
-    float32_state=True,
 )

@@ -93,7 +93,6 @@ MIXER = Mixer(
     kept=lambda kind: Kept(recent=0 if kind.pool == "recurrence" else kind.n),
     weights=_weights,
     state=_state,
-    float32_state=True,
     growing=_growing,
     rules=_rules,
     fits=_fits,

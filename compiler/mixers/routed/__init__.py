@@ -26,7 +26,6 @@ MIXER = Mixer(
     kept=kept,
     weights=weights,
     state=state,
-    float32_state=True,
     growing=growing,
     rules=rules,
 )
