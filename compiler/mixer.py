@@ -93,7 +93,7 @@ class Mixer:
     `takes`      mixers: takes(kind) -> the attributes in braces that mean something for it; `causal` and shapes too.
     `growing`    what decoding keeps of every so many tokens beside keys and values: growing(kind, attributes, model).
     `recent`     the last inputs that decoding keeps beside the state, in the model's number format; as `state`.
-    `float32_state`  mixers: the state is kept in float32 (float64 in a float64 model) whatever the format; key sets' always are.
+    `float32_state`  mixers: the state is kept in float32 (float64 in a float64 model) in any format, as key sets' are.
     `slots`      changes: slots(kind) -> tokens of the new sequence for each of the old one.
     `examples`   values for goldens, docs and smoke tests.
     """
