@@ -12,6 +12,7 @@ from attnc.compiler.mixer import Growing, Kept, Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.summary import Summary
+from attnc.compiler.part_names import part_names
 from attnc.compiler.spec import Change, Context, Heads, Layer, Mixing, Model, Route
 from attnc.compiler.value import Share, Tokens
 from attnc.compiler.walk import Part, every, first_leaf, kinds, leaves, parts
@@ -73,8 +74,8 @@ class _Rows:
             name = self.name if whole else self.name + shown
             yield self._of_keys(name, run)
             own = _part_of(attributes, run.last - run.first + 1)
-            for kind in run.decoding:
-                for row in self._of_kind(f"{name}.{kind.kind}", kind, run, own):
+            for word, kind in zip(part_names([kind.kind for kind in run.decoding]), run.decoding, strict=True):
+                for row in self._of_kind(f"{name}.{word}", kind, run, own):
                     yield row.model_copy(update={"first": run.first, "kv_heads": own.kv_heads})
         if attributes.short_conv is not None:
             yield self._fixed(f"{self.name}.short_conv", conv_shapes(attributes), self.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from attnc.compiler.conditions import read_condition
 from attnc.compiler.expressions import Cases, Typed
@@ -24,7 +24,7 @@ from attnc.compiler.spec import (
     WhenCase,
 )
 from attnc.compiler.tuning import ChooseArguments, Chunk, RouteArguments, Router
-from attnc.compiler.walk import leaves
+from attnc.compiler.walk import children, leaves
 from attnc.dsl import tree
 
 Lower = Callable[[Typed, Scope], Mixer | None]
@@ -63,16 +63,24 @@ def _heads(typed: Cases, scope: Scope, lower: Lower) -> Mixer | None:
         return None
     if not same_groups(every, "heads", span, problems, attributes.kv_heads):
         return None
-    names = _names(typed, mixers)
+    names = _names([body.name for _, body in typed.cases], mixers)
     cases = tuple(HeadCase(first=first, last=last, mixer=mixers[at], name=names[at]) for first, last, at in runs)
     return Heads(cases=cases)
 
 
-def _names(typed: Cases, mixers: list[Mixer]) -> list[str]:
-    """What weights of a case's own are called; softmax cases have none."""
-    names = part_names([body.name for _, body in typed.cases])
-    found = zip(names, mixers, strict=False)
-    return ["" if isinstance(mixer, Attention | Heads | When | Choose) else name for name, mixer in found]
+def _names(words: list[str], mixers: list[Mixer]) -> list[str]:
+    """What weights of cases' own are called; cases that are softmax alone have none."""
+    own = [any(not isinstance(leaf, Attention) for leaf in _ends(mixer)) for mixer in mixers]
+    return [name if has else "" for name, has in zip(part_names(words), own, strict=True)]
+
+
+def _ends(mixer: Mixer) -> Iterator[Mixer]:
+    """What a case comes to: itself, or what its blocks decide between."""
+    if isinstance(mixer, Heads | When | Choose | Route):
+        for inner in children(mixer):
+            yield from _ends(inner)
+    else:
+        yield mixer
 
 
 def _block_of(typed: Cases) -> tree.Block:
@@ -122,11 +130,8 @@ def _when(typed: Cases, scope: Scope, lower: Lower) -> Mixer | None:
         return None
     if len(found) == 1:
         return mixers[0]
-    part_words = part_names([body.name for _, body in taken])
-    own = [
-        "" if isinstance(one, Attention | Heads | When | Choose) else word for one, word in zip(mixers, part_words, strict=True)
-    ]
-    cases = (WhenCase(condition=one, mixer=mixer, name=name) for (one, mixer), name in zip(found, own, strict=True))
+    names = _names([body.name for _, body in taken], mixers)
+    cases = (WhenCase(condition=one, mixer=mixer, name=name) for (one, mixer), name in zip(found, names, strict=True))
     return When(cases=tuple(cases))
 
 

@@ -63,12 +63,16 @@ class TableRow(Value):
 
 @dataclass(frozen=True)
 class _Place:
-    """What the rows inside a mixer have in common; `phases`: those in which a cache may meet it."""
+    """What the rows inside a mixer have in common; `phases`: those in which a cache may meet it.
+
+    `within`: where, in a block that shares its softmax, the parts of its own lie.
+    """
 
     defaults: Attributes | None
     layers: tuple[int, ...]
     cache: tuple[CacheRow, ...]
     scope: str = ""
+    within: str = ""
     joined: str = ""
     first: int = 0
     last: int | None = None
@@ -148,7 +152,10 @@ def _cases(mixer: Heads | When | Choose | Route, at: _Place) -> Iterator[TableRo
 
 def _case(mixer: Mixer, name: str, at: _Place) -> Iterator[TableRow]:
     """The rows of a case, which is a part of its own unless it shares the block's softmax."""
-    return _rows(mixer, at if is_softmax(mixer) else replace(at, scope=joined(at.scope, name)))
+    if isinstance(mixer, Attention):
+        return _rows(mixer, at)
+    name = joined(at.within, name)
+    return _rows(mixer, replace(at, within=name) if is_softmax(mixer) else replace(at, scope=joined(at.scope, name), within=""))
 
 
 def _row(mixer: Attention | Mixing | Context | Change, at: _Place) -> TableRow:

@@ -63,7 +63,8 @@ def parts(mixer: Mixer, scope: str = "", phases: frozenset[str] = CACHED_PHASES)
             yield from parts(memory, joined(scope, name), phases)
         case Heads() | When() | Choose() | Route():
             if any(isinstance(leaf, Attention) for leaf in leaves(mixer)):
-                yield Part(scope, mixer, phases)
+                met = any(isinstance(leaf.mixer, Attention) for leaf in default_leaves(mixer, 0, 0, phases))
+                yield Part(scope, mixer, phases if met else frozenset())
             for name, inner, left in _with_own_weights(mixer, phases):
                 yield from parts(inner, joined(scope, name), left)
         case Change():

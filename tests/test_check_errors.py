@@ -101,9 +101,11 @@ WRONG = {
     "driver_settings": MODEL + "layers { all: full }\ndriver retrieve { window = 5, smooth = 0 }",
     "changes_in_parts": MODEL + "mix marks = insert(landmark, every = 4)\n"
     "layers { 0: heads { 0: insert(landmark, every = 4) >> full, else: full }, 1: full + marks, 2: gate(full, marks >> full)\n"
-    "  3: when { length < 5: marks >> full, else: full }, 4: marks | full, else: select(marks >> full, keep = 50%, by = gumbel) }",
+    "  3: when { length < 5: marks >> full, else: full }, 4: marks | full, else: select(marks >> full, keep = "
+    "50%, by = gumbel) }",
     "changes_alone": MODEL + "mix marks = insert(landmark, every = 4)\nmix twice = marks >> merge(25%, by = bipartite)\n"
-    "layers { 0: marks, 1: full >> marks, 2: full >> marks >> full, 3: twice, 4: marks { rope = none }, else: full >> (marks >> full) }",
+    "layers { 0: marks, 1: full >> marks, 2: full >> marks >> full, 3: twice, 4: marks { rope = none }, else: "
+    "full >> (marks >> full) }",
     "changes_in_numbers": MODEL
     + "layers { 0: insert(landmark, every = 0) >> full, 1: insert(every = 4) >> full, 2: insert(marker, every = 4) >> full\n"
     "  3: merge(60%, by = bipartite) >> full, 4: merge(0%, by = bipartite) >> full, else: merge(25%) >> full }",
@@ -116,11 +118,12 @@ WRONG = {
     "contexts_both_ways": MODEL
     + "mix ltm = memory(linear, chunk = 8)\nlayers { all: context(ltm, segment = 16) { causal = false } }",
     "selects": MODEL.replace("heads = 8", "causal = false, heads = 8")
-    + "layers { 0: select(full, keep = 0%, by = gumbel), 1: select(full, keep = 5, by = gumbel), 2: select(full, full, keep = 5%)\n"
+    + "layers { 0: select(full, keep = 0%, by = gumbel), 1: select(full, keep = 5, by = gumbel), 2: "
+    "select(full, full, keep = 5%)\n"
     "  3: select(select(full, keep = 50%, by = gumbel), keep = 50%, by = gumbel), 4: select(full, keep = 50%, by = gumble)\n"
     "  else: heads { 0: select(full, keep = 50%, by = gumbel), else: full } }",
-    "gates": MODEL
-    + "layers { 0: gate(full, sink(1), shared = [q, q]), 1: gate(full, sink(1), shared = [o]), 2: gate(full, sink(1), by = mean)\n"
+    "gates": MODEL + "layers { 0: gate(full, sink(1), shared = [q, q]), 1: gate(full, sink(1), shared = [o]), 2: gate(full, "
+    "sink(1), by = mean)\n"
     "  else: gate }",
     "methods": MODEL + "layers { 0: choose(per = head, by = retrieval_score) { a: full, b: sink(1) }\n"
     "  1: choose(per = head, by = retrieval_score(threshold = 0.1, share = 25%)) { a: full, b: sink(1) }\n"
@@ -135,11 +138,13 @@ WRONG = {
     "  4: route(per = chunk(0), by = router(linear)) { a: full, b: sink(1) }\n"
     "  else: route(per = chunk(4), by = router(linear, pool = ends(3))) { a: full, b: full + conv(3) } }",
     "choices_per_head": MODEL
-    + "layers { 0: choose(per = head) { a: full, b: full + conv(3) }, else: choose(per = head) { a: full, b: linear { heads = 2 } } }",
+    + "layers { 0: choose(per = head) { a: full, b: full + conv(3) }, else: choose(per = head) { a: full, b: "
+    "linear { heads = 2 } } }",
     "heads_of_states": MODEL + "layers { all: heads { 0: full, else: linear { heads = 2 } } }",
     "choice_from_nowhere": MODEL + "layers { first(2): window(4) | routed(tokens, top_k = 3, from = previous), else: full }",
     "choice_from_before_a_change": MODEL
-    + "layers { 0: full, 1: insert(landmark, every = 3) >> window(4) | routed(tokens, top_k = 3, from = previous), else: full }",
+    + "layers { 0: full, 1: insert(landmark, every = 3) >> window(4) | routed(tokens, top_k = 3, from = "
+    "previous), else: full }",
     "budgets_of_layers": MODEL
     + "layers { first(budget(1..40, default = 2)): full, every(budget(2..5, default = 4), at = 3): full, else: window(4) }",
     "budgets_apart": MODEL + "layers { every(budget(2..5, default = 4, per = head)): full\n"

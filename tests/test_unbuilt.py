@@ -23,13 +23,15 @@ NOT_BUILT = {
     "  1: route(per = chunk(4), by = router(linear, pool = mean)) { a: full, b: linear }\n"
     "  2: route(per = head, by = divergence(threshold = 0.1, queries = last(4))) { a: full, b: window(5) }\n"
     "  else: route(per = token, by = router(linear, init = [1, 2])) { a: full, b: sink(3) } { score = uniform } }",
-    "whole_mixers": "layers { 0: when { length < 5: conv(3), else: full }, 1: choose(per = layer) { a: full, b: full + conv(3) }\n"
+    "whole_mixers": "layers { 0: when { length < 5: conv(3), else: full }, 1: choose(per = layer) { a: full, b: "
+    "full + conv(3) }\n"
     "  2: heads { 0: full, else: linear }, else: gate(full, linear, shared = [q]) }",
     "other_attributes": "layers { 0: when { length < 5: full { rope = none }, else: full }\n"
     "  1: when { length < 5: persistent(3) | full, else: full }\n"
     "  2: heads { 0: full { share_qk = true }, else: full } { kv_heads = 8 }\n"
     "  else: choose(per = layer) { a: full, b: full { qk_from = previous } } }",
-    "wrapped": "mix ltm = memory(linear, chunk = 8)\nlayers { 0: insert(landmark, every = 4) >> full, else: context(ltm, segment = 16) }",
+    "wrapped": "mix ltm = memory(linear, chunk = 8)\nlayers { 0: insert(landmark, every = 4) >> full, else: "
+    "context(ltm, segment = 16) }",
     "qk_from_branches": "layers { first(3): full + conv(3), else: full { qk_from = previous } }",
 }
 
