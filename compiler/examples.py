@@ -58,7 +58,7 @@ EXAMPLES: dict[str, Example] = {
     "A212": Example("layers { all: full { rope_dim = 33 } }\n", "layers { all: full { rope_dim = 32 } }\n"),
     "A213": Example("layers { all: conv(3) { rope = none } }\n", "layers { all: full { rope = none } }\n"),
     "A214": Example(
-        "layers { all: heads { 0: heads { 0: full, else: sink(4) }, else: window(64) } }\n",
+        "layers {\n  all: heads { 0: heads { 0: full, else: sink(4) }, else: window(64) }\n}\n",
         "layers { all: heads { 0: full, 1: sink(4), else: window(64) } }\n",
     ),
     "A215": Example(
@@ -70,21 +70,21 @@ EXAMPLES: dict[str, Example] = {
     ),
     "A300": Example("layers { all: conv(3) { causal = false } }\n", "layers { all: full { causal = false } }\n"),
     "A301": Example(
-        "layers { all: block_local(64) | routed(blocks(64), top_k = 4, queries = block(64)) }\n",
-        "layers {\n  all: when {\n    phase == train: full\n"
-        "    else: block_local(64) | routed(blocks(64), top_k = 4, queries = block(64))\n  }\n}\n",
+        "layers { all: routed(blocks(64), top_k = 4, queries = block(64)) }\n",
+        "mix sparse = routed(blocks(64), top_k = 4, queries = block(64))\n"
+        "layers { all: when { phase == train: full, else: sparse } }\n",
     ),
     "A302": Example(
-        "layers { all: block_local(64) | routed(blocks(64), top_k = 4, queries = last(64)) }\n",
-        "layers { all: block_local(64) | routed(blocks(64), top_k = 4, queries = each) }\n",
+        "layers { all: routed(blocks(64), top_k = 4, queries = last(64)) }\n",
+        "layers { all: routed(blocks(64), top_k = 4, queries = each) }\n",
     ),
     "A303": Example(
         "layers { all: routed(tokens, top_k = 256, queries = last(64)) }\n",
         "layers { all: routed(tokens, top_k = 256, queries = each) }\n",
     ),
     "A304": Example(
-        "layers { all: routed(clusters(8, size = 64), per = head) }\n",
-        "layers { all: routed(clusters(8, size = 64), per = head, selection = noncausal) }\n",
+        "mix near = routed(clusters(8, size = 64), per = head)\nlayers { all: near }\n",
+        "mix near = routed(clusters(8, size = 64), per = head, selection = noncausal)\nlayers { all: near }\n",
     ),
     "A309": Example(
         "layers { 0: merge(25%, by = bipartite) >> full, else: full }\n",

@@ -46,6 +46,12 @@ def test_the_wrong_text_gives_its_code_and_no_other(code):
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
+def test_an_example_fits_a_terminal_of_eighty_columns(code):
+    lines = [line for text in EXAMPLES[code] for line in text.split("\n")]
+    assert max(map(len, lines)) <= 76, "attnc explain indents examples by four"
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
 def test_the_right_text_checks(code):
     used(code, EXAMPLES[code].right)
 

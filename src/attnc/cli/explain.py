@@ -18,6 +18,9 @@ from attnc.cli.output import print_json, styled
 from attnc.cli.pages import SECTIONS, Page, pages
 from attnc.dsl.examples import MODEL, whole
 
+HARD_SPACE = "\x00"
+"""Stands for a blank at which no line is broken; in no page."""
+
 WIDEST = 96
 """Columns of running text: longer lines are hard to read, whatever the terminal."""
 
@@ -112,5 +115,7 @@ def _print_page(page: Page) -> None:
 
 
 def _wrapped(text: str) -> str:
+    """Lines of the terminal's width; what stands in back quotes stays on one line."""
     width = min(WIDEST, shutil.get_terminal_size().columns)
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    whole_code = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", HARD_SPACE), text)
+    return textwrap.fill(whole_code, width, break_long_words=False, break_on_hyphens=False).replace(HARD_SPACE, " ")
