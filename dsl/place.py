@@ -71,11 +71,11 @@ class Place:
 
     def may_begin_setting(self, at: int) -> bool:
         """Whether a key could stand at this index."""
-        return self.words[at].type == "NAME" or self.words[at].text in ("layers", "heads")
+        return at < len(self.words) and (self.words[at].type == "NAME" or self.words[at].text in ("layers", "heads"))
 
     def may_begin_case(self, at: int) -> bool:
         """Whether a selector could begin at this index."""
-        return self.words[at].type in ("NAME", "NUMBER") or self.words[at].text in ("[", "else")
+        return at < len(self.words) and (self.words[at].type in ("NAME", "NUMBER") or self.words[at].text in ("[", "else"))
 
     def ends_entry(self, at: int) -> bool:
         """Whether an entry could end at this index."""

@@ -345,7 +345,7 @@ class Finding:
     what: str
 
 
-def run(texts: Iterable[tuple[str, bytes]], *, built: int = 20) -> Iterator[Finding | str]:
+def run(texts: Iterable[tuple[str, bytes]], *, built: int = 4) -> Iterator[Finding | str]:
     """Outcome or finding of each text, judged within the bounds of time and memory by another process.
 
     Of those that check, every so manieth is `built`.
