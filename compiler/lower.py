@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.compiler.attributes import Attributes
+from attnc.compiler.attributes import OF_ALL, Attributes
 from attnc.compiler.expressions import Altered, Attributed, Cases, Keys, Lone, Several, Typed, Wrapped
 from attnc.compiler.lower_blocks import lower_block
 from attnc.compiler.lower_wrapped import lower_change, lower_context, lower_select
@@ -49,13 +49,13 @@ def lower(typed: Typed, scope: Scope) -> Mixer | None:
 def _meaningless(kind: Kind, settings: Given) -> list[str]:
     """The attributes given to a kind that mean nothing for it."""
     takes = MIXERS[kind.kind].takes
-    return [] if takes is None else [key for key in settings if key not in takes(kind) | {"causal"}]
+    return [] if takes is None else [key for key in settings if key not in takes(kind) | OF_ALL]
 
 
 def _report_meaningless(kind: Kind, settings: Given, scope: Scope) -> None:
     key, takes = _meaningless(kind, settings)[0], MIXERS[kind.kind].takes
     assert takes is not None, "a kind without a list takes every attribute"
-    taken = sorted(takes(kind) - {"causal"})
+    taken = sorted(takes(kind) - OF_ALL)
     message = f"`{key}` has no meaning for `{kind.kind}`, which has projections of its own"
     expected = one_of(taken, f"an attribute of `{kind.kind}`") if taken else f"`{kind.kind}` without attributes"
     scope.problems.add("A213", message, settings[key][1], expected, f"leave `{key}` out")
