@@ -10,8 +10,6 @@ from attnc.compiler.cache_runs import Run, runs
 from attnc.compiler.cache_spec import BYTES, SPARE, CacheRow, count
 from attnc.compiler.mixer import Growing, Kept, Kind
 from attnc.compiler.mixers import MIXERS
-from attnc.compiler.mixers.routed.kind import Routed
-from attnc.compiler.mixers.summary import Summary
 from attnc.compiler.part_names import part_names
 from attnc.compiler.spec import Change, Context, Heads, Layer, Mixing, Model, Route
 from attnc.compiler.value import Share, Tokens
@@ -83,8 +81,9 @@ class _Rows:
     def _of_kind(self, name: str, kind: Kind, run: Run, attributes: Attributes) -> Iterator[CacheRow]:
         """What a key set keeps beside keys and values; of dropped tokens nothing."""
         declared = MIXERS[kind.kind]
-        found = (*declared.growing(kind, attributes, self.model), *self._of_named_summary(kind, attributes))
-        drops = isinstance(kind, Routed) and kind.evict and run.kept.recent is not None
+        anyway = {one for one, _ in kinds(self.layer.mixer)}
+        found = [one for one in declared.growing(kind, attributes, self.model) if one.of not in anyway]
+        drops = declared.kept(kind).drops and run.kept.drops
         of_tokens = [one for one in found if drops and one.span == one.step == 1]
         for one in of_tokens:
             yield self._slots(f"{name}.{one.name}", run.kept, {one.name: one.shape}, one.dtype or self.dtype)
@@ -130,15 +129,6 @@ class _Rows:
         if isinstance(self.part.mixer, Route) and self.part.mixer.per == "token":
             widths["route"] = len(self.part.mixer.alternatives)
         return widths
-
-    def _of_named_summary(self, kind: Kind, attributes: Attributes) -> tuple[Growing, ...]:
-        """The keys of a summary that scores units, unless the layer keeps them anyway."""
-        if not isinstance(kind, Routed) or not isinstance(kind.unit_keys, Summary):
-            return ()
-        if any(one == kind.unit_keys for one, _ in kinds(self.layer.mixer)):
-            return ()
-        shape = (attributes.kv_heads, attributes.head_dim)
-        return (Growing(name="summary", shape=shape, span=kind.unit_keys.n, step=kind.unit_keys.stride),)
 
     def _of_keys(self, name: str, run: Run) -> CacheRow:
         """Keys and values; with `qk_from = previous` values alone."""

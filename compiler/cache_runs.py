@@ -8,7 +8,6 @@ from typing import NamedTuple
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.kept import join, of_union
 from attnc.compiler.mixer import Kept, Kind
-from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.spec import Attention, Mixer, Route
 from attnc.compiler.value import Share, Tokens
 from attnc.compiler.walk import Leaf, default_leaves
@@ -40,7 +39,7 @@ def runs(mixer: Mixer, attributes: Attributes, phases: frozenset[str]) -> list[R
     found: list[Run] = []
     for first, following in zip(starts, [*starts[1:], last + 1], strict=True):
         keys = _keys(decoding, first)
-        alone = any(isinstance(kind, Routed) and kind.evict for kind in keys)
+        alone = of_union(keys).drops
         here = [leaf for leaf in (decoding if alone else cached) if leaf.first <= first <= leaf.last]
         if not here:  # a kind with a state of its own
             continue
@@ -61,8 +60,7 @@ def _kept(found: list[Leaf], ratio: int) -> Kept:
     for leaf in found:
         assert isinstance(leaf.mixer, Attention), "of other kinds the states are rows of their own"
         kept = of_union(leaf.mixer.keys)
-        alone = any(isinstance(kind, Routed) and kind.evict and kind.per == "head" for kind in leaf.mixer.keys)
-        each.append(kept.model_copy(update={"chosen": _times(kept.chosen, ratio if alone else 1)}))
+        each.append(kept.model_copy(update={"chosen": _times(kept.chosen, ratio if kept.by_query_head else 1)}))
     return join(each)
 
 

@@ -11,21 +11,17 @@ the spec says `selection = noncausal`; a block's choice is the same in chunks th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from attnc.compiler.mixers.full import Full
-from attnc.compiler.mixers.routed.choice import Last, QueryBlock
-from attnc.compiler.mixers.routed.kind import Routed
-from attnc.compiler.mixers.routed.units import Clusters, Mean
+from attnc.compiler.mixer import CLASSES, Causality, Selection
+from attnc.compiler.mixers import MIXERS
 from attnc.compiler.origin import span_of
-from attnc.compiler.print_value import print_value
+from attnc.compiler.previous import makes_choice
 from attnc.compiler.selectors import ranges
 from attnc.compiler.spec import (
     PHASES,
     Attention,
-    Choose,
     Context,
     Mixer,
     Mixing,
@@ -34,12 +30,8 @@ from attnc.compiler.spec import (
     When,
 )
 from attnc.compiler.value import Origin, Value
-from attnc.compiler.walk import children, reachable
+from attnc.compiler.walk import children, kinds, reachable
 from attnc.dsl.diagnostic import Diagnostic, SpecError
-
-Causality = Literal["strict", "block", "sequence", "none"]
-CLASSES: tuple[Causality, ...] = ("strict", "block", "sequence", "none")
-"""From the one that promises most."""
 
 Use = Literal["training", "chunked_prefill", "prefix_cache"]
 USES: dict[Use, str] = {"training": "A301", "chunked_prefill": "A302", "prefix_cache": "A303"}
@@ -51,21 +43,10 @@ PHASE_OF: dict[Use, str] = {"training": "train", "chunked_prefill": "prefill", "
 """The phase that meets each use."""
 
 
-class Found(NamedTuple):
-    """The class of one choice and why; `multiple`: of how many tokens chunks must be multiples for it to be the same."""
-
-    causality: Causality
-    reason: str = ""
-    multiple: int | None = None
-
-
-STRICT = Found("strict")
-
-
 class Choice(Value):
     """Something that decides what some layers see, those of one rule.
 
-    `phases`: where it may run; `accepted`: by the spec, for these uses; `evicts`: it drops keys.
+    `phases`: where it may run; `accepted`: by the spec, for these uses; `drops`: it drops keys.
     """
 
     layers: tuple[int, ...] = ()
@@ -74,7 +55,7 @@ class Choice(Value):
     multiple: int | None
     phases: tuple[str, ...]
     accepted: tuple[Use, ...] = ()
-    evicts: bool = False
+    drops: bool = False
     origin: Origin
 
 
@@ -92,42 +73,6 @@ class Refusal(Value):
 def worst(found: Iterator[Causality] | list[Causality]) -> Causality:
     """The class that promises least; strict for nothing."""
     return max(found, key=CLASSES.index, default="strict")
-
-
-def of_kind(kind: Routed, earlier: Causality = "strict") -> Found:
-    """The class of a selector; `earlier` is that of the choice which `from = previous` takes over."""
-    if kind.from_ is not None:
-        return Found(earlier, "`from = previous` takes over a choice that looks ahead" if earlier != "strict" else "")
-    found = [_of_unit(kind), _of_queries(kind), _of_chunks(kind)]
-    found += [of_kind(part, earlier) for part in kind.within or () if isinstance(part, Routed)]
-    found = [one for one in found if one.causality != "strict"]
-    if not found:
-        return STRICT
-    first = max(found, key=lambda one: CLASSES.index(one.causality))
-    multiples = [one.multiple for one in found if one.multiple is not None]
-    return first._replace(multiple=math.lcm(*multiples) if len(multiples) == len(found) else None)
-
-
-def _of_unit(kind: Routed) -> Found:
-    if isinstance(kind.unit, Clusters):
-        return Found("sequence", "clusters take their best tokens of the whole sequence")
-    return STRICT
-
-
-def _of_queries(kind: Routed) -> Found:
-    match kind.queries:
-        case QueryBlock(n=n) if n > 1:
-            return Found("block", f"`queries = {print_value(kind.queries)}`: a block of {n} queries asks as one", n)
-        case Last():
-            return Found("sequence", f"`queries = {print_value(kind.queries)}`: the last queries decide for all")
-        case _:
-            return STRICT
-
-
-def _of_chunks(kind: Routed) -> Found:
-    if isinstance(kind.unit_keys, Mean) and kind.unit_keys.chunks is not None:
-        return Found("block", "`chunks = predicted(...)`: where a chunk ends depends on the tokens after it")
-    return STRICT
 
 
 def choices(spec: Spec) -> tuple[Choice, ...]:
@@ -150,8 +95,8 @@ def choices(spec: Spec) -> tuple[Choice, ...]:
 
 def _left(mixer: Mixer, earlier: Causality) -> Causality:
     """The class of the choice that layers after this one may take over."""
-    own = [of_kind(kind).causality for kind in _routed(mixer) if kind.from_ is None]
-    return worst(own) if own else "strict" if _has_full(mixer) else earlier
+    own = [MIXERS[kind.kind].selection(kind, earlier) for kind, _ in kinds(mixer) if makes_choice(kind)]
+    return worst([one.causality if one else "strict" for one in own]) if own else earlier
 
 
 def causality(spec: Spec) -> Causality:
@@ -207,7 +152,7 @@ def _forbidden(choice: Choice) -> Iterator[Use]:
     met: dict[Use, bool] = {
         "training": "train" in choice.phases,
         "chunked_prefill": "prefill" in choice.phases,
-        "prefix_cache": "prefill" in choice.phases or choice.evicts,
+        "prefix_cache": "prefill" in choice.phases or choice.drops,
     }
     yield from (use for use, meets in met.items() if meets and use not in choice.accepted)
 
@@ -215,17 +160,17 @@ def _forbidden(choice: Choice) -> Iterator[Use]:
 def _of_mixer(mixer: Mixer, phases: frozenset[str], earlier: Causality) -> Iterator[Choice]:
     """The choices in a mixer, with every alternative of a `choose`: the tuner may take any."""
     if isinstance(mixer, Attention | Mixing | Context) and not mixer.attributes.causal:
-        found = Found("none", "`causal = false` sees later tokens")
+        found = Selection("none", "`causal = false` sees later tokens")
         yield _choice(found, phases, mixer.origin)
         return
     match mixer:
         case Attention(keys=keys):
             for kind in keys:
-                if isinstance(kind, Routed):
-                    accepted = tuple(USES) if kind.selection == "noncausal" else ()
-                    yield _choice(of_kind(kind, earlier), phases, mixer.origin, accepted, kind.evict)
+                chosen = MIXERS[kind.kind].selection(kind, earlier)
+                if chosen is not None:
+                    yield _choice(chosen, phases, mixer.origin, tuple(USES) if chosen.accepted else ())
         case Route(per="layer" | "head"):
-            found = Found("sequence", f"`route(per = {mixer.per})` decides once for the whole prompt")
+            found = Selection("sequence", f"`route(per = {mixer.per})` decides once for the whole prompt")
             yield _choice(found, phases, mixer.origin, ("training",))
         case _:
             pass
@@ -237,30 +182,13 @@ def _of_mixer(mixer: Mixer, phases: frozenset[str], earlier: Causality) -> Itera
             yield from _of_mixer(inner, phases, earlier)
 
 
-def _choice(
-    found: Found, phases: frozenset[str], origin: Origin, accepted: tuple[Use, ...] = (), evicts: bool = False
-) -> Choice:
+def _choice(found: Selection, phases: frozenset[str], origin: Origin, accepted: tuple[Use, ...] = ()) -> Choice:
     return Choice(
         causality=found.causality,
         reason=found.reason,
         multiple=found.multiple,
         phases=tuple(phase for phase in PHASES if phase in phases),
         accepted=accepted,
-        evicts=evicts,
+        drops=found.drops,
         origin=origin,
     )
-
-
-def _routed(mixer: Mixer) -> Iterator[Routed]:
-    if isinstance(mixer, Attention):
-        yield from (kind for kind in mixer.keys if isinstance(kind, Routed))
-    for inner in children(mixer):
-        yield from _routed(inner)
-
-
-def _has_full(mixer: Mixer) -> bool:
-    """Whether a layer sees everything, so that its largest weights are a choice; of a `choose` by default."""
-    if isinstance(mixer, Attention):
-        return any(isinstance(kind, Full) for kind in mixer.keys)
-    inside = children(mixer)[:1] if isinstance(mixer, Choose) else children(mixer)
-    return any(_has_full(inner) for inner in inside)

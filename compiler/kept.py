@@ -50,6 +50,7 @@ def join(found: Iterable[Kept]) -> Kept:
     pinned: Tokens = 0
     recent: Tokens = 0
     chosen: Tokens = 0
+    found = list(found)
     for kept in found:
         larger = None if kept.recent is None else _larger(recent, kept.recent)
         start = _larger(pinned, kept.pinned)
@@ -57,7 +58,8 @@ def join(found: Iterable[Kept]) -> Kept:
         if larger is None or start is None or picked is None:
             return Kept()
         recent, pinned, chosen = larger, start, picked
-    return Kept(pinned=pinned, recent=recent, chosen=chosen)
+    by_query_head, drops = any(kept.by_query_head for kept in found), any(kept.drops for kept in found)
+    return Kept(pinned=pinned, recent=recent, chosen=chosen, by_query_head=by_query_head, drops=drops)
 
 
 def _larger(one: Tokens, other: Tokens) -> Tokens | None:

@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from attnc.compiler.causality import causality, choices
-from attnc.compiler.mixer import Kind
-from attnc.compiler.mixers.routed.choice import LogGaussian, Sublinear
-from attnc.compiler.mixers.routed.kind import Routed
-from attnc.compiler.print_value import print_value
+from attnc.compiler.mixers import MIXERS
 from attnc.compiler.spec import Attention, Choose, Mixer, Spec, When
-from attnc.compiler.value import Share, Value
-from attnc.compiler.walk import children
+from attnc.compiler.value import Value
+from attnc.compiler.walk import children, kinds_within
 
 Name = Literal["causal", "packed", "padded", "chunked", "decode", "prefix", "by_phase"]
 
@@ -39,7 +36,8 @@ class Law(Value):
 def laws(spec: Spec) -> tuple[Law, ...]:
     """All laws, in one order, each owed or not."""
     ahead = next((one.reason for one in choices(spec) if one.causality != "strict"), "")
-    changes = next((reason for layer in spec.layers for reason in _changes(layer.mixer)), "")
+    rules = {id(layer.mixer): layer.mixer for layer in spec.layers}  # layers of one rule share their mixer
+    changes = next((reason for mixer in rules.values() for reason in _changes(mixer)), "")
     encoder = ahead if causality(spec) == "none" else ""
     reasons: dict[Name, str] = {
         "causal": ahead,
@@ -66,26 +64,7 @@ def _changes(mixer: Mixer) -> Iterator[str]:
                 yield f"`{case.condition.left}` decides between mixers"
     if isinstance(mixer, Attention):
         for kind in mixer.keys:
-            yield from _of_routed(kind) if isinstance(kind, Routed) else _of_static(kind)
-    for one in children(mixer)[:1] if isinstance(mixer, Choose) else children(mixer):
-        yield from _changes(one)
-
-
-def _of_static(kind: Kind) -> Iterator[str]:
-    """Sizes that count tokens of the sequence; a share in `shift` is of a block."""
-    if any(isinstance(value, Share) for name, value in kind if name == "n"):
-        yield "a key set is a share of the length"
-
-
-def _of_routed(kind: Routed) -> Iterator[str]:
-    """What makes the choice another one at another length, or leaves keys out for good or for a while."""
-    if isinstance(kind.top_k, Share | Sublinear | LogGaussian):
-        yield f"`top_k = {print_value(kind.top_k)}` depends on the length"
-    if kind.dense_queries is not None and kind.dense_queries.word == "last":
-        yield f"`dense_queries = {print_value(kind.dense_queries)}` depends on the length"
-    if kind.evict:
-        yield "`evict` drops keys for good"
-    if kind.refresh != "always":
-        yield f"`refresh = {print_value(kind.refresh)}` keeps a choice for several steps"
-    for part in kind.within or ():
-        yield from _of_routed(part) if isinstance(part, Routed) else _of_static(part)
+            for one in (kind, *kinds_within(kind)):
+                yield from MIXERS[one.kind].changes(one)
+    for inner in children(mixer)[:1] if isinstance(mixer, Choose) else children(mixer):
+        yield from _changes(inner)

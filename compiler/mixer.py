@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
-from pydantic import ModelWrapValidatorHandler, model_validator
+from pydantic import ModelWrapValidatorHandler, SerializeAsAny, model_validator
 
 from attnc.compiler.intervals import Intervals
-from attnc.compiler.value import Broken, Tokens, Value
+from attnc.compiler.value import Broken, Share, Tokens, Value
 
 
 class Kind(Value):
@@ -33,12 +33,15 @@ class Kind(Value):
 class Kept(Value):
     """What decoding must keep of a key set: the first `pinned` tokens and the last `recent`; `recent = None` keeps all.
 
-    `chosen`: so many more that content picks, where all others are dropped.
+    `chosen`: so many more that content picks; `by_query_head`: each query head picks for itself.
+    `drops`: all others are dropped for good, so that nothing which ran before decoding can ask for them.
     """
 
     pinned: Tokens = 0
     recent: Tokens | None = None
     chosen: Tokens = 0
+    by_query_head: bool = False
+    drops: bool = False
 
 
 class Weight(Value):
@@ -53,6 +56,7 @@ class Growing(Value):
     """What decoding keeps of every run of `span` tokens, one begun every `step`: a tensor [runs, *shape].
 
     `step` 0: one for the whole sequence. `dtype`: a number format of its own; None: the model's.
+    `of`: another kind, which keeps the same where the layer has it.
     """
 
     name: str
@@ -60,6 +64,27 @@ class Growing(Value):
     span: int = 1
     step: int = 1
     dtype: Literal["float32", "int32", "uint16", "uint8"] | None = None
+    of: SerializeAsAny[Kind] | None = None
+
+
+Causality = Literal["strict", "block", "sequence", "none"]
+"""Which later tokens decide what a query sees: see compiler/causality.py."""
+
+CLASSES: tuple[Causality, ...] = ("strict", "block", "sequence", "none")
+"""From the one that promises most."""
+
+
+class Selection(NamedTuple):
+    """The class of a choice of keys and why; `multiple`: of how many tokens chunks must be multiples for it to be the same.
+
+    `accepted`: the spec accepts that it looks ahead; `drops`: keys that it leaves are dropped.
+    """
+
+    causality: Causality
+    reason: str = ""
+    multiple: int | None = None
+    accepted: bool = False
+    drops: bool = False
 
 
 KindClass = type[Kind]
@@ -67,6 +92,12 @@ KindClass = type[Kind]
 
 def _no_intervals(_kind: Any, _causal: bool) -> Intervals | None:
     return None
+
+
+def _share_of_length(kind: Any) -> Iterable[str]:
+    """A size `n` that counts tokens may be a share; one in `shift` is of a block."""
+    if isinstance(dict(kind).get("n"), Share):
+        yield "a key set is a share of the length"
 
 
 def _no_keys(_kind: Any) -> int:
@@ -94,6 +125,8 @@ class Mixer:
     `growing`    what decoding keeps of every so many tokens beside keys and values: growing(kind, attributes, model).
     `recent`     the last inputs that decoding keeps beside the state, in the model's number format; as `state`.
     `float32_state`  mixers: the state is kept in float32 (float64 in a float64 model) in any format, as key sets' are.
+    `selection`  key sets that choose by content: selection(kind, class of the choice that it may take over).
+    `changes`    changes(kind) -> why results depend on the length or on the step beyond causality; keys within count apart.
     `slots`      changes: slots(kind) -> tokens of the new sequence for each of the old one.
     `examples`   values for goldens, docs and smoke tests.
     """
@@ -119,6 +152,8 @@ class Mixer:
     growing: Callable[..., tuple[Growing, ...]] = lambda _kind, _attributes, _model: ()
     recent: Callable[..., dict[str, tuple[int, ...]]] = lambda _kind, _attributes, _model: {}
     float32_state: bool = False
+    selection: Callable[[Any, Causality], Selection | None] = lambda _kind, _earlier: None
+    changes: Callable[[Any], Iterable[str]] = _share_of_length
 
     @property
     def built(self) -> bool:

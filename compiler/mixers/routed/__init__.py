@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnc.compiler.mixer import Mixer
+from attnc.compiler.mixers.routed.ahead import changes, selection
 from attnc.compiler.mixers.routed.choice import Every, Last, SoftmaxScore, Sublinear
 from attnc.compiler.mixers.routed.keep import growing, kept, state, weights
 from attnc.compiler.mixers.routed.kind import Routed
@@ -28,4 +29,6 @@ MIXER = Mixer(
     state=state,
     growing=growing,
     rules=rules,
+    selection=selection,
+    changes=changes,
 )

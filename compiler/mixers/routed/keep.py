@@ -9,6 +9,7 @@ from attnc.compiler.mixers.linear import feature_width
 from attnc.compiler.mixers.routed.choice import Cosine, Estimated, Last, PerGroup, PerLayer, QueryBlock, SoftmaxScore
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.routed.units import Clusters, Hash, Indexer, LearnedPool, Mean, TwoStep, unit_size
+from attnc.compiler.mixers.summary import Summary
 from attnc.compiler.value import Share
 
 CNN_ROWS = 24
@@ -17,9 +18,10 @@ CNN_ROWS = 24
 
 def kept(kind: Routed) -> Kept:
     """Every token, as any may be chosen; with `evict` as many as are chosen, and with `refresh = once` all later ones too."""
-    if kind.evict and kind.refresh != "once" and isinstance(kind.top_k, int | Share):
-        return Kept(recent=0, chosen=kind.top_k if isinstance(kind.top_k, Share) else kind.top_k * unit_size(kind.unit))
-    return Kept()
+    if not kind.evict or kind.refresh == "once" or not isinstance(kind.top_k, int | Share):
+        return Kept()
+    chosen = kind.top_k if isinstance(kind.top_k, Share) else kind.top_k * unit_size(kind.unit)
+    return Kept(recent=0, chosen=chosen, by_query_head=kind.per == "head", drops=True)
 
 
 def growing(kind: Routed, attributes: Any, model: Any) -> tuple[Growing, ...]:
@@ -49,6 +51,8 @@ def _of_keys(kind: Routed, attributes: Any) -> list[Growing]:
                 Growing(name="prefix", shape=(heads, width), dtype="float32"),
                 Growing(name="boundary", shape=(1,), dtype="uint8"),
             ]
+        case Summary(n=n, stride=stride):
+            return [Growing(name="summary", shape=(heads, width), span=n, step=stride, of=kind.unit_keys)]
         case Hash(bits=bits):
             return [Growing(name="hash", shape=(heads, bits // 8), dtype="uint8")]
         case Indexer(head_dim=own, pool=pool):
