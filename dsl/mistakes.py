@@ -87,17 +87,10 @@ def _unclosed(place: Place, problems: Problems) -> bool:
     return True
 
 
-def _closing(place: Place, innermost: Bracket, at: int) -> Edit | None:
-    """The bracket that is missing: behind the last word before that at `at`, or on a line of its own if it holds lines.
-
-    None if the text closes it further on: then it is not the bracket that is missing.
-    """
+def _closing(place: Place, innermost: Bracket, at: int) -> Edit:
+    """The bracket that is missing: behind the last word before that at `at`, or on a line of its own if it holds lines."""
     opened, last = place.words[innermost.index], place.words[at - 1]
     source, sign = opened.span.source, CLOSES[innermost.sort]
-    rest = [word.text for word in place.words[at:]]
-    others = sum(CLOSES[bracket.sort] == sign for bracket in place.open) - 1
-    if rest.count(sign) - rest.count(opened.text) > others:
-        return None
     lines = "\n" in source.text[opened.span.end : last.span.end]
     if sign != "}" or not lines:
         end = Span(source, last.span.end, last.span.end)

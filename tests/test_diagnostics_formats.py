@@ -190,6 +190,10 @@ FIXED = {
     "no comma": ("layers { 0: full else: sink(4) }", "layers { 0: full, else: sink(4) }"),
     "no comma between arguments": ("layers { all: window(8 aligned = 2) }", "layers { all: window(8, aligned = 2) }"),
     "no parenthesis": ("layers {\n  0: window(8\n  else: full\n}", "layers {\n  0: window(8)\n  else: full\n}"),
+    "a parenthesis closed a line too late": (
+        "layers {\n  0: (full\n  1: sink(4))\n  else: full\n}",
+        "layers {\n  0: (full)\n  1: sink(4)\n  else: full\n}",
+    ),
     "no brace": ("layers {\n  0: full { rope = none\n  else: full\n}", "layers {\n  0: full { rope = none }\n  else: full\n}"),
     "no last brace": ("layers {\n  all: full\n", "layers {\n  all: full\n}\n"),
     "a brace too many": ("layers { all: full }\n}", "layers { all: full }\n"),

@@ -85,6 +85,10 @@ DIFFERENT = {
         "layers { all: window(budget(4..9, default = 8)) }",
         "layers { all: window(budget(4..16, default = 8)) }",
     ),
+    "a budget's share": (
+        "layers { all: window(budget(10%..90%, default = 50%)) }",
+        "layers { all: window(budget(10%..80%, default = 50%)) }",
+    ),
     "a recipe": ("layers { all: full }", "layers { all: full }\nrecipe { freeze = [all] }"),
     "a driver": (
         "layers { all: full }\ndriver retrieve { window = 8, top_k = 2 }",
@@ -130,6 +134,13 @@ def test_layers_that_one_spec_lacks_are_shown_once():
     assert "layers 4..5" in lines(before, after)
     assert "+ 0..3  full  rope 10000" in lines(before, after)
     assert "- 0..3  full  rope 10000" in lines(after, before)
+
+
+def test_budgets_are_shown_as_they_are_written():
+    before = spec("layers { all: window(budget(10%..90%, default = 50%)) }")
+    after = spec("layers { all: window(budget(1000..9999, default = 2000, per = layer)) }")
+    assert "- layers.all.window.n: 10%..90%, default 50%, tuned" in lines(before, after)
+    assert "+ layers.all.window.n: 1000..9999, default 2000, tuned, per layer" in lines(before, after)
 
 
 def test_cache_and_laws_are_compared():
