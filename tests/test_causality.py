@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,12 @@ def test_laws_of_choices_that_look_ahead():
     assert owed(found) == {"packed", "padded", "by_phase"}
     encoder = spec("all: full", model="causal = false")
     assert owed(encoder) == {"packed", "padded"}
+
+
+def test_the_table_as_data_names_class_and_refusals(capsys):
+    from attnc.cli import invoke
+
+    assert invoke(["show", str(SPECS / "hip.attn"), "--stage", "spec", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["causality"] == "block"
+    assert [(one["code"], one["multiple"]) for one in report["refused"]] == [("A301", None), ("A302", 32), ("A303", 32)]

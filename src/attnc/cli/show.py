@@ -114,11 +114,23 @@ def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
 
     if json:
         from attnc.cli.show_report import TableReport
+        from attnc.compiler.causality import causality, refusals
         from attnc.compiler.laws import laws
 
         waiting = [] if plan is None else _unverified(spec, plan)
         budgets, owed = spec.budgets, laws(spec)
-        print_json(TableReport(model=spec.model, rows=table(spec), budgets=budgets, laws=owed, plan=plan, unverified=waiting))
+        print_json(
+            TableReport(
+                model=spec.model,
+                rows=table(spec),
+                budgets=budgets,
+                laws=owed,
+                causality=causality(spec),
+                refused=refusals(spec),
+                plan=plan,
+                unverified=waiting,
+            )
+        )
         return
     if plan is None:
         typer.echo(table_text(spec), nl=False)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, SerializeAsAny
 
+from attnc.compiler.causality import Refusal
 from attnc.compiler.laws import Law
+from attnc.compiler.mixer import Causality
 from attnc.compiler.picture import Picture
 from attnc.compiler.spec import BudgetSite, Model
 from attnc.compiler.table import TableRow
@@ -20,13 +22,18 @@ class TextReport(BaseModel):
 
 
 class TableReport(BaseModel):
-    """What `attnc show --json` prints: the resolved table; with a plan how each part runs, and which kernels no GPU has run."""
+    """What `attnc show --json` prints: the resolved table; with a plan how each part runs, and which kernels no GPU has run.
+
+    `causality` is the class of the spec's choices, `refused` what they forbid.
+    """
 
     schema_version: int = 1
     model: Model
     rows: tuple[TableRow, ...]
     budgets: tuple[BudgetSite, ...]
     laws: tuple[Law, ...]
+    causality: Causality
+    refused: tuple[Refusal, ...]
     plan: SerializeAsAny[Value] | None
     unverified: list[SerializeAsAny[BaseModel]]
 
