@@ -51,16 +51,21 @@ def operators(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         st.tuples(st.sampled_from(MEMORIES), st.sampled_from([16, 60, 64])).map(lambda x: f"context({x[0]}, segment = {x[1]})"),
         inner.map(lambda one: f"select({one}, keep = 50%, by = gumbel)"),
         st.tuples(inner, st.sampled_from(ATTRIBUTES)).map(lambda x: f"(({x[0]}) {{ {x[1]} }})"),
-        st.tuples(st.sampled_from(EXAMPLES["change"]), inner).map(lambda x: f"({x[0]} >> {x[1]})"),
     )
 
 
-expressions = st.recursive(st.one_of(key_sets, key_sets, mixers), operators, max_leaves=6)
+def whole(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """A whole layer: now and then a change of the sequence before its mixer."""
+    changed = st.tuples(st.sampled_from(EXAMPLES["change"]), inner).map(lambda x: f"{x[0]} >> {x[1]}")
+    return st.one_of(inner, inner, inner, changed)
+
+
+expressions = whole(st.recursive(st.one_of(key_sets, key_sets, mixers), operators, max_leaves=6))
 
 
 def spec_of(expression: str, causal: bool) -> str:
     sizes = "vocab = 9, dim = 64, layers = 3, heads = 4, kv_heads = 4, head_dim = 16, ffn = none, norm = rms(1e-6)"
-    return f"model m {{ {sizes}, causal = {str(causal).lower()} }}\nlayers {{ 1: full, else: {expression} }}"
+    return f"model m {{ {sizes}, causal = {str(causal).lower()} }}\nlayers {{ 0: full, 1: {expression}, else: full }}"
 
 
 def holds(spec: Spec) -> None:
@@ -111,7 +116,7 @@ def test_an_expression_checks_or_is_explained(expression, causal):
 )
 def test_whole_mixers_stand_in_blocks(expression, node):
     spec = check_text(spec_of(expression, True))
-    assert isinstance(spec.layers[0].mixer, node)
+    assert isinstance(spec.layers[1].mixer, node)
     holds(spec)
 
 
@@ -124,16 +129,15 @@ def test_whole_mixers_stand_in_blocks(expression, node):
     ],
 )
 def test_encoders_select_and_merge(expression, node):
-    text = spec_of("full", False).replace("1: full, else: full", f"1: {expression}, else: full")
-    spec = check_text(text)
+    spec = check_text(spec_of(expression, False))
     assert any(isinstance(one, node) for one in every(spec.layers[1].mixer))
     holds(spec)
 
 
 def test_attributes_around_an_expression_reach_every_mixer_in_it():
-    mixer = check_text(spec_of("(full >> feedback) { activation = gelu, output_gate = linear }", True)).layers[0].mixer
+    mixer = check_text(spec_of("(full >> feedback) { activation = gelu, output_gate = linear }", True)).layers[1].mixer
     assert [(one.attributes.activation, one.attributes.output_gate) for one in mixer.parts] == [("gelu", "linear")] * 2
-    context = check_text(spec_of("context(memory(linear), segment = 64) { output_norm = rms }", True)).layers[0].mixer
+    context = check_text(spec_of("context(memory(linear), segment = 64) { output_norm = rms }", True)).layers[1].mixer
     assert context.attributes.output_norm == context.memory.attributes.output_norm == "rms"
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_algebra import operators, spec_of
 
 import attnc
-from attnc.compiler import check_text, graph
+from attnc.compiler import check_text, graph, passes
 from attnc.compiler.mixers import MIXERS
+from attnc.compiler.parameters import parameters
 from attnc.compiler.print_value import print_value
 from attnc.compiler.table_text import table_text
 from attnc.compiler.unbuilt import unbuilt
@@ -66,6 +70,26 @@ def test_a_kind_builds_or_is_named(name):
 def test_a_spec_that_builds_has_no_finding():
     text = "layers { 0: full + conv(3), 1: when { length < 5: full, else: window(3) }, else: heads { 0: full, else: sink(2) } }"
     assert unbuilt(check_text(MODEL + text)) == ()
+
+
+BUILT = [
+    print_value(example) for mixer in MIXERS.values() if mixer.type == "keys" and mixer.built for example in mixer.examples
+]
+unions = st.lists(st.sampled_from(BUILT), min_size=1, max_size=3).map(" | ".join)
+built_expressions = st.recursive(st.one_of(unions, unions, unions, st.just("conv(3)")), operators, max_leaves=6)
+
+
+@given(built_expressions)
+def test_a_graph_is_made_of_whatever_has_no_finding(expression):
+    try:
+        spec = check_text(spec_of(expression, True))
+    except SpecError:
+        return
+    if unbuilt(spec):
+        with pytest.raises(SpecError):
+            graph.build(spec)
+    else:
+        assert parameters(spec, passes.run(graph.build(spec)))
 
 
 def test_findings_are_few_however_many_layers_have_them():
