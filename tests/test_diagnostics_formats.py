@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnc.cli import invoke
+from attnc.cli.fixing import fix_source
 from attnc.cli.formats import fix_title, github, lsp, range_of, uri
 from attnc.compiler import check_text
 from attnc.dsl import Diagnostic, Edit, Source, Span, SpecError
@@ -362,3 +363,33 @@ def test_building_what_is_not_built_yet_is_an_error(attnc_run, spec, tmp_path):
     code, out, err = attnc_run("build", spec(WAITING), "-o", tmp_path / "out")
     assert (code, out) == (3, "")
     assert err.startswith("error[A101]: `activation = gelu` of a mixer is not built yet")
+
+
+# --- whatever the text
+
+BITS = [
+    *"(){}[],:=|+.%#\n 0;'\"",
+    "full",
+    "window(8)",
+    "else:",
+    "layers {",
+    "mix a = ",
+    "heads {",
+    "{ rope = none }",
+    "[8]",
+    "()",
+]
+
+
+@given(st.sampled_from(sorted(SPECS.glob("*.attn"))), st.data())
+def test_fixing_ends_and_every_mistake_left_can_be_printed(path, data):
+    text = path.read_text("utf-8")
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(text)))
+        cut = data.draw(st.integers(0, 8))
+        text = text[:at] + data.draw(st.sampled_from(["", *BITS])) + text[at + cut :]
+    result = fix_source("x.attn", Source("x.attn", text))
+    assert (result.spec is None) == bool(result.mistakes)
+    for one in result.mistakes:
+        assert lsp(one).range.start.line <= text.count("\n") + 64
+        assert "\n" not in github(one)
