@@ -337,7 +337,7 @@ def test_lsp_carries_expected_and_help_apart_from_the_message():
 
 # --- what is right, and not built yet
 
-WAITING = "layers { all: full { activation = gelu } }\n"
+WAITING = "layers {\n  all: full { activation = gelu }\t\n}\n"
 
 
 def test_what_is_not_built_yet_is_said_in_one_line_and_is_no_mistake(attnc_run, spec):
@@ -351,10 +351,11 @@ def test_programs_learn_what_is_not_built_yet_as_a_remark(attnc_run, spec):
     (file,) = json.loads(out)["files"]
     assert (code, err, file["uri"]) == (0, "", path.as_uri())
     assert [(found["code"], found["severity"]) for found in file["diagnostics"]] == [("A101", 3)]
-    assert file["diagnostics"][0]["range"]["start"]["line"] == 1
+    whole = {"start": {"line": 2, "character": 2}, "end": {"line": 2, "character": 33}}
+    assert file["diagnostics"][0]["range"] == whole
     code, out, err = attnc_run("check", path, "--diagnostics", "github")
     assert (code, err) == (0, "")
-    assert out.startswith(f"::notice file={path},line=2,")
+    assert out.startswith(f"::notice file={path},line=3,endLine=3,col=3,endColumn=34,")
     (file,) = json.loads(attnc_run("check", path, "--json")[1])["files"]
     assert (file["ok"], [found["code"] for found in file["unbuilt"]]) == (True, ["A101"])
 

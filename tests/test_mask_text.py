@@ -204,3 +204,9 @@ def test_what_cannot_be_drawn_is_a_usage_error(show, arguments, message):
     code, out, err = show("full", *arguments)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_a_layer_without_a_mask_is_a_usage_error(show):
+    code, out, err = show("conv(3)", "--mask", 0)
+    assert (code, out) == (2, "")
+    assert err.startswith("error[A113]: layer 0 has no mask to draw: `conv(3)` carries a state and sees no keys one by one")

@@ -110,11 +110,11 @@ def _print_for_programs(results: list[Checked], form: Format) -> None:
     from attnc.cli.formats import diagnostics_report, github
 
     mistakes = [diagnostic for result in results for diagnostic in result.mistakes]
-    remarks = {result.file: result.unbuilt for result in results if result.unbuilt}
+    remarks = [diagnostic for result in results for diagnostic in result.unbuilt]
     if form == Format.json:
         print_json(diagnostics_report([result.file for result in results], mistakes, remarks))
         return
     lines = [github(diagnostic) for diagnostic in mistakes]
-    lines += [github(diagnostic, file) for file, found in remarks.items() for diagnostic in found]
+    lines += [github(diagnostic, "notice") for diagnostic in remarks]
     for line in lines:
         typer.echo(line)

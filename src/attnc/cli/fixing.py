@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attnc.dsl.diagnostic import Diagnostic, SpecError
 from attnc.dsl.fixes import apply_fixes
-from attnc.dsl.source import Source
+from attnc.dsl.source import Source, Span
 
 if TYPE_CHECKING:
     from attnc.compiler.spec import Spec
@@ -46,7 +46,16 @@ def check_source(file: str, source: Source) -> Checked:
         spec = compiler.check(parse(source))
     except SpecError as error:
         return Checked(file, error, text=source.text)
-    return Checked(file, spec=spec, text=source.text, unbuilt=unbuilt(spec))
+    return Checked(file, spec=spec, text=source.text, unbuilt=tuple(_placed(one, source) for one in unbuilt(spec)))
+
+
+def _placed(one: Diagnostic, source: Source) -> Diagnostic:
+    """A finding about a checked spec, which knows its line alone, in the text: from the line's first word to its last."""
+    lines = source.text.split("\n")
+    number = one.span.line - 1
+    begin = sum(len(line) + 1 for line in lines[:number])
+    line = lines[number]
+    return replace(one, span=Span(source, begin + len(line) - len(line.lstrip()), begin + len(line.rstrip())))
 
 
 def fix_source(file: str, source: Source) -> Checked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -104,14 +104,14 @@ class DiagnosticsReport(BaseModel):
 
 
 def diagnostics_report(
-    files: Iterable[str], mistakes: Iterable[Diagnostic], remarks: Mapping[str, Iterable[Diagnostic]] | None = None
+    files: Iterable[str], mistakes: Iterable[Diagnostic], remarks: Iterable[Diagnostic] = ()
 ) -> DiagnosticsReport:
-    """One row for each of `files`, in order, and one for every other text that a mistake is about. `remarks`: by file."""
+    """One row for each of `files`, in order, and one for every other text that a diagnostic is about."""
     rows: dict[str, list[LspDiagnostic]] = {name: [] for name in files}
-    for diagnostic in mistakes:
-        rows.setdefault(diagnostic.span.source.name, []).append(lsp(diagnostic))
-    for name, found in (remarks or {}).items():
-        rows.setdefault(name, []).extend(lsp(diagnostic, 3) for diagnostic in found)
+    levels: tuple[tuple[Severity, Iterable[Diagnostic]], ...] = ((1, mistakes), (3, remarks))
+    for severity, found in levels:
+        for diagnostic in found:
+            rows.setdefault(diagnostic.span.source.name, []).append(lsp(diagnostic, severity))
     return DiagnosticsReport(files=[FileDiagnostics(uri=uri(name), file=name, diagnostics=row) for name, row in rows.items()])
 
 
@@ -157,18 +157,18 @@ def fix_title(edit: Edit) -> str:
     return f"replace `{old}` by `{new}`" if new else f"delete `{old}`"
 
 
-def github(diagnostic: Diagnostic, remark: str = "") -> str:
-    """One line that GitHub's runners show beside the source; a notice about the file `remark` if that is given."""
+def github(diagnostic: Diagnostic, level: Literal["error", "notice"] = "error") -> str:
+    """One line that GitHub's runners show beside the source."""
     source = diagnostic.span.source
     line, column = source.line_and_column(diagnostic.span.start)
     end_line, end_column = source.line_and_column(diagnostic.span.end)
-    properties = {"file": remark or source.name, "line": line, "endLine": end_line, "col": column, "endColumn": end_column}
+    properties = {"file": source.name, "line": line, "endLine": end_line, "col": column, "endColumn": end_column}
     properties["title"] = f"attnc {diagnostic.code}"
     if end_line != line:  # columns have a meaning within one line only
         del properties["endColumn"]
     listed = ",".join(f"{key}={_escaped(str(value), ':,')}" for key, value in properties.items())
     help_lines = f"\nhelp: {diagnostic.help}" if diagnostic.help else ""
-    return f"::{'notice' if remark else 'error'} {listed}::{_escaped(diagnostic.message + help_lines)}"
+    return f"::{level} {listed}::{_escaped(diagnostic.message + help_lines)}"
 
 
 def _escaped(text: str, more: str = "") -> str:
