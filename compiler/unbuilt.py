@@ -54,16 +54,29 @@ PLAIN_ROUTE: dict[str, object] = {
 
 
 class Finding(NamedTuple):
-    """One thing that is not built yet: what, where, and what to write instead. `what` is a sentence without its end."""
+    """One thing that is not built yet: what, where, and what to write instead. `what` is a sentence without its end.
+
+    A `kind` has other kinds in its place, which only a message names: to know them, the files of all kinds are read.
+    """
 
     what: str
     origin: Origin
     expected: str
     help: str
+    kind: str = ""
 
 
 def unbuilt(spec: Spec) -> tuple[Diagnostic, ...]:
     """A diagnostic for each thing of the spec that is not built yet, in the order of its layers; empty if it builds."""
+    return tuple(dict.fromkeys(map(_diagnostic, _findings(spec))))
+
+
+def unbuilt_names(spec: Spec) -> tuple[str, ...]:
+    """What is not built yet, each thing once."""
+    return tuple(dict.fromkeys(one.what for one in _findings(spec)))
+
+
+def _findings(spec: Spec) -> list[Finding]:
     found: dict[Finding, None] = {}
     seen: set[int] = set()
     for layer in spec.layers:
@@ -71,7 +84,7 @@ def unbuilt(spec: Spec) -> tuple[Diagnostic, ...]:
             seen.add(id(layer.mixer))
             found |= dict.fromkeys(_of_mixer(layer.mixer, layer.origin))
     found |= dict.fromkeys(_taking_over(spec.layers))
-    return tuple(dict.fromkeys(map(_diagnostic, list(found)[:MOST])))
+    return list(found)[:MOST]
 
 
 def refuse_unbuilt(spec: Spec) -> None:
@@ -83,7 +96,17 @@ def refuse_unbuilt(spec: Spec) -> None:
 
 def _diagnostic(one: Finding) -> Diagnostic:
     """The finding at its line, with the text that the spec holds of it."""
-    return Diagnostic(CODE, f"{one.what} is not built yet", span_of(one.origin), one.expected, help=one.help)
+    expected, help_line = _other_kinds(one.kind) if one.kind else (one.expected, one.help)
+    return Diagnostic(CODE, f"{one.what} is not built yet", span_of(one.origin), expected, help=help_line)
+
+
+def _other_kinds(kind: str) -> tuple[str, str]:
+    """What could stand for a kind, and the help line."""
+    taken = {"keys": ("keys",), "mixer": ("keys", "mixer"), "change": ("change",)}[MIXERS[kind].type]
+    built = [name for name, other in MIXERS.items() if other.built and other.type in taken]
+    if not built:
+        return "a layer without it", f"leave `{kind}` out"
+    return f"a kind that this version builds: {words(built)}", f"write another kind for `{kind}`, or wait for it"
 
 
 def _of_mixer(mixer: Mixer, at: Origin) -> Iterator[Finding]:
@@ -119,11 +142,7 @@ def _of_kind(kind: Kind, at: Origin) -> Iterator[Finding]:
     if mixer.built:
         yield from _of_values(kind, f"`{kind.kind}`", at)
         return
-    taken = {"keys": ("keys",), "mixer": ("keys", "mixer"), "change": ("change",)}[mixer.type]
-    built = [name for name, other in MIXERS.items() if other.built and other.type in taken]
-    expected = f"a kind that this version builds: {words(built)}" if built else "a layer without it"
-    help_line = f"write another kind for `{kind.kind}`, or wait for it" if built else f"leave `{kind.kind}` out"
-    yield Finding(f"the kind `{kind.kind}`", at, expected, help_line)
+    yield Finding(f"the kind `{kind.kind}`", at, "", "", kind.kind)
 
 
 def _of_values(value: Value, owner: str, at: Origin) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from attnc.cli.output import Format, note, print_diagnostics, print_json
 
 if TYPE_CHECKING:
     from attnc.cli.fixing import Checked
+    from attnc.compiler.spec import Spec
 
 
 NAMED = 3
@@ -91,16 +92,18 @@ def _print(results: list[Checked]) -> None:
             gap = True
         else:
             assert result.spec is not None, "a spec or an error"
-            typer.echo(f"{result.file:<{width}}  {fixed}ok, {_layers(len(result.spec.layers))}{_not_built(result)}")
+            typer.echo(f"{result.file:<{width}}  {fixed}ok, {_layers(len(result.spec.layers))}{_not_built(result.spec)}")
 
 
 def _layers(count: int) -> str:
     return f"{count} layer{'s' * (count != 1)}"
 
 
-def _not_built(result: Checked) -> str:
+def _not_built(spec: Spec) -> str:
     """`; not built yet: the kind `routed`, ...`, a few of them."""
-    what = list(dict.fromkeys(found.message.removesuffix(" is not built yet") for found in result.unbuilt))
+    from attnc.compiler.unbuilt import unbuilt_names
+
+    what = unbuilt_names(spec)
     more = f" and {len(what) - NAMED} more" if len(what) > NAMED else ""
     return f"; not built yet: {', '.join(what[:NAMED])}{more}" if what else ""
 

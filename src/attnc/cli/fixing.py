@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from attnc.dsl.diagnostic import Diagnostic, SpecError
@@ -18,35 +19,38 @@ MOST_ROUNDS = 64
 
 @dataclass(frozen=True)
 class Checked:
-    """What checking a file came to: a spec, or mistakes; before that, what was `fixed`, and the `text` that came out.
-
-    `unbuilt`: what of the spec this version cannot build yet.
-    """
+    """What checking a file came to: a spec, or mistakes; before that, what was `fixed`, and the `text` that came out."""
 
     file: str
     error: SpecError | None = None
     spec: Spec | None = None
     fixed: tuple[Diagnostic, ...] = ()
     text: str = ""
-    unbuilt: tuple[Diagnostic, ...] = ()
 
     @property
     def mistakes(self) -> tuple[Diagnostic, ...]:
         """Those that are left."""
         return self.error.diagnostics if self.error else ()
 
+    @cached_property
+    def unbuilt(self) -> tuple[Diagnostic, ...]:
+        """What of the spec this version cannot build yet."""
+        from attnc.compiler.unbuilt import unbuilt
+
+        source = Source(self.file, self.text)
+        return tuple(_placed(one, source) for one in unbuilt(self.spec)) if self.spec else ()
+
 
 def check_source(file: str, source: Source) -> Checked:
     """The checked text as it stands."""
     from attnc import compiler
-    from attnc.compiler.unbuilt import unbuilt
     from attnc.dsl import parse
 
     try:
         spec = compiler.check(parse(source))
     except SpecError as error:
         return Checked(file, error, text=source.text)
-    return Checked(file, spec=spec, text=source.text, unbuilt=tuple(_placed(one, source) for one in unbuilt(spec)))
+    return Checked(file, spec=spec, text=source.text)
 
 
 def _placed(one: Diagnostic, source: Source) -> Diagnostic:
