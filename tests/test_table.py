@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from test_check import BUILT
 
 from attnc.compiler import check_path, check_text
 from attnc.compiler.spec import Spec
@@ -14,6 +15,8 @@ from attnc.compiler.walk import kinds
 
 SPECS = Path(__file__).parent.parent / "specs"
 NAMES = sorted(path.stem for path in SPECS.glob("*.attn"))
+STATIC = [name for name in BUILT if name != "infiniretri"]
+"""Specs that are built, each with key sets of its own."""
 
 
 @pytest.mark.parametrize("name", NAMES)
