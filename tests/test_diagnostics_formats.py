@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from urllib.parse import unquote
@@ -73,6 +74,13 @@ def test_a_right_file_has_an_empty_list(attnc_run, spec):
     assert [(file["file"], len(file["diagnostics"])) for file in json.loads(out)["files"]] == [(str(wrong), 1), (str(right), 0)]
     assert attnc_run("check", right, "--diagnostics", "json")[0] == 0
     assert attnc_run("check", right, "--diagnostics", "github") == (0, "", "")
+
+
+def test_the_standard_input_is_one_file(attnc_run, monkeypatch):
+    text = (MODEL + "layers { all: ful }").encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    (file,) = json.loads(attnc_run("check", "-", "--diagnostics", "json")[1])["files"]
+    assert (file["file"], file["uri"], len(file["diagnostics"])) == ("<stdin>", "attnc:%3Cstdin%3E", 1)
 
 
 def test_characters_are_utf_16_units_and_lines_are_lsps():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnc.cli.exits import CommandError, Exit, exit_code
-from attnc.cli.options import Diagnostics, Json, read_text
+from attnc.cli.options import STDIN, Diagnostics, Json, read_text
 from attnc.cli.output import Format, note, print_diagnostics, print_json
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def _print_for_programs(results: list[Checked], form: Format) -> None:
     mistakes = [diagnostic for result in results for diagnostic in result.mistakes]
     remarks = [diagnostic for result in results for diagnostic in result.unbuilt]
     if form == Format.json:
-        print_json(diagnostics_report([result.file for result in results], mistakes, remarks))
+        files = [STDIN if result.file == "-" else result.file for result in results]
+        print_json(diagnostics_report(files, mistakes, remarks))
         return
     lines = [github(diagnostic) for diagnostic in mistakes]
     lines += [github(diagnostic, "notice") for diagnostic in remarks]

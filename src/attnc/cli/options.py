@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 NVIDIA = Path("/dev/nvidiactl")
 """There on every machine whose NVIDIA driver is loaded; torch is only asked where it is."""
 
+STDIN = "<stdin>"
+"""What messages call a text that `-` stands for."""
+
 PORTABLE = "h100"
 """The table for a GPU that has none of its own."""
 
@@ -56,7 +59,7 @@ def read_text(file: str) -> Source:
     """The text of a file, or of the standard input for `-`. Raises SpecError."""
     from attnc.dsl import Source, read
 
-    return Source("<stdin>", sys.stdin.buffer.read().decode("utf-8", "replace")) if file == "-" else read(file)
+    return Source(STDIN, sys.stdin.buffer.read().decode("utf-8", "replace")) if file == "-" else read(file)
 
 
 def read_tree(file: str) -> tree.File:
