@@ -19,6 +19,7 @@ from attnc.compiler.expressions import (
     size_and_depth,
     type_of,
 )
+from attnc.compiler.field_words import KINDS
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.origin import one_line
@@ -28,6 +29,7 @@ from attnc.compiler.read_operator import OPERATORS, changes_come_first, not_keys
 from attnc.compiler.read_value import read_arguments, read_settings
 from attnc.compiler.tuning import ChooseArguments, RouteArguments
 from attnc.dsl import tree
+from attnc.dsl.diagnostic import closest
 from attnc.dsl.excerpt import quoted
 
 MOST_KINDS = 256
@@ -51,7 +53,7 @@ class Names:
             message = f"{quoted(one_line(value))} differs from head to head or case to case, and an argument is one union"
             place.problems.add("A203", message, value.span, "one union of key sets", "write the union without the block")
         elif type_of(typed) != "wrong":
-            not_keys(typed, value, place)
+            not_keys(typed, value, place, "the argument is a union of key sets")
         return INVALID
 
     def kinds(self, word: str) -> tuple[Kind, ...]:
@@ -135,8 +137,10 @@ def _unknown(name: tree.Name, names: Names, place: Place) -> None:
         message = "a budget stands for a number, not for a mixer"
         problems.add("A103", message, name.span, "a kind, a mix or a block", "write it as an argument: `window(budget(...))`")
     else:
-        help_line = nearest(word, known, f"define it above: `mix {word} = ...`")
-        expected = "a kind of the language, or a mix defined above"
+        written = f"it is written `{KINDS[word]}` here" if word in KINDS else ""
+        otherwise = nearest(word, known, f"define it above: `mix {word} = ...`")
+        help_line = closest(word, names.mixes) or written or otherwise
+        expected = "a kind such as `full` or `window(1024)`, or a mix defined above"
         problems.add("A100", f"there is no kind or mix `{word}`", name.span, expected, help_line)
 
 

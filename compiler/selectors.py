@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field as Alias
 
+from attnc.compiler import field_words
 from attnc.compiler.declare import Bounds, Budgeted, Positional
 from attnc.compiler.fields import tag
 from attnc.compiler.origin import one_line
@@ -141,8 +142,10 @@ def _call(selector: tree.Name | tree.Call, layers: int, place: Place) -> list[in
     name = selector if isinstance(selector, tree.Name) else selector.name
     known = {tag(owner): owner for owner in SELECTORS}
     if name.text not in known:
-        help_line = nearest(name.text, (*known, "all"), f"write one of {words(known)}")
-        place.problems.add("A100", f"there is no selector `{name.text}`", name.span, EXPECTED, help_line)
+        meant = field_words.SELECTORS.get(name.text, "")
+        otherwise = nearest(name.text, (*known, "all"), f"write one of {words(known)}")
+        help_line = f"write `{meant}`" if meant else otherwise
+        place.problems.add("A100", f"there is no selector `{name.text}`", name.span, EXPECTED, help_line, fix=meant or None)
         return None
     typed = read_call(selector, known[name.text], place)
     if isinstance(typed, Invalid) or not _in_reach(selector, typed, layers, place):
