@@ -77,13 +77,13 @@ CODES: dict[str, Code] = {
     "A300": Code("a kind that looks back only", "The kind is defined for causal order and cannot see both directions."),
     "A301": Code(
         "training would leak",
-        "A choice of keys that depends on later tokens tells a token what comes next, so a loss on the next token would be too low. "
-        "Choose causally in training, `when { phase == train: full, else: ... }`, or accept it with `selection = noncausal`.",
+        "A choice of keys that depends on later tokens tells a token what comes next, so a loss on the next token would be too "
+        "low. Choose causally in training, `when { phase == train: full, else: ... }`, or accept it: `selection = noncausal`.",
     ),
     "A302": Code(
         "prefill in chunks would change results",
-        "A choice by a block of queries, or by the last of a prompt, is another one where the prompt comes in pieces. A block's "
-        "choice is the same in chunks that are whole blocks.",
+        "A choice by a block of queries, or by the last of a prompt, is another one where the prompt comes in pieces. A "
+        "block's choice is the same in chunks that are whole blocks.",
     ),
     "A303": Code(
         "cached prefixes would change results",

@@ -56,7 +56,7 @@ def _report_meaningless(kind: Kind, settings: Given, scope: Scope) -> None:
     key, takes = _meaningless(kind, settings)[0], MIXERS[kind.kind].takes
     assert takes is not None, "a kind without a list takes every attribute"
     taken = sorted(takes(kind) - OF_ALL)
-    message = f"`{key}` has no meaning for `{kind.kind}`, which has projections of its own"
+    message = f"`{key}` has no meaning for `{kind.kind}`"
     expected = one_of(taken, f"an attribute of `{kind.kind}`") if taken else f"`{kind.kind}` without attributes"
     scope.problems.add("A213", message, settings[key][1], expected, f"leave `{key}` out")
 

@@ -23,22 +23,34 @@ def read_operator(node: tree.Name | tree.Call, names: Any, place: Place, read: R
     """`gate(A, B, ...)`, `context(M, ...)` or `select(A, ...)`."""
     arguments = () if isinstance(node, tree.Name) else node.arguments
     word = node.text if isinstance(node, tree.Name) else node.name.text
+    numbers = [one for one in arguments if one.key is None and isinstance(one.value, tree.Number | tree.Range | tree.List)]
+    if numbers and word != "gate":
+        _not_by_place(word, numbers[0], place)
+        return Wrong(node, word)
     inner = tuple(read(argument.value, names, place) for argument in arguments if argument.key is None)
     rest = tuple(argument for argument in arguments if argument.key is not None)
     if word == "gate":
         return _gate(node, inner, rest, place)
-    owner: type[ContextArguments | SelectArguments] = ContextArguments if word == "context" else SelectArguments
-    typed = read_arguments(word, rest, node.span, owner, place)
     if len(inner) != 1:
         what = "one memory" if word == "context" else "one mixer"
         message = f"`{word}` holds {what}, but has {len(inner)}"
         shape = "context(memory(...), segment = n)" if word == "context" else "select(A, keep = 50%, by = gumbel)"
         place.problems.add("A105", message, node.span, f"{what} by place, the rest by key", f"write `{shape}`")
         return Wrong(node, word)
+    owner: type[ContextArguments | SelectArguments] = ContextArguments if word == "context" else SelectArguments
+    typed = read_arguments(word, rest, node.span, owner, place)
     sound = _is_memory(inner[0], node, place) if word == "context" else unchanging(inner, f"`{word}`", node, place)
     if isinstance(typed, Invalid) or not sound or isinstance(inner[0], Wrong):
         return Wrong(node, word)
     return Wrapped("context" if word == "context" else "select", inner[0], typed, word, node)
+
+
+def _not_by_place(word: str, argument: tree.Argument, place: Place) -> None:
+    """Reports a number given by place to an operator, which takes its mixer so and the rest by key."""
+    key = "segment" if word == "context" else "keep"
+    shown = one_line(argument.value)
+    message = f"`{word}` takes {quoted(shown)} by its key, not by place"
+    place.problems.add("A102", message, argument.span, f"`{key} = ...`", f"write `{key} = {shown}`")
 
 
 def _gate(node: tree.Name | tree.Call, branches: tuple[Typed, ...], rest: tuple[tree.Argument, ...], place: Place) -> Typed:
@@ -70,23 +82,26 @@ def _is_memory(typed: Typed, node: tree.Expression, place: Place) -> bool:
     return False
 
 
-def not_keys(part: Typed, written: tree.Expression, place: Place) -> None:
-    """Reports a mixer or a change where `|` or an argument wants a key set."""
+def not_keys(part: Typed, written: tree.Expression, place: Place, where: str = "`|` joins key sets") -> None:
+    """Reports a mixer or a change where `|` or an argument wants a key set; `where` says so."""
     shown = quoted(one_line(written))
+    other = "write `A + B` to add outputs" if "|" in where else "write a key set such as `window(n)`"
     if isinstance(part, Altered):
-        message, code = f"`{part.kind.kind}` changes the sequence; `|` joins key sets", "A215"
+        message, code = f"`{part.kind.kind}` changes the sequence; {where}", "A215"
         help_line = f"write `{one_line(part.node)} >> A`, where A is the rest"
         place.problems.add(code, message, written.span, "a key set", help_line)
         return
     if isinstance(part, Attributed):
-        message = f"{shown} is a mixer, because it has attributes; `|` joins key sets"
-        help_line = "put the attributes after the whole union: `(A | B) { key = value }`"
+        message = f"{shown} is a mixer, because it has attributes; {where}"
+        help_line = (
+            "put the attributes after the whole union: `(A | B) { key = value }`" if "|" in where else "leave the braces out"
+        )
     elif isinstance(part, Lone):
-        message = f"`{part.kind.kind}` is a mixer; `|` joins key sets"
-        help_line = "write `A + B` to add outputs"
+        message = f"`{part.kind.kind}` is a mixer; {where}"
+        help_line = other
     else:
-        message = f"{shown} is a mixer; `|` joins key sets"
-        help_line = "write `A + B` to add outputs"
+        message = f"{shown} is a mixer; {where}"
+        help_line = other
     place.problems.add("A203", message, written.span, "a key set", help_line)
 
 

@@ -74,10 +74,10 @@ def read_arguments(
         given[found.key] = read(argument.value, found, word, place.at(word))
         read_from.append((found, argument))
         sound &= given[found.key] is not INVALID
-    for field in declared.values():
-        if field.required and field.key not in given and sound:
-            _report_missing(word, field, span, place.problems)
-            sound = False
+    missing = [field for field in declared.values() if field.required and field.key not in given]
+    if missing and sound:
+        _report_missing(word, missing, span, place.problems)
+        sound = False
     if not sound:
         return INVALID
     result = owner(**given)
@@ -86,13 +86,18 @@ def read_arguments(
     return result if together(result, where, span, place.problems) and sound else INVALID
 
 
-def _report_missing(word: str, field: Field, span: Span, problems: Problems) -> None:
-    """A required argument that is not there."""
-    numeric = int in field.types or float in field.types
-    message = f"`{word}` needs {'a number' if field.positional and numeric else f'`{field.key}`'}"
-    known = next(iter(options(field.types)), "...")
-    shown = f"write `{word}({known if not numeric else '...'})`" if field.positional else f"add `{field.key} = {known}`"
-    problems.add("A105", message, span, f"`{field.key}`: {expectation(field)}", shown)
+def _report_missing(word: str, missing: list[Field], span: Span, problems: Problems) -> None:
+    """Required arguments that are not there."""
+    numeric = [field.positional and (int in field.types or float in field.types) for field in missing]
+    names = ["a number" if number else f"`{field.key}`" for field, number in zip(missing, numeric, strict=True)]
+    values = [
+        "..." if number else next(iter(options(field.types)), "...") for field, number in zip(missing, numeric, strict=True)
+    ]
+    shown = [value if field.positional else f"{field.key} = {value}" for field, value in zip(missing, values, strict=True)]
+    by_key = not any(field.positional for field in missing)
+    help_line = f"add {' and '.join(f'`{one}`' for one in shown)}" if by_key else f"write `{word}({', '.join(shown)})`"
+    expected = f"`{missing[0].key}`: {expectation(missing[0])}"
+    problems.add("A105", f"`{word}` needs {' and '.join(names)}", span, expected, help_line)
 
 
 def read_settings(
