@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import re
 import signal
 import sys
@@ -28,6 +29,7 @@ INSTALLABLE = {
 
 def main() -> None:
     """The process `attnc`: runs one command and ends with one of `Exit`'s codes."""
+    gc.set_threshold(100_000, 20, 20)  # imports make many objects and no garbage: looking for some takes a twentieth of a check
     with contextlib.suppress(AttributeError):  # no such signal on Windows
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `attnc show x | head` ends like every other tool
     sys.exit(invoke(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""`attnc check` of any shipped spec takes at most 0.4 seconds, the process whole.
+
+Machines that test are shared, and two processes on one core slow each other down. So it is the processor's time that counts
+(user and system), in units of another process's that starts Python and imports a part of its library; on the machine that the
+bound is for, with nothing else to do, that one takes UNIT. Byte code is there, as it is after the first run of an installed
+package.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import attnc
+
+SPECS = sorted((Path(__file__).parent.parent / "specs").glob("*.attn"))
+SECONDS = 0.4
+RUNS = 7
+IMPORTS = "import asyncio, email.message, zipfile, inspect, dataclasses, typing, json, argparse, decimal, unittest"
+UNIT = 0.105
+"""Seconds of the processor for IMPORTS on a quiet core of the 2-core machine."""
+
+
+def seconds(command: list[str], folder: Path) -> float:
+    """Of the processor for one process, its byte code in `folder`."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(folder)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *command], env=environment, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def slowest(count: int) -> list[Path]:
+    """The specs that take longest to check, leaving out the imports that all have in common."""
+    taken = {}
+    for path in SPECS * 2:  # the first time includes what is done once
+        began = time.process_time()
+        attnc.check(path)
+        taken[path] = time.process_time() - began
+    return sorted(SPECS, key=lambda path: -taken[path])[:count]
+
+
+@pytest.mark.parametrize("path", slowest(2), ids=lambda path: path.stem)
+def test_checking_a_shipped_spec_is_quick(path: Path, tmp_path: Path) -> None:
+    unit, checked = ["-c", IMPORTS], ["-m", "attnc", "check", str(path)]
+    for command in (unit, checked):
+        seconds(command, tmp_path)  # writes the byte code
+    ratios = []
+    for _ in range(RUNS):
+        before, taken, behind = (seconds(command, tmp_path) for command in (unit, checked, unit))
+        ratios.append(2 * taken / (before + behind))
+    quiet = statistics.median(ratios) * UNIT
+    assert quiet <= SECONDS, f"{quiet:.2f} s"
+
+
+@pytest.mark.parametrize("command", [["check"], ["fmt", "--check"], ["show", "--stage", "spec"], ["show", "--stage", "tree"]])
+def test_a_command_that_reads_a_spec_imports_nothing_that_it_does_not_need(command: list[str]) -> None:
+    heavy = ["torch", "networkx", "jinja2", "lark", "rich", "pygls", "pygments", "numpy"]
+    unused = ["attnc.compiler.graph", "attnc.codegen", "attnc.lsp", "attnc.compiler.mixers.memory"]
+    lines = [
+        "import sys",
+        "from attnc.cli import invoke",
+        f"code = invoke({[*command, str(SPECS[11])]!r})",
+        f"print(code, [name for name in {heavy + unused!r} if name in sys.modules], file=sys.stderr)",
+    ]
+    found = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stderr
+    assert found == "0 []\n"
