@@ -116,6 +116,7 @@ def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
         from attnc.cli.show_report import TableReport
         from attnc.compiler.causality import causality, refusals
         from attnc.compiler.laws import laws
+        from attnc.compiler.unbuilt import unbuilt_names
 
         waiting = [] if plan is None else _unverified(spec, plan)
         budgets, owed = spec.budgets, laws(spec)
@@ -124,6 +125,9 @@ def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
                 model=spec.model,
                 rows=table(spec),
                 budgets=budgets,
+                recipe=spec.recipe,
+                driver=spec.driver,
+                unbuilt=unbuilt_names(spec),
                 laws=owed,
                 causality=causality(spec),
                 refused=refusals(spec),

@@ -8,6 +8,7 @@ from attnc.compiler.causality import Refusal
 from attnc.compiler.laws import Law
 from attnc.compiler.mixer import Causality
 from attnc.compiler.picture import Picture
+from attnc.compiler.recipe import Recipe, Retrieve
 from attnc.compiler.spec import BudgetSite, Model
 from attnc.compiler.table import TableRow
 from attnc.compiler.value import Value
@@ -24,13 +25,16 @@ class TextReport(BaseModel):
 class TableReport(BaseModel):
     """What `attnc show --json` prints: the resolved table; with a plan how each part runs, and which kernels no GPU has run.
 
-    `causality` is the class of the spec's choices, `refused` what they forbid.
+    `causality` is the class of the spec's choices, `refused` what they forbid, `unbuilt` what this version cannot build yet.
     """
 
     schema_version: int = 1
     model: Model
     rows: tuple[TableRow, ...]
     budgets: tuple[BudgetSite, ...]
+    recipe: Recipe | None
+    driver: Retrieve | None
+    unbuilt: tuple[str, ...]
     laws: tuple[Law, ...]
     causality: Causality
     refused: tuple[Refusal, ...]
