@@ -338,6 +338,16 @@ def test_a_large_file_is_checked_in_time():
     assert time.process_time() - start < 10
 
 
+def test_a_thousand_layers_of_64_heads_each_with_a_rule_of_its_own_check_in_time():
+    halves = " , ".join(f"{head}: window({head + 1})" for head in range(64))
+    rules = "\n".join(f"{layer}: unlike {{ scale = {layer + 1} }}" for layer in range(1000))
+    model = "model m { vocab = 9, dim = 512, layers = 1000, heads = 64, kv_heads = 64, ffn = none, norm = rms(1e-6) }"
+    start = time.process_time()
+    spec = check_text(f"{model}\nmix unlike = heads {{ {halves} }}\nlayers {{ {rules} }}")
+    assert time.process_time() - start < 20
+    assert len({id(layer.mixer) for layer in spec.layers}) == 1000
+
+
 HOSTILE = {
     "rules": "\n".join(["0..5: full"] * 8000),
     "alternatives": "all: choose(per = head) {" + "\n".join(f"a{n}: window({n + 1})" for n in range(4000)) + "}",
