@@ -150,7 +150,7 @@ def _of_attention(mixer: Attention, at: _Where, length: int) -> Picture:
         keys=print_keys(mixer.keys),
         own=sum(MIXERS[kind.kind].own_keys(kind) for kind in static),
         rows=_rows(sequence, mixer.attributes.causal, length) if static else (),
-        unseen=tuple(f"which keys `{shown}` shows depends on the content" for shown in others),
+        unseen=tuple(f"the keys of `{shown}`, which positions alone do not decide" for shown in others),
     )
 
 
@@ -162,6 +162,8 @@ def _is_static(kind: Kind) -> bool:
 
 def _rows(kinds: list[Kind], causal: bool, length: int) -> tuple[str, ...]:
     """The union of the kinds' own masks."""
+    import importlib.metadata  # noqa: F401  torch reads it without importing it
+
     import torch
 
     i, j = torch.arange(length)[:, None], torch.arange(length)[None]

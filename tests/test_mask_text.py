@@ -9,6 +9,8 @@ their rows were compared with these.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -126,7 +128,7 @@ def test_branches_are_parts_and_a_state_is_said_to_have_no_mask():
 def test_keys_that_content_picks_are_said_not_to_be_drawn():
     (picture,) = pictures(layer("sink(1, detect = cosine(0.9)) | window(2)"), 0, 3)
     assert picture.rows == ("#..", "##.", ".##")
-    assert picture.unseen == ("which keys `sink(1, detect = cosine(0.9))` shows depends on the content",)
+    assert picture.unseen == ("the keys of `sink(1, detect = cosine(0.9))`, which positions alone do not decide",)
 
 
 def test_a_layer_without_a_mask_is_a_diagnostic_that_names_one_that_has_one():
@@ -183,6 +185,15 @@ def test_a_window_longer_than_the_picture_is_remarked(show):
 def test_a_share_is_of_the_length_that_is_drawn(show):
     _, out, _ = show("window(25%)", "--mask", 0, "--length", 8)
     assert out.splitlines()[-1] == "7  ......##"
+
+
+def test_a_process_of_its_own_draws_too(tmp_path):
+    path = tmp_path / "given.attn"
+    path.write_text(f"{MODEL}layers {{ all: window(2) | routed(tokens, top_k = 3) }}\n")
+    command = [sys.executable, "-m", "attnc", "show", str(path), "--mask", "0", "--length", "4"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.endswith("not drawn: the keys of `routed(tokens, top_k = 3)`, which positions alone do not decide\n")
 
 
 def test_masks_are_data_too(show):
