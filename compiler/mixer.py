@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self, cast
 
 from pydantic import ModelWrapValidatorHandler, SerializeAsAny, model_validator
@@ -128,13 +129,13 @@ class Mixer:
     `selection`  key sets that choose by content: selection(kind, class of the choice that it may take over).
     `changes`    changes(kind) -> why results depend on the length or on the step beyond causality; keys within count apart.
     `slots`      changes: slots(kind) -> tokens of the new sequence for each of the old one.
-    `examples`   values for goldens, docs and smoke tests.
+    `make_examples`  values for goldens, docs and smoke tests; pydantic takes long for the first, so not before they are used.
     """
 
     name: str
     type: Literal["keys", "mixer", "change"]
     parameters: KindClass
-    examples: tuple[Kind, ...]
+    make_examples: Callable[[], tuple[Kind, ...]]
     mask: Callable[..., Any] | None = None
     sizes: Callable[[Any, Any], dict[str, Any]] = lambda _kind, _length: {}
     intervals: Callable[[Any, bool], Intervals | None] = _no_intervals
@@ -154,6 +155,11 @@ class Mixer:
     float32_state: bool = False
     selection: Callable[[Any, Causality], Selection | None] = lambda _kind, _earlier: None
     changes: Callable[[Any], Iterable[str]] = _share_of_length
+
+    @cached_property
+    def examples(self) -> tuple[Kind, ...]:
+        """Values for goldens, docs and smoke tests."""
+        return self.make_examples()
 
     @property
     def built(self) -> bool:

@@ -47,7 +47,7 @@ MIXER = Mixer(
     name="block_local",
     type="keys",
     parameters=BlockLocal,
-    examples=(BlockLocal(n=4), BlockLocal(n=4, shift=Share(percent=50)), BlockLocal(n=Share(percent=25))),
+    make_examples=lambda: (BlockLocal(n=4), BlockLocal(n=4, shift=Share(percent=50)), BlockLocal(n=Share(percent=25))),
     mask=block_local_mask,
     sizes=_sizes,
     intervals=_intervals,

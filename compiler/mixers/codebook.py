@@ -34,7 +34,7 @@ MIXER = Mixer(
     name="codebook",
     type="keys",
     parameters=Codebook,
-    examples=(Codebook(n=4), Codebook(n=8, ema=0.9, commit=0.01)),
+    make_examples=lambda: (Codebook(n=4), Codebook(n=8, ema=0.9, commit=0.01)),
     kept=lambda _kind: Kept(recent=0),
     weights=_weights,
     state=_state,

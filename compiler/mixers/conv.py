@@ -51,7 +51,7 @@ MIXER = Mixer(
     name="conv",
     type="mixer",
     parameters=Conv,
-    examples=(Conv(n=3), Conv(n=4, expand=2)),
+    make_examples=lambda: (Conv(n=3), Conv(n=4, expand=2)),
     reference=gated_convolution,
     weights=_weights,
     state=lambda kind, _attributes, model: {"conv": (kind.n - 1, kind.expand * model.dim)},

@@ -47,7 +47,7 @@ MIXER = Mixer(
     name="feedback",
     type="mixer",
     parameters=Feedback,
-    examples=(Feedback(), Feedback(heads=2, gain=0.5)),
+    make_examples=lambda: (Feedback(), Feedback(heads=2, gain=0.5)),
     weights=_weights,
     growing=_growing,
     takes=lambda _kind: OF_INPUT | OF_OUTPUT - {"output_norm"},

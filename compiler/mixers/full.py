@@ -29,7 +29,7 @@ MIXER = Mixer(
     name="full",
     type="keys",
     parameters=Full,
-    examples=(Full(),),
+    make_examples=lambda: (Full(),),
     mask=full_mask,
     intervals=_intervals,
 )

@@ -27,7 +27,7 @@ MIXER = Mixer(
     name="insert",
     type="change",
     parameters=Insert,
-    examples=(Insert(what="landmark", every=3),),
+    make_examples=lambda: (Insert(what="landmark", every=3),),
     weights=_weights,
     slots=lambda kind: 1 + 1 / kind.every,
 )

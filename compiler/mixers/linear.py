@@ -6,27 +6,17 @@ One form for linear attention (arXiv 2006.16236), BASED (2402.18668), RetNet (23
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from attnc.compiler.attributes import OF_INPUT, OF_OUTPUT, OF_PROJECTIONS, OF_ROTATION
-from attnc.compiler.declare import Bounds, Positional
+from attnc.compiler.declare import Bounds
 from attnc.compiler.mixer import Kind, Mixer, Weight
-from attnc.compiler.value import Broken, Value
+from attnc.compiler.mixers.features import Feature, Taylor, feature_width
+from attnc.compiler.value import Broken
 
 GATES = ("scalar", "vector")
 """Decays that depend on the token."""
-
-
-class Taylor(Value):
-    """`taylor(2)`: the Taylor polynomial of exp(q.k) of degree n as a feature map (BASED, arXiv 2402.18668)."""
-
-    word: Literal["taylor"] = "taylor"
-    n: Annotated[int, Positional(), Bounds(1, 4)]
-
-
-Feature = Literal["elu", "relu", "favor", "hedgehog", "softmax"]
 
 
 class Linear(Kind):
@@ -53,15 +43,6 @@ class Linear(Kind):
     write: Literal["scalar", "vector"] = "scalar"
     beta: Literal[1, 2] = 1
     state: Literal["matrix", "vector"] = "matrix"
-
-
-def feature_width(feature: str | Taylor | None, width: int) -> int:
-    """How wide a feature map makes keys of `width`: Taylor's monomials once each, FAVOR's width x log(width) features."""
-    if isinstance(feature, Taylor):
-        return math.comb(width + feature.n, feature.n)
-    if feature == "favor":
-        return max(1, int(width * math.log(width)))
-    return 2 * width if feature == "hedgehog" else width
 
 
 def _rules(kind: Linear) -> Iterator[Broken]:
@@ -142,7 +123,7 @@ MIXER = Mixer(
     name="linear",
     type="mixer",
     parameters=Linear,
-    examples=(
+    make_examples=lambda: (
         Linear(),
         Linear(update="delta", decay="scalar"),
         Linear(update="delta", decay="vector", erase="vector", write="vector", beta=2),

@@ -138,7 +138,7 @@ MIXER = Mixer(
     name="memory",
     type="mixer",
     parameters=Memory,
-    examples=(
+    make_examples=lambda: (
         Memory(net="linear", chunk=4),
         Memory(net=Mlp(), chunk=4, momentum=Learned(), decay=Learned()),
         Memory(net=Swiglu(), chunk=4, momentum=0.9, weight_norm="row"),

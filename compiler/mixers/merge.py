@@ -32,7 +32,7 @@ MIXER = Mixer(
     name="merge",
     type="change",
     parameters=Merge,
-    examples=(Merge(share=Share(percent=25), by="bipartite"),),
+    make_examples=lambda: (Merge(share=Share(percent=25), by="bipartite"),),
     fits=_fits,
     slots=lambda kind: 1 - kind.share.percent / 100,
 )

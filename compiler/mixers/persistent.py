@@ -38,7 +38,7 @@ MIXER = Mixer(
     name="persistent",
     type="keys",
     parameters=Persistent,
-    examples=(Persistent(n=2),),
+    make_examples=lambda: (Persistent(n=2),),
     mask=persistent_mask,
     kept=lambda _kind: Kept(pinned=0, recent=0),
     weights=_weights,

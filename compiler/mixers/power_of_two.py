@@ -27,7 +27,7 @@ MIXER = Mixer(
     name="power_of_two",
     type="keys",
     parameters=PowerOfTwo,
-    examples=(PowerOfTwo(n=2),),
+    make_examples=lambda: (PowerOfTwo(n=2),),
     mask=power_of_two_mask,
     sizes=lambda kind, _length: {"n": kind.n},
     intervals=lambda kind, causal: Intervals(powers=(kind.n,), causal=causal),

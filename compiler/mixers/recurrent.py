@@ -36,7 +36,7 @@ MIXER = Mixer(
     name="recurrent",
     type="mixer",
     parameters=Recurrent,
-    examples=(Recurrent(cell="lstm"), Recurrent(cell="gru")),
+    make_examples=lambda: (Recurrent(cell="lstm"), Recurrent(cell="gru")),
     weights=_weights,
     state=_state,
     float32_state=True,

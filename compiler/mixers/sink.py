@@ -45,7 +45,7 @@ MIXER = Mixer(
     name="sink",
     type="keys",
     parameters=Sink,
-    examples=(Sink(n=3),),
+    make_examples=lambda: (Sink(n=3),),
     mask=sink_mask,
     sizes=lambda kind, _length: {"n": kind.n},
     intervals=lambda kind, causal: Intervals(sink=kind.n, causal=causal),

@@ -76,7 +76,7 @@ MIXER = Mixer(
     name="ssm",
     type="mixer",
     parameters=Ssm,
-    examples=(Ssm(form="s4d"), Ssm(form="mamba", state=4, expand=2), Ssm(form="mamba2", state=8)),
+    make_examples=lambda: (Ssm(form="s4d"), Ssm(form="mamba", state=4, expand=2), Ssm(form="mamba2", state=8)),
     weights=_weights,
     state=_state,
     float32_state=True,

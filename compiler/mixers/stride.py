@@ -26,7 +26,7 @@ MIXER = Mixer(
     name="stride",
     type="keys",
     parameters=Stride,
-    examples=(Stride(n=3),),
+    make_examples=lambda: (Stride(n=3),),
     mask=stride_mask,
     sizes=lambda kind, _length: {"n": kind.n},
     intervals=lambda kind, causal: Intervals(strides=(kind.n,), causal=causal),

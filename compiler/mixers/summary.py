@@ -84,7 +84,7 @@ MIXER = Mixer(
     name="summary",
     type="keys",
     parameters=Summary,
-    examples=(
+    make_examples=lambda: (
         Summary(n=4),
         Summary(n=4, stride=2, pool="mlp"),
         Summary(n=4, pool="max", value_pool="attention"),

@@ -37,7 +37,7 @@ MIXER = Mixer(
     name="window",
     type="keys",
     parameters=Window,
-    examples=(Window(n=5), Window(n=8, aligned=4), Window(n=Share(percent=25))),
+    make_examples=lambda: (Window(n=5), Window(n=8, aligned=4), Window(n=Share(percent=25))),
     mask=window_mask,
     sizes=_sizes,
     intervals=_intervals,

@@ -15,7 +15,7 @@ MIXER = Mixer(
     name="routed",
     type="keys",
     parameters=Routed,
-    examples=(
+    make_examples=lambda: (
         Routed(unit=Blocks(n=4), top_k=2),
         Routed(unit="tokens", top_k=4, unit_keys=Indexer(heads=2, head_dim=4)),
         Routed(unit=Blocks(n=4), top_p=Share(percent=90), unit_keys="minmax"),

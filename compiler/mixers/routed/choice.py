@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from attnc.compiler.declare import Bounds, Budgeted, Positional
-from attnc.compiler.mixers.linear import Feature, Taylor
+from attnc.compiler.mixers.features import Feature, Taylor
 from attnc.compiler.mixers.routed.units import Mean, Size
 from attnc.compiler.value import Broken, Value
 

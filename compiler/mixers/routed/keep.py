@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnc.compiler.mixer import Growing, Kept, Weight
-from attnc.compiler.mixers.linear import feature_width
+from attnc.compiler.mixers.features import feature_width
 from attnc.compiler.mixers.routed.choice import Cosine, Estimated, Last, PerGroup, PerLayer, QueryBlock, SoftmaxScore
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.routed.units import Clusters, Hash, Indexer, LearnedPool, Mean, TwoStep, unit_size
