@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 TOP = Path(__file__).parent.parent
-COUNT = 1500
+COUNT = 2000
 
 
 def tool() -> ModuleType:

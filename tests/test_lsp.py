@@ -17,7 +17,7 @@ from attnc.compiler.mixers import MIXERS
 from attnc.dsl.reformat import reformatted
 from attnc.dsl.source import Source
 from attnc.lsp.completion import completions
-from attnc.lsp.document import items
+from attnc.lsp.document import items, read
 from attnc.lsp.positions import Positions
 from attnc.lsp.symbols import symbols
 
@@ -85,6 +85,16 @@ async def test_a_text_that_is_typed_is_checked_once_it_rests(client) -> None:
         )
     (only,) = await published(client, uri)
     assert (only.code, only.severity) == ("A104", types.DiagnosticSeverity.Error)
+
+
+@module_loop
+async def test_what_is_not_built_yet_is_a_remark_on_its_line(client) -> None:
+    text = GOOD.replace("full {", "\n    memory(linear) {").replace("rope = none", "short_conv = 4")
+    _, found = await open_text(client, text)
+    expected = read(Source("given", text)).unbuilt
+    assert [one.message for one in found] == [one.message for one in expected]
+    assert {one.severity for one in found} <= {types.DiagnosticSeverity.Information}
+    assert {one.range.start.line for one in found} == {one.span.line - 1 for one in expected}
 
 
 @module_loop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from attnc.compiler.check import check
 from attnc.compiler.spec import Spec
@@ -33,6 +33,13 @@ class Document:
     found: tuple[Diagnostic, ...]
 
     @cached_property
+    def unbuilt(self) -> tuple[Diagnostic, ...]:
+        """What of the spec this version cannot build yet; of a place, it knows the line."""
+        from attnc.compiler.unbuilt import unbuilt
+
+        return unbuilt(self.spec) if self.spec else ()
+
+    @cached_property
     def rows(self) -> tuple[TableRow, ...]:
         """The resolved table."""
         return table(self.spec) if self.spec else ()
@@ -42,9 +49,8 @@ class Document:
         """What one layer costs, where this version builds the spec."""
         import attnc
         from attnc.compiler.show import seconds_text
-        from attnc.compiler.unbuilt import unbuilt
 
-        if self.spec is None or unbuilt(self.spec):
+        if self.spec is None or self.unbuilt:
             return {}
         found: dict[int, dict[str, float]] = {}
         for choice in attnc.plan(self.spec, DEVICE, LENGTH).choices:
@@ -62,6 +68,7 @@ def read(source: Source) -> Document:
         return Document(source, None, error.diagnostics)
 
 
+@lru_cache(maxsize=2)
 def words(source: Source) -> list[Word]:
     """The words, right or wrong; none where the text is no text at all, or far too large."""
     try:
@@ -70,6 +77,7 @@ def words(source: Source) -> list[Word]:
         return []
 
 
+@lru_cache(maxsize=2)
 def items(source: Source) -> tuple[tree.Item, ...]:
     """The items that can be read."""
     problems = Problems(source)

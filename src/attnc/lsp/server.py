@@ -52,7 +52,7 @@ class Server(LanguageServer):
         await asyncio.sleep(pause)
         document = self.document(uri)
         at = self.positions(document.source)
-        found = [_diagnostic(one, uri, at) for one in document.found]
+        found = [_diagnostic(one, uri, at) for one in document.found] + [_remark(one, at) for one in document.unbuilt]
         self.text_document_publish_diagnostics(types.PublishDiagnosticsParams(uri, found))
 
     def check_soon(self, uri: str, pause: float) -> None:
@@ -172,6 +172,16 @@ def _diagnostic(found: Diagnostic, uri: str, at: Positions) -> types.Diagnostic:
             types.DiagnosticRelatedInformation(types.Location(uri, at.range(span)), text) for text, span in own
         ],
     )
+
+
+def _remark(found: Diagnostic, at: Positions) -> types.Diagnostic:
+    """What is right, but not built yet: the whole line."""
+    line = found.span.line - 1
+    end = at.starts[line + 1] if line + 1 < len(at.starts) else len(at.text)
+    text = at.text[at.starts[line] : end]
+    span = Span(found.span.source, at.starts[line] + len(text) - len(text.lstrip()), at.starts[line] + len(text.rstrip()))
+    severity = types.DiagnosticSeverity.Information
+    return types.Diagnostic(at.range(span), found.message, severity=severity, code=found.code, source="attnc")
 
 
 def _visible(span: Span) -> Span:
