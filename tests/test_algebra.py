@@ -134,6 +134,22 @@ def test_encoders_select_and_merge(expression, node):
     holds(spec)
 
 
+def test_parts_of_nested_blocks_have_places_of_their_own():
+    inner = "when { length < 9: linear, phase == decode: linear, else: full }"
+    spec = check_text(spec_of(f"when {{ length < 5: linear, length < 7: {inner}, else: linear }}", True))
+    holds(spec)
+    rows = [row for row in table(spec) if row.layers == (1,)]
+    assert [row.scope for row in rows] == ["linear", "when.linear", "when.linear_2", "", "linear_2"]
+    assert [one.scope for one in parts(spec.layers[1].mixer)] == ["", "linear", "when.linear", "when.linear_2", "linear_2"]
+
+
+def test_a_softmax_that_no_default_comes_to_keeps_nothing():
+    spec = check_text(spec_of("choose(per = layer) { a: linear + linear, b: full }", True))
+    holds(spec)
+    met = {one.scope: bool(one.phases) for one in parts(spec.layers[1].mixer)}
+    assert met == {"": False, "a.linear": True, "a.linear_2": True}
+
+
 def test_attributes_around_an_expression_reach_every_mixer_in_it():
     mixer = check_text(spec_of("(full >> feedback) { activation = gelu, output_gate = linear }", True)).layers[1].mixer
     assert [(one.attributes.activation, one.attributes.output_gate) for one in mixer.parts] == [("gelu", "linear")] * 2
