@@ -6,19 +6,19 @@ import os
 from collections.abc import Mapping
 
 from attnc.compiler.check import check
+from attnc.compiler.partial import check_source
 from attnc.compiler.spec import Spec
 from attnc.dsl.files import read
-from attnc.dsl.parse import parse
 from attnc.dsl.source import Source
 
-__all__ = ["Spec", "check", "check_path", "check_text"]
+__all__ = ["Spec", "check", "check_path", "check_source", "check_text"]
 
 
 def check_text(text: str, name: str = "<text>", overrides: Mapping[str, str] | None = None) -> Spec:
     """The checked spec of a text; `name` is what messages call it. Raises SpecError."""
-    return check(parse(Source(name, text)), overrides)
+    return check_source(Source(name, text), overrides)
 
 
 def check_path(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> Spec:
     """The checked spec of a file. Raises SpecError, also for a file that cannot be read."""
-    return check(parse(read(path)), overrides)
+    return check_source(read(path), overrides)

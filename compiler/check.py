@@ -24,7 +24,7 @@ from attnc.compiler.selectors import owners
 from attnc.compiler.spec import Layer, Mixer, Spec
 from attnc.compiler.walk import kinds
 from attnc.dsl import tree
-from attnc.dsl.diagnostic import SpecError
+from attnc.dsl.diagnostic import Diagnostic, SpecError
 from attnc.dsl.format import print_file
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Source, Span
@@ -74,6 +74,27 @@ def check(file: tree.File, overrides: Mapping[str, str] | None = None) -> Spec:
         file=file_name(file.source),
         text=print_file(file),
     )
+
+
+def check_names(file: tree.File) -> tuple[Diagnostic, ...]:
+    """Mistakes of names, arguments and settings, each found without the rest of its file, which may lack parts."""
+    place = Place(Problems())
+    try:
+        for item in file.items:
+            match item:
+                case tree.Model():
+                    read_model(item, place)
+                case tree.Recipe():
+                    read_recipe(item, place)
+                case tree.Driver():
+                    read_driver(item, place)
+        names = _mixes(file, place)
+        for layers in (item for item in file.items if isinstance(item, tree.Layers)):
+            for case in layers.cases:
+                read_expression(case.body, names, place)
+    except SpecError as error:  # so many mistakes that looking for more has ended
+        return error.diagnostics
+    return tuple(place.problems.found)
 
 
 def _one(file: tree.File, kind: type[Item]) -> Item | None:

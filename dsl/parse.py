@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnc.dsl import tree
+from attnc.dsl.diagnostic import Diagnostic, SpecError
 from attnc.dsl.problems import Problems
 from attnc.dsl.recover import read_items
 from attnc.dsl.rules import check_file
@@ -16,6 +17,14 @@ EMPTY = """write a model and say what its layers do, for example
 
 def parse(source: Source) -> tree.File:
     """The tree of a spec. Raises SpecError with all its syntax errors, in the order of their places."""
+    file, found = parse_partly(source)
+    if found:
+        raise SpecError(found)
+    return file
+
+
+def parse_partly(source: Source) -> tuple[tree.File, tuple[Diagnostic, ...]]:
+    """What of a spec could be read, and its syntax errors. Raises SpecError where too little could be read to go on."""
     problems = Problems(source)
     words = scan(source, problems)
     if not words:
@@ -25,5 +34,4 @@ def parse(source: Source) -> tree.File:
     items = read_items(source, words, problems)
     file = tree.File(items, source)
     check_file(file, problems, whole=not problems.found)
-    problems.raise_any()
-    return file
+    return file, tuple(problems.found)

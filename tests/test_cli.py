@@ -161,7 +161,7 @@ def test_only_a_diagnostic_about_a_spec_says_that_the_spec_is_wrong():
 
 def test_a_mistake_of_ours_is_admitted_and_its_traceback_kept(attnc_run, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(compiler, "check", lambda file: 1 / 0)
+    monkeypatch.setattr(compiler, "check_source", lambda source: 1 / 0)
     code, out, err = attnc_run("check", FULL)
     (kept,) = tmp_path.iterdir()
     assert (code, out) == (5, "")
@@ -177,11 +177,11 @@ def test_a_full_disk_and_a_missing_package_are_the_environments_fault(attnc_run,
 
         return check
 
-    monkeypatch.setattr(compiler, "check", fail(OSError(28, "No space left on device", "/out/model.py")))
+    monkeypatch.setattr(compiler, "check_source", fail(OSError(28, "No space left on device", "/out/model.py")))
     code, _, err = attnc_run("check", FULL)
     assert code == 4
     assert "No space left on device: /out/model.py" in err
-    monkeypatch.setattr(compiler, "check", fail(ModuleNotFoundError("No module named 'gguf'", name="gguf")))
+    monkeypatch.setattr(compiler, "check_source", fail(ModuleNotFoundError("No module named 'gguf'", name="gguf")))
     code, _, err = attnc_run("check", FULL)
     assert code == 4
     assert "pip install 'attnc[hf]'" in err
@@ -191,7 +191,7 @@ def test_an_interrupt_is_130(attnc_run, monkeypatch):
     def interrupt(file):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compiler, "check", interrupt)
+    monkeypatch.setattr(compiler, "check_source", interrupt)
     assert attnc_run("check", FULL) == (130, "", "")
 
 

@@ -31,6 +31,7 @@ from attnc.compiler.check import check
 from attnc.compiler.fields import fields, options
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.model_settings import ModelSettings
+from attnc.compiler.partial import check_source
 from attnc.compiler.recipe import Recipe
 from attnc.compiler.spec import Spec
 from attnc.compiler.table_text import table_text
@@ -110,8 +111,8 @@ def judge(data: bytes, *, lay_out: bool, build: bool) -> str:
     source = Source(NAME, text)
     try:
         tree = _soon("reading", parse, source)
-    except SpecError as error:
-        _judge_messages(source, error)
+    except SpecError:
+        _soon("checking in part", _judge_all, source)
         return "syntax"
     if lay_out:
         again = _soon("laying out", reformatted, source)
@@ -133,6 +134,16 @@ def judge(data: bytes, *, lay_out: bool, build: bool) -> str:
             assert "EVIL = " not in code, f"{name} holds the name of the file as it is"
             ast.parse(code)
     return "built"
+
+
+def _judge_all(source: Source) -> None:
+    """A text with syntax errors, whose names and values are checked all the same."""
+    try:
+        check_source(source)
+    except SpecError as error:
+        _judge_messages(source, error)
+    else:
+        raise AssertionError("syntax errors were forgotten")
 
 
 def _soon(what: str, step: Callable[..., Any], *arguments: Any) -> Any:
@@ -157,7 +168,7 @@ def _judge_messages(source: Source, error: SpecError) -> None:
     fixed, made = apply_fixes(source, error.diagnostics)
     if made:
         try:
-            check(parse(fixed))
+            check_source(fixed)
         except SpecError as left:
             str(left)
 

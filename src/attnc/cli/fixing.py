@@ -44,10 +44,9 @@ class Checked:
 def check_source(file: str, source: Source) -> Checked:
     """The checked text as it stands."""
     from attnc import compiler
-    from attnc.dsl import parse
 
     try:
-        spec = compiler.check(parse(source))
+        spec = compiler.check_source(source)
     except SpecError as error:
         return Checked(file, error, text=source.text)
     return Checked(file, spec=spec, text=source.text)

@@ -75,7 +75,7 @@ def read_spec(file: str, overrides: Mapping[str, str] | None = None) -> Spec:
         return attnc.check(Path(file), overrides)
     from attnc import compiler
 
-    return compiler.check(read_tree(file), overrides)
+    return compiler.check_source(read_text(file), overrides)
 
 
 def device_name(given: str | None) -> str:

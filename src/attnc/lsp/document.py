@@ -6,12 +6,11 @@ import itertools
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from attnc.compiler.check import check
+from attnc.compiler.partial import check_source
 from attnc.compiler.spec import Spec
 from attnc.compiler.table import TableRow, table
 from attnc.dsl import tree
 from attnc.dsl.diagnostic import Diagnostic, SpecError
-from attnc.dsl.parse import parse
 from attnc.dsl.problems import Problems
 from attnc.dsl.recover import read_items
 from attnc.dsl.scan import scan
@@ -63,7 +62,7 @@ class Document:
 def read(source: Source) -> Document:
     """Reads and checks a text."""
     try:
-        return Document(source, check(parse(source)), ())
+        return Document(source, check_source(source), ())
     except SpecError as error:
         return Document(source, None, error.diagnostics)
 
