@@ -48,13 +48,15 @@ def tiled(mix: Mix, variant: Variant, phase: Phase, load: Workload) -> Work:
     """One launch that visits only key tiles with a visible key. Training counts the backward: 3.5 times the flops."""
     queries, keys = _sizes(phase, load)
     pairs = read = 0.0
+    ratio = _ratio(mix)
     for group in variant.groups:
         numbers = _numbers(group, load)
-        heads = (group.last - group.first + 1) * _ratio(mix)
+        heads = (group.last - group.first + 1) * ratio
         edges = len(numbers.near) * 2 + len(numbers.strides) + len(numbers.powers) + (numbers.sink != 0)
         waste = 0 if phase == "decode" else queries * edges * (QUERY_TILE + KEY_TILE) / 4
-        pairs += heads * min(queries * keys, arithmetic.pairs(numbers, queries, keys) + waste)
-        read += (group.last - group.first + 1) * min(keys, arithmetic.pairs(numbers, queries, keys))
+        shown = arithmetic.pairs(numbers, queries, keys)
+        pairs += heads * min(queries * keys, shown + waste)
+        read += (group.last - group.first + 1) * min(keys, shown)
     return _work(mix, phase, load, pairs=pairs, read=read, launches=2 if phase == "decode" else 1)
 
 

@@ -9,7 +9,7 @@ Edges carry tensors; an edge labelled `qk` hands the q and k of one layer to a l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -166,6 +166,7 @@ class _Builder:
         self.spec = spec
         self.network: nx.DiGraph[str] = nx.DiGraph(order=[])
         self.known: dict[int, tuple[Attributes, Segments]] = {}
+        self.groups: dict[tuple[int, ...], HeadGroup] = {}
 
     def graph(self) -> Graph:
         source = ""
@@ -228,7 +229,7 @@ class _Builder:
     def attend(self, mixer: Mixer, index: int, scope: str, source: str) -> str:
         """One set of projections with everything that shares it."""
         if id(mixer) not in self.known:  # layers of one rule hold the same mixer
-            self.known[id(mixer)] = _segment_mixes(mixer)
+            self.known[id(mixer)] = _segment_mixes(mixer, self.group)
         attributes, mixes = self.known[id(mixer)]
         from_layer = self.qk_source(index) if attributes.qk_from else None
         project = Project(layer=index, scope=scope, attributes=attributes, qk_layer=from_layer)
@@ -249,6 +250,14 @@ class _Builder:
         heads = Combine(layer=index, scope=scope, how="heads", attributes=attributes)
         return self.add(_name(index, scope, "heads"), heads, *segments)
 
+    def group(self, first: int, last: int, leaf: Attention) -> HeadGroup:
+        """What KV groups first..last see; rules that use one `mix` share what it says, and go on sharing it."""
+        found = first, last, id(leaf.origin), leaf.attributes.causal, *map(id, leaf.keys)
+        if found not in self.groups:
+            seen = union(leaf.keys, leaf.attributes.causal)
+            self.groups[found] = HeadGroup(first=first, last=last, keys=leaf.keys, intervals=seen, origin=leaf.origin)
+        return self.groups[found]
+
     def qk_source(self, index: int) -> int:
         """The nearest earlier layer with q and k of its own."""
         for earlier in range(index - 1, -1, -1):
@@ -258,7 +267,7 @@ class _Builder:
         raise AssertionError("the checker lets no layer take q and k from nowhere")
 
 
-def _segment_mixes(mixer: Mixer) -> tuple[Attributes, Segments]:
+def _segment_mixes(mixer: Mixer, group: Callable[[int, int, Attention], HeadGroup]) -> tuple[Attributes, Segments]:
     """(attributes of the projections, what each segment of the KV groups does in each variant).
 
     Segments have variants of their own: variants of all heads together would be as many as the product of their numbers.
@@ -268,9 +277,7 @@ def _segment_mixes(mixer: Mixer) -> tuple[Attributes, Segments]:
     for first, following in zip(starts, [*starts[1:], _kv_heads(mixer)], strict=True):
         choices: list[tuple[Attributes, tuple[Variant, ...]]] = []
         for guards, leaf in _variants(mixer, first):
-            seen = union(leaf.keys, leaf.attributes.causal)
-            group = HeadGroup(first=first, last=following - 1, keys=leaf.keys, intervals=seen, origin=leaf.origin)
-            choices.append((leaf.attributes, (Variant(guards=guards, groups=(group,)),)))
+            choices.append((leaf.attributes, (Variant(guards=guards, groups=(group(first, following - 1, leaf),)),)))
         segments.append((first, following - 1, choices))
     every = [attributes for _, _, choices in segments for attributes, _ in choices]
     logits = next((one.sink_logit for one in every if one.sink_logit), None)  # one tensor for all heads, if some need it

@@ -55,6 +55,8 @@ class Intervals(Value):
 
 def resolve(intervals: Intervals, length: int) -> Intervals:
     """The same union for sequences of `length` tokens: every share a number of tokens, in normal form."""
+    if not has_shares(intervals):
+        return intervals
     near = []
     for part in intervals.near:
         align = tokens_of(part.align, length)
@@ -62,6 +64,15 @@ def resolve(intervals: Intervals, length: int) -> Intervals:
         back, ahead = (max(0, s.of(length) - align) if isinstance(s, Share) else s for s in (part.back, part.ahead))
         near.append(Near(align=align, shift=shift % align, back=back, ahead=ahead))
     return union([intervals.model_copy(update={"near": tuple(near), "sink": tokens_of(intervals.sink, length)})])
+
+
+def has_shares(intervals: Intervals) -> bool:
+    """Whether a size depends on the length of the sequence."""
+    for near in intervals.near:
+        for size in (near.align, near.shift, near.back, near.ahead):
+            if isinstance(size, Share):
+                return True
+    return isinstance(intervals.sink, Share)
 
 
 def is_full(intervals: Intervals) -> bool:

@@ -16,16 +16,19 @@ Pass = Callable[[Graph], Graph]
 
 def drop_contained_keys(graph: Graph) -> Graph:
     """A key set that another of its union contains is dropped: `sink(4) | full` is `full`."""
-    known: dict[int, tuple[Variant, ...]] = {}  # layers of one rule share their variants, and go on sharing them
-
-    def smaller(node: Node) -> Node:
+    variants: dict[int, tuple[Variant, ...]] = {}  # layers of one rule share their variants, and go on sharing them
+    groups: dict[int, HeadGroup] = {}
+    changed: dict[str, Node] = {}
+    for name, node in graph.nodes():
         if not isinstance(node, Mix) or node.attributes.positions == "chunk":  # whose blocks number the chunks
-            return node
-        if id(node.variants) not in known:
-            known[id(node.variants)] = tuple(map(_smaller_variant, node.variants))
-        return node.model_copy(update={"variants": known[id(node.variants)]})
-
-    return _replace(graph, {name: smaller(node) for name, node in graph.nodes()})
+            continue
+        for group in (group for variant in node.variants for group in variant.groups if id(group) not in groups):
+            groups[id(group)] = _without_contained(group)
+        if id(node.variants) not in variants:
+            variants[id(node.variants)] = tuple(_smaller(variant, groups) for variant in node.variants)
+        if any(one is not other for one, other in zip(variants[id(node.variants)], node.variants, strict=True)):
+            changed[name] = node.model_copy(update={"variants": variants[id(node.variants)]})
+    return _replace(graph, changed) if changed else graph
 
 
 def group_equal_heads(graph: Graph) -> Graph:
@@ -51,13 +54,17 @@ def run(graph: Graph) -> Graph:
     """All passes in order, verified after each."""
     verify(graph)
     for step in PASSES:
-        graph = step(graph)
-        verify(graph)
+        before, graph = graph, step(graph)
+        if graph is not before:
+            verify(graph)
     return graph
 
 
-def _smaller_variant(variant: Variant) -> Variant:
-    return variant.model_copy(update={"groups": tuple(map(_without_contained, variant.groups))})
+def _smaller(variant: Variant, smaller: dict[int, HeadGroup]) -> Variant:
+    """The variant with its groups as found in `smaller`; itself where none has changed."""
+    groups = tuple(smaller[id(group)] for group in variant.groups)
+    same = all(one is other for one, other in zip(groups, variant.groups, strict=True))
+    return variant if same else variant.model_copy(update={"groups": groups})
 
 
 def _without_contained(group: HeadGroup) -> HeadGroup:
@@ -70,7 +77,7 @@ def _without_contained(group: HeadGroup) -> HeadGroup:
         placed = [other for other in others if not MIXERS[other.kind].own_keys(other)]
         if not MIXERS[key.kind].own_keys(key) and placed and union(others, group.intervals.causal) == group.intervals:
             keys = list(others)
-    return group.model_copy(update={"keys": tuple(keys)})
+    return group if len(keys) == len(group.keys) else group.model_copy(update={"keys": tuple(keys)})
 
 
 Joined = list[tuple[Mix, list[int]]]
@@ -79,32 +86,37 @@ Joined = list[tuple[Mix, list[int]]]
 
 def _merge(graph: Graph, key: Callable[[Mix], object], join: Callable[[list[Mix]], Joined]) -> Graph:
     """Joins the mixes of each layer that have the same key; a `when` or `heads` above them reads the joined ones instead."""
-    network: nx.DiGraph[str] = graph.network.copy()
     layers: dict[int, list[tuple[str, Mix]]] = {}
     for name, node in graph.nodes():
         if isinstance(node, Mix):
             layers.setdefault(node.layer, []).append((name, node))
     known: dict[tuple[tuple[str, int], ...], Joined] = {}
+    joined: list[tuple[Mix, list[str]]] = []
     for layer, mixes in layers.items():
-        if len(mixes) == 1:
-            continue
         signature = tuple((mix.scope, id(mix.variants)) for _, mix in mixes)
         if signature not in known:
             known[signature] = _classes([mix for _, mix in mixes], key, join)
         for mix, places in known[signature]:
-            _rewire(network, mix.model_copy(update={"layer": layer}), [mixes[place][0] for place in places])
+            joined.append((mix.model_copy(update={"layer": layer}), [mixes[place][0] for place in places]))
+    if not joined:
+        return graph
+    network: nx.DiGraph[str] = graph.network.copy()
+    for mix, names in joined:
+        _rewire(network, mix, names)
     network.graph["order"] = [name for name in graph.network.graph["order"] if name in network]
     return Graph(_renamed(_without_single_whens(network)))
 
 
 def _classes(mixes: list[Mix], key: Callable[[Mix], object], join: Callable[[list[Mix]], Joined]) -> Joined:
-    """What the mixes of one layer become: those with the same key are joined."""
+    """The mixes of one layer that have the same key, joined; one that stays alone is not there."""
     classes: dict[object, list[int]] = {}
     for place, mix in enumerate(mixes):
         classes.setdefault(key(mix), []).append(place)
     found: Joined = []
     for members in classes.values():
-        found += [(mix, [members[at] for at in places]) for mix, places in join([mixes[member] for member in members])]
+        if len(members) > 1:
+            joined = join([mixes[member] for member in members])
+            found += [(mix, [members[at] for at in places]) for mix, places in joined]
     return found
 
 
@@ -127,7 +139,7 @@ def _side_by_side(mixes: list[Mix]) -> Joined:
             runs[-1].append(place)
         else:
             runs.append([place])
-    return [(_run([mixes[place] for place in run]), run) for run in runs]
+    return [(_run([mixes[place] for place in run]), run) for run in runs if len(run) > 1]
 
 
 def _run(mixes: list[Mix]) -> Mix:

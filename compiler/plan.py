@@ -14,14 +14,14 @@ KERNEL_WIDTHS = (1, 256)
 def choose(graph: Graph, device: Device, load: Workload) -> Plan:
     """Prices every candidate of every node; equal nodes are priced once."""
     choices = []
-    known: dict[tuple[Node, Phase], tuple[list[Price], tuple[Refusal, ...]]] = {}
+    known: dict[Node, list[tuple[list[Price], tuple[Refusal, ...]]]] = {}
     for name, node in graph.nodes():
         if isinstance(node, Mix | Apply | RouteTokens):
-            for phase in PHASES:
-                key = (_anonymous(node), phase)
-                if key not in known:
-                    known[key] = _candidates(*key, device, load)
-                priced, refused = known[key]
+            key = _anonymous(node)
+            found = known.get(key)
+            if found is None:
+                found = known[key] = [_candidates(key, phase, device, load) for phase in PHASES]
+            for phase, (priced, refused) in zip(PHASES, found, strict=True):
                 best, *others = priced
                 choice = Choice(
                     node=name,

@@ -32,6 +32,8 @@ def share_weights(
         return True
     first = whole or attentions[0].attributes
     for leaf in attentions:
+        if leaf.attributes is first:
+            continue
         for key in SHARED:
             one, other = getattr(first, key), getattr(leaf.attributes, key)
             if one != other and key not in OWN_OF_CASES.get(word, ()):

@@ -79,10 +79,11 @@ def unbuilt_names(spec: Spec) -> tuple[str, ...]:
 def _findings(spec: Spec) -> list[Finding]:
     found: dict[Finding, None] = {}
     seen: set[int] = set()
+    built: set[int] = set()
     for layer in spec.layers:
         if id(layer.mixer) not in seen:  # layers of one rule hold the same mixer
             seen.add(id(layer.mixer))
-            found |= dict.fromkeys(_of_mixer(layer.mixer, layer.origin))
+            found |= dict.fromkeys(_of_mixer(layer.mixer, layer.origin, built))
     found |= dict.fromkeys(_taking_over(spec.layers))
     return list(found)[:MOST]
 
@@ -109,44 +110,56 @@ def _other_kinds(kind: str) -> tuple[str, str]:
     return f"a kind that this version builds: {words(built)}", f"write another kind for `{kind}`, or wait for it"
 
 
-def _of_mixer(mixer: Mixer, at: Origin) -> Iterator[Finding]:
-    """The findings of a mixer and all inside; `at` is the nearest origin around it."""
+def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
+    """The findings of a mixer and all inside; `at` is the nearest origin around it.
+
+    `built`: the ids of values without a finding, which many heads share.
+    """
     at = getattr(mixer, "origin", at)
     match mixer:
         case Attention(keys=keys, attributes=attributes):
             for kind in keys:
-                yield from _of_kind(kind, at)
-            yield from _of_values(attributes, "a mixer", at)
+                yield from _of_kind(kind, at, built)
+            yield from _of_values(attributes, "a mixer", at, built)
         case Mixing(kind=kind, attributes=attributes):
-            yield from _of_kind(kind, at)
-            yield from _of_values(attributes, "a mixer", at)
+            yield from _of_kind(kind, at, built)
+            yield from _of_values(attributes, "a mixer", at, built)
         case Change(kind=kind):
-            yield from _of_kind(kind, at)
+            yield from _of_kind(kind, at, built)
         case Context() | Select():
             yield Finding(f"`{mixer.node}`", at, f"a layer without `{mixer.node}`", f"write a mixer without `{mixer.node}`")
         case Heads() | When() | Choose() | Route():
-            yield from _of_block(mixer, at)
+            yield from _of_block(mixer, at, built)
         case Gate(shared=shared, parts=parts) if shared and not all(map(_is_softmax, parts)):
             expected = "branches that are softmax over key sets"
             yield Finding("a gate that shares projections with a state", at, expected, "leave `shared` out")
     for inner in children(mixer):
-        yield from _of_mixer(inner, at)
+        yield from _of_mixer(inner, at, built)
 
 
 def _is_softmax(mixer: Mixer) -> bool:
     return isinstance(mixer, Attention | Heads | When | Choose)
 
 
-def _of_kind(kind: Kind, at: Origin) -> Iterator[Finding]:
+def _of_kind(kind: Kind, at: Origin, built: set[int]) -> Iterator[Finding]:
     mixer = MIXERS[kind.kind]
     if mixer.built:
-        yield from _of_values(kind, f"`{kind.kind}`", at)
+        yield from _of_values(kind, f"`{kind.kind}`", at, built)
         return
     yield Finding(f"the kind `{kind.kind}`", at, "", "", kind.kind)
 
 
-def _of_values(value: Value, owner: str, at: Origin) -> Iterator[Finding]:
+def _of_values(value: Value, owner: str, at: Origin, built: set[int]) -> Iterator[Finding]:
     """Values of the fields of a kind, of attributes or of a router that are marked as not built, however deep."""
+    if id(value) in built:
+        return
+    found = list(_of_fields(value, owner, at, built))
+    if not found:
+        built.add(id(value))
+    yield from found
+
+
+def _of_fields(value: Value, owner: str, at: Origin, built: set[int]) -> Iterator[Finding]:
     for field in fields(type(value)).values():
         given = getattr(value, field.name)
         if not field.builds(given):
@@ -156,12 +169,12 @@ def _of_values(value: Value, owner: str, at: Origin) -> Iterator[Finding]:
             continue
         for inner in given if isinstance(given, tuple) else (given,):
             if isinstance(inner, Kind):
-                yield from _of_kind(inner, at)
+                yield from _of_kind(inner, at, built)
             elif isinstance(inner, Value):
-                yield from _of_values(inner, f"`{field.key}`", at)
+                yield from _of_values(inner, f"`{field.key}`", at, built)
 
 
-def _of_block(mixer: Heads | When | Choose | Route, at: Origin) -> Iterator[Finding]:
+def _of_block(mixer: Heads | When | Choose | Route, at: Origin, built: set[int]) -> Iterator[Finding]:
     """What the alternatives of a block cannot have apart: they share one set of q, k, v and o."""
     word = mixer.node
     inner = [one for _, one, _ in alternatives(mixer, frozenset(PHASES))]
@@ -169,7 +182,7 @@ def _of_block(mixer: Heads | When | Choose | Route, at: Origin) -> Iterator[Find
         shown = "chunk(n)" if mixer.per == "chunk" else mixer.per
         yield Finding(f"`route(per = {shown})`", at, "`route(per = token)`", "write `choose`, or `route(per = token)`")
     if isinstance(mixer, Route):
-        yield from _of_values(mixer.by, f"`{mixer.by.word}`", at)
+        yield from _of_values(mixer.by, f"`{mixer.by.word}`", at, built)
     if not all(map(_is_softmax, inner)):
         routed = any(isinstance(one, Route) for one in inner)
         what = f"`route` within `{word}`" if routed else f"`{word}` between mixers with weights of their own"
