@@ -5,9 +5,11 @@ seconds = max(matrix flops / (peak x efficiency), exponentials / rate, bytes / (
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from attnc.compiler import intervals as arithmetic
 from attnc.compiler.device import Device
-from attnc.compiler.graph import HeadGroup, Mix, Variant
+from attnc.compiler.graph import Guard
 from attnc.compiler.intervals import Intervals
 from attnc.compiler.spec import Phase
 from attnc.compiler.value import Value
@@ -24,6 +26,38 @@ class Workload(Value):
     length: int
     batch: int = 1
     width: int = 2
+
+
+class Seen(NamedTuple):
+    """So many KV groups side by side that see the same keys; None where these are no set of positions."""
+
+    kv_heads: int
+    intervals: Intervals | None
+
+
+class Alternative(NamedTuple):
+    """What a launch does while all guards hold."""
+
+    guards: tuple[Guard, ...]
+    groups: tuple[Seen, ...]
+
+
+class Launch(NamedTuple):
+    """All of a mix that its price depends on, so that equal ones are priced once; the groups of each variant cover its heads.
+
+    `ratio`: query heads a KV head. `unsaid`: why the softmax family cannot say it.
+    """
+
+    ratio: int
+    head_dim: int
+    value_dim: int
+    unsaid: str | None
+    variants: tuple[Alternative, ...]
+
+    @property
+    def kv_heads(self) -> int:
+        """The KV heads of all groups."""
+        return sum(group.kv_heads for group in self.variants[0].groups)
 
 
 class Work(Value):
@@ -44,58 +78,49 @@ def seconds(work: Work, device: Device, efficiency: float, *, matrix: bool = Tru
     return roof + work.launches * device.launch
 
 
-def tiled(mix: Mix, variant: Variant, phase: Phase, load: Workload) -> Work:
+def tiled(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
     """One launch that visits only key tiles with a visible key. Training counts the backward: 3.5 times the flops."""
     queries, keys = _sizes(phase, load)
     pairs = read = 0.0
-    ratio = _ratio(mix)
-    for group in variant.groups:
+    for group in groups:
         numbers = _numbers(group, load)
-        heads = (group.last - group.first + 1) * ratio
         edges = len(numbers.near) * 2 + len(numbers.strides) + len(numbers.powers) + (numbers.sink != 0)
         waste = 0 if phase == "decode" else queries * edges * (QUERY_TILE + KEY_TILE) / 4
         shown = arithmetic.pairs(numbers, queries, keys)
-        pairs += heads * min(queries * keys, shown + waste)
-        read += (group.last - group.first + 1) * min(keys, shown)
-    return _work(mix, phase, load, pairs=pairs, read=read, launches=2 if phase == "decode" else 1)
+        pairs += group.kv_heads * launch.ratio * min(queries * keys, shown + waste)
+        read += group.kv_heads * min(keys, shown)
+    return _work(launch, phase, load, pairs=pairs, read=read, launches=2 if phase == "decode" else 1)
 
 
-def dense(mix: Mix, variant: Variant, phase: Phase, load: Workload) -> Work:
+def dense(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
     """Every query against every key, scores written out: what the reference does."""
     queries, keys = _sizes(phase, load)
-    heads = (mix.last - mix.first + 1) * _ratio(mix)
-    work = _work(
-        mix,
-        phase,
-        load,
-        pairs=heads * queries * keys,
-        read=(mix.last - mix.first + 1) * keys,
-        launches=12 * len(variant.groups),
-    )
+    heads = launch.kv_heads * launch.ratio
+    pairs, read = heads * queries * keys, launch.kv_heads * keys
+    work = _work(launch, phase, load, pairs=pairs, read=read, launches=12 * len(groups))
     scores = 8 * 4 * load.batch * heads * queries * keys
     return work.model_copy(update={"bytes": work.bytes + scores})
 
 
-def blocked(mix: Mix, variant: Variant, phase: Phase, load: Workload) -> Work:
+def blocked(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
     """Like `tiled`, with a handful of launches for every block of queries and every group of heads."""
-    work = tiled(mix, variant, phase, load)
+    work = tiled(launch, groups, phase, load)
     queries, _ = _sizes(phase, load)
     blocks = -(-queries // TORCH_QUERY_BLOCK)
-    return work.model_copy(update={"launches": TORCH_LAUNCHES_PER_BLOCK * blocks * load.batch * len(variant.groups)})
+    return work.model_copy(update={"launches": TORCH_LAUNCHES_PER_BLOCK * blocks * load.batch * len(groups)})
 
 
-def is_plain_causal(variant: Variant) -> bool:
+def is_plain_causal(groups: tuple[Seen, ...]) -> bool:
     """Whether every head sees all earlier tokens, for which libraries have a kernel of their own."""
     return all(
-        group.intervals is not None and arithmetic.is_full(group.intervals) and group.intervals.causal
-        for group in variant.groups
+        group.intervals is not None and arithmetic.is_full(group.intervals) and group.intervals.causal for group in groups
     )
 
 
-def _work(mix: Mix, phase: Phase, load: Workload, *, pairs: float, read: float, launches: int) -> Work:
+def _work(launch: Launch, phase: Phase, load: Workload, *, pairs: float, read: float, launches: int) -> Work:
     queries, _ = _sizes(phase, load)
-    key, value = mix.attributes.head_dim, mix.attributes.value_dim
-    heads = (mix.last - mix.first + 1) * _ratio(mix)
+    key, value = launch.head_dim, launch.value_dim
+    heads = launch.kv_heads * launch.ratio
     passes = 3.5 if phase == "train" else 1.0
     moved = heads * queries * (key + value) + read * (key + value)
     return Work(
@@ -106,13 +131,9 @@ def _work(mix: Mix, phase: Phase, load: Workload, *, pairs: float, read: float, 
     )
 
 
-def _numbers(group: HeadGroup, load: Workload) -> Intervals:
+def _numbers(group: Seen, load: Workload) -> Intervals:
     assert group.intervals is not None, "only static key sets are priced by tiles"
     return arithmetic.resolve(group.intervals, load.length)
-
-
-def _ratio(mix: Mix) -> int:
-    return mix.attributes.heads // mix.attributes.kv_heads
 
 
 def _sizes(phase: Phase, load: Workload) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from attnc.compiler.cost import Workload, blocked, dense, is_plain_causal, seconds, tiled
+from attnc.compiler.cost import Alternative, Launch, Seen, Workload, blocked, dense, is_plain_causal, seconds, tiled
 from attnc.compiler.device import Device
-from attnc.compiler.graph import Apply, Graph, Guard, Mix, Node, RouteTokens, Variant
+from attnc.compiler.graph import Apply, Graph, Guard, Mix, RouteTokens
 from attnc.compiler.planned import Choice, Plan, Price, Refusal
 from attnc.compiler.spec import PHASES, Phase
 
@@ -12,15 +12,15 @@ KERNEL_WIDTHS = (1, 256)
 
 
 def choose(graph: Graph, device: Device, load: Workload) -> Plan:
-    """Prices every candidate of every node; equal nodes are priced once."""
+    """Prices every candidate of every node; nodes that cost the same are priced once."""
     choices = []
-    known: dict[Node, list[tuple[list[Price], tuple[Refusal, ...]]]] = {}
+    known: dict[Launch | None, list[tuple[list[Price], tuple[Refusal, ...]]]] = {}
     for name, node in graph.nodes():
         if isinstance(node, Mix | Apply | RouteTokens):
-            key = _anonymous(node)
-            found = known.get(key)
+            launch = _launch(node) if isinstance(node, Mix) else None
+            found = known.get(launch)
             if found is None:
-                found = known[key] = [_candidates(key, phase, device, load) for phase in PHASES]
+                found = known[launch] = [_candidates(launch, phase, device, load) for phase in PHASES]
             for phase, (priced, refused) in zip(PHASES, found, strict=True):
                 best, *others = priced
                 choice = Choice(
@@ -59,20 +59,25 @@ def _holds(guard: Guard, phase: Phase, length: int) -> bool:
             return length == right
 
 
-def _anonymous(node: Node) -> Node:
-    """The node without its layer, so that equal layers share one price."""
-    return node.model_copy(update={"layer": 0})
+def _launch(mix: Mix) -> Launch:
+    """What the price of a mix depends on."""
+    a = mix.attributes
+    variants = tuple(
+        Alternative(variant.guards, tuple(Seen(group.last - group.first + 1, group.intervals) for group in variant.groups))
+        for variant in mix.variants
+    )
+    return Launch(a.heads // a.kv_heads, a.head_dim, a.value_dim, unsaid(mix), variants)
 
 
-def _candidates(node: Node, phase: Phase, device: Device, load: Workload) -> tuple[list[Price], tuple[Refusal, ...]]:
-    """(candidates that can run, cheapest first; refusals)."""
-    if not isinstance(node, Mix):
+def _candidates(launch: Launch | None, phase: Phase, device: Device, load: Workload) -> tuple[list[Price], tuple[Refusal, ...]]:
+    """(candidates that can run, cheapest first; refusals). No launch: a node that only its reference runs."""
+    if launch is None:
         reason = "no kernel family says this yet; its reference is plain PyTorch"
         return [Price(provider="reference", seconds=None)], (Refusal(provider="triton", reason=reason),)
-    variant = _variant(node, phase, load)
+    groups = _groups(launch, phase, load)
     priced, refused = [], []
     for provider, price in (("triton", _price_triton), ("torch", _price_torch), ("reference", _price_reference)):
-        result = price(node, variant, phase, device, load)
+        result = price(launch, groups, phase, device, load)
         if isinstance(result, str):
             refused.append(Refusal(provider=provider, reason=result))
         else:
@@ -82,34 +87,33 @@ def _candidates(node: Node, phase: Phase, device: Device, load: Workload) -> tup
     return [*sorted(fast, key=lambda price: price.seconds or 0.0), *slow], tuple(refused)
 
 
-def _variant(mix: Mix, phase: Phase, load: Workload) -> Variant:
-    """The variant that holds, or the last one where none of this mix's does (it is then not run)."""
-    found = [variant for variant in mix.variants if reachable(variant.guards, phase, load.length)]
-    return found[0] if found else mix.variants[-1]
+def _groups(launch: Launch, phase: Phase, load: Workload) -> tuple[Seen, ...]:
+    """The groups of the variant that holds, or of the last one where none of this launch's does (it is then not run)."""
+    found = (variant.groups for variant in launch.variants if reachable(variant.guards, phase, load.length))
+    return next(found, launch.variants[-1].groups)
 
 
-def _price_triton(mix: Mix, variant: Variant, phase: Phase, device: Device, load: Workload) -> float | str:
-    attributes = mix.attributes
+def _price_triton(launch: Launch, groups: tuple[Seen, ...], phase: Phase, device: Device, load: Workload) -> float | str:
     if not device.is_gpu:
         return "generated kernels need a GPU"
     if phase == "train":
         return "its backward pass is not generated yet"
-    if reason := unsaid(mix):
-        return reason
-    if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (attributes.head_dim, attributes.value_dim)):
+    if launch.unsaid:
+        return launch.unsaid
+    if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
         return f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"
-    return seconds(tiled(mix, variant, phase, load), device, device.efficiency["triton"][phase])
+    return seconds(tiled(launch, groups, phase, load), device, device.efficiency["triton"][phase])
 
 
-def _price_torch(mix: Mix, variant: Variant, phase: Phase, device: Device, load: Workload) -> float | str:
-    if reason := unsaid(mix):
-        return reason
-    work = tiled if is_plain_causal(variant) else blocked
-    return seconds(work(mix, variant, phase, load), device, device.efficiency["torch"][phase])
+def _price_torch(launch: Launch, groups: tuple[Seen, ...], phase: Phase, device: Device, load: Workload) -> float | str:
+    if launch.unsaid:
+        return launch.unsaid
+    work = tiled if is_plain_causal(groups) else blocked
+    return seconds(work(launch, groups, phase, load), device, device.efficiency["torch"][phase])
 
 
-def _price_reference(mix: Mix, variant: Variant, phase: Phase, device: Device, load: Workload) -> float | str:
-    return seconds(dense(mix, variant, phase, load), device, 0.3, matrix=False)
+def _price_reference(launch: Launch, groups: tuple[Seen, ...], phase: Phase, device: Device, load: Workload) -> float | str:
+    return seconds(dense(launch, groups, phase, load), device, 0.3, matrix=False)
 
 
 def unsaid(mix: Mix) -> str | None:

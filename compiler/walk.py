@@ -162,6 +162,8 @@ def reachable(cases: tuple[WhenCase, ...], phases: frozenset[str]) -> Iterator[t
 def children(mixer: Mixer) -> tuple[Mixer, ...]:
     """The mixers directly inside."""
     match mixer:
+        case Attention() | Mixing():
+            return ()
         case Sum() | Chain() | Gate():
             return mixer.parts
         case Heads() | When():
