@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field as Alias
 
+from attnc.compiler.advice import about_key
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.declare import Bounds, Positional
 from attnc.compiler.fields import expectation, fields
 from attnc.compiler.place import INVALID, Place
-from attnc.compiler.problems import nearest, one_of
+from attnc.compiler.problems import one_of
 from attnc.compiler.read_value import read
 from attnc.compiler.spec import FeedForward, Model, Norm
 from attnc.compiler.value import Value
@@ -103,17 +104,20 @@ def read_model(item: tree.Model, place: Place) -> tuple[Model | None, Given]:
     """The model, or None after a mistake in it, and the attributes that it gives every mixer."""
     declared = {**fields(ModelSettings), **fields(Attributes)}
     given: Given = {}
+    misspelt: set[str | None] = set()
     for setting in item.settings:
         key = setting.key.text
         if key in declared:
             given[key] = (read(setting.value, declared[key], "model", place.at("model")), setting.span)
         else:
             message = f"`model` has no setting `{key}`"
-            help_line = nearest(key, declared, f"remove `{key}`")
-            place.problems.add("A102", message, setting.key.span, one_of(declared, "a setting of the model"), help_line)
+            advice = about_key(key, declared, [one.key.text for one in item.settings])
+            expected = one_of(declared, "a setting of the model")
+            place.problems.add("A102", message, setting.key.span, expected, advice.help, fix=advice.fix)
+            misspelt.add(advice.fix)
     missing = [f.key for f in fields(ModelSettings).values() if f.required and f.key not in given]
     missing += [REQUIRED_ATTRIBUTE] * (REQUIRED_ATTRIBUTE not in given)
-    for key in missing:
+    for key in (key for key in missing if key not in misspelt):
         message = f"`model` does not say `{key}`"
         help_line = f"add `{SHOWN[key]}`, or what the model has"
         place.problems.add("A105", message, item.name.span, f"`{key}`: {expectation(declared[key])}", help_line)

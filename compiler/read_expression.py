@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from attnc.compiler.advice import arguments_of
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.expressions import (
     Altered,
@@ -71,7 +72,7 @@ def read_expression(node: tree.Expression, names: Names, place: Place) -> Typed:
             typed = _union(node, names, place)
         case tree.With(body=body, settings=settings):
             inner = read_expression(body, names, place)
-            given = read_settings(settings, Attributes, "a mixer", place)
+            given = read_settings(settings, Attributes, "a mixer", place, arguments_of(body))
             typed = Attributed(inner, given, inner.name, node) if takes_settings(inner, node, place) else Wrong(node)
         case tree.Add(parts=parts):
             added = tuple(read_expression(part, names, place) for part in parts)

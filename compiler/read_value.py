@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+from attnc.compiler.advice import about_key, about_value, as_argument, as_attribute, as_inner, by_key
 from attnc.compiler.budgets import read_budget
 from attnc.compiler.fields import Field, expectation, fields, is_value, items, number, options, tag, takes_keys
 from attnc.compiler.mixer import Kind
@@ -13,13 +16,15 @@ from attnc.compiler.mixers import MIXERS
 from attnc.compiler.origin import one_line
 from attnc.compiler.place import INVALID, Invalid, Place, named
 from attnc.compiler.print_value import print_value
-from attnc.compiler.problems import Problems, nearest, one_of, words
+from attnc.compiler.problems import Problems, one_of
 from attnc.compiler.value import Between, Share, Value
 from attnc.dsl import tree
+from attnc.dsl.diagnostic import reworded
 from attnc.dsl.excerpt import quoted
 from attnc.dsl.source import Span
 
 Anything = TypeVar("Anything", bound=Value)
+NO_ARGUMENTS: Mapping[str, str] = MappingProxyType({})
 
 
 def read(value: tree.Expression, field: Field, owner: str, place: Place) -> Any:
@@ -61,8 +66,9 @@ def read_arguments(
     given: dict[str, Any] = {}
     read_from: list[tuple[Field, tree.Argument]] = []
     sound = True
+    keys = {argument.key.text for argument in arguments if argument.key is not None}
     for argument in arguments:
-        found = _argument_field(argument, word, declared, by_place, place.problems)
+        found = _argument_field(argument, word, owner, by_place, keys | set(given), place.problems)
         if found is None:
             sound = False
             continue
@@ -101,43 +107,46 @@ def _report_missing(word: str, missing: list[Field], span: Span, problems: Probl
 
 
 def read_settings(
-    settings: tuple[tree.Setting, ...], owner: type[Value], word: str, place: Place
+    settings: tuple[tree.Setting, ...], owner: type[Value], word: str, place: Place, arguments: Mapping[str, str] = NO_ARGUMENTS
 ) -> dict[str, tuple[Any, Span]]:
-    """`{ key = value }` by the fields of `owner`: key -> typed value and the span of its setting; INVALID values are kept."""
+    """`{ key = value }` by the fields of `owner`: key -> typed value and the span of its setting; INVALID values are kept.
+
+    `arguments` belong into the parentheses of what stands before the braces: key -> its word.
+    """
     declared = fields(owner)
     given: dict[str, tuple[Any, Span]] = {}
     for setting in settings:
         key = setting.key.text
         if key not in declared:
-            help_line = nearest(key, declared, f"remove `{key}`")
-            place.problems.add(
-                "A102", f"{word} has no key `{key}`", setting.key.span, one_of(declared, f"a key of {word}"), help_line
-            )
+            advice = about_key(key, declared, [one.key.text for one in settings], as_argument(key, arguments))
+            expected = one_of(declared, f"a key of {word}")
+            place.problems.add("A102", f"{word} has no key `{key}`", setting.key.span, expected, advice.help, fix=advice.fix)
         else:
             given[key] = (read(setting.value, declared[key], word, place), setting.span)
     return given
 
 
 def _argument_field(
-    argument: tree.Argument, word: str, declared: dict[str, Field], by_place: list[Field], problems: Problems
+    argument: tree.Argument, word: str, owner: type[Value], by_place: list[Field], given: Collection[str], problems: Problems
 ) -> Field | None:
     """The field that an argument fills; by place, the first that is left. Takes it out of `by_place`."""
+    declared = fields(owner)
     if argument.key is None:
         if by_place:
             return by_place.pop(0)
         if declared:
-            message, listed = f"`{word}` takes no further argument by place", f"keys {words(declared)}"
-            help_line = "give it by its key, or remove it"
+            further = " further" if any(field.positional for field in declared.values()) else ""
+            message, expected = f"`{word}` takes no{further} argument by place", one_of(declared, f"a key of `{word}`")
+            help_line = by_key(argument.value, (field for field in declared.values() if field.key not in given))
         else:
-            message, listed, help_line = f"`{word}` takes no arguments", "no arguments", f"write `{word}`"
-        problems.add("A102", message, argument.span, listed, help_line)
+            message, expected, help_line = f"`{word}` takes no arguments", "no arguments", f"write `{word}`"
+        problems.add("A102", message, argument.span, expected, help_line)
         return None
     key = argument.key.text
     if key not in declared:
-        listed = f"one of {words(declared)}" if declared else "no arguments"
-        problems.add(
-            "A102", f"`{word}` has no key `{key}`", argument.key.span, listed, nearest(key, declared, f"remove `{key}`")
-        )
+        expected = one_of(declared, f"a key of `{word}`") if declared else "no arguments"
+        advice = about_key(key, declared, given, as_attribute(key, owner) or as_inner(key, declared))
+        problems.add("A102", f"`{word}` has no key `{key}`", argument.key.span, expected, advice.help, fix=advice.fix)
         return None
     if declared[key] in by_place:
         by_place.remove(declared[key])
@@ -209,19 +218,11 @@ def _word(value: tree.Name | tree.Call, word: str, field: Field, owner: str, pla
 
 
 def _mismatch(value: tree.Expression, field: Field, owner: str, place: Place) -> Invalid:
-    word = value.text if isinstance(value, tree.Name) else value.name.text if isinstance(value, tree.Call) else ""
     message = f"`{field.key}` of {named(owner)} cannot be {quoted(one_line(value))}"
-    meant = _truth(value) if bool in field.types else ""
-    otherwise = f"write `{meant}`" if meant else f"give `{field.key}` {expectation(field)}"
-    help_line = nearest(word, options(field.types), otherwise)
-    place.problems.add("A103", message, value.span, expectation(field), help_line, fix=meant or None)
+    advice = about_value(value, field)
+    fix = reworded(value.span, advice.fix) if advice.fix else None
+    place.problems.add("A103", message, value.span, expectation(field), advice.help, fix=fix)
     return INVALID
-
-
-def _truth(value: tree.Expression) -> str:
-    """`true` and `false` in the words of other languages; empty for anything else."""
-    written = str(value.value) if isinstance(value, tree.Number) and not value.share else getattr(value, "text", "")
-    return {"1": "true", "yes": "true", "on": "true", "0": "false", "no": "false", "off": "false"}.get(written, "")
 
 
 def _is_none(value: tree.Expression, field: Field) -> bool:

@@ -55,7 +55,10 @@ def owners(cases: tuple[tree.Case, ...], layers: int, place: Place) -> list[int]
     picked = [None if isinstance(case.selector, tree.Else) else _picked(case.selector, layers, place) for case in cases]
     lone = [case.selector for case in cases if isinstance(case.selector, tree.Name) and case.selector.text == "all"]
     if lone and len(cases) > 1:
-        place.problems.add("A200", "`all` has other rules beside it", lone[0].span, "a lone rule", "write `else`", fix="else")
+        other = any(isinstance(case.selector, tree.Else) for case in cases)
+        help_line = "write its layers, or remove one of the two" if other else "write `else`"
+        fix = None if other else "else"
+        place.problems.add("A200", "`all` has other rules beside it", lone[0].span, "a lone rule", help_line, fix=fix)
         return None
     owner: dict[int, int] = {}
     clashes: dict[tuple[int, int], list[int]] = {}

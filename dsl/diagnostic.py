@@ -72,9 +72,23 @@ _WORD = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def suggested(span: Span, help: str) -> Edit | None:  # noqa: A002
-    """The edit that a help line of `closest` speaks of: the word with which the span begins becomes the one that was meant."""
+    """The edit that a help line of `closest` speaks of, where the word with which the span begins is a misspelling of it."""
     meant, word = _MEANT.fullmatch(help), _WORD.match(span.text)
-    return Edit(Span(span.source, span.start, span.start + word.end()), meant[1]) if meant and word else None
+    return reworded(span, meant[1]) if meant and word and _misspelt(word[0], meant[1]) else None
+
+
+def _misspelt(word: str, meant: str) -> bool:
+    """One letter too many, missing, wrong or exchanged with the next, or more in a long word: `rsm` for `rms`, not `rglru`."""
+    begin = next((at for at, (x, y) in enumerate(zip(word, meant, strict=False)) if x != y), min(len(word), len(meant)))
+    a, b = word[begin:], meant[begin:]
+    one = a[1:] == b or a == b[1:] or a[1:] == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
+    return one or difflib.SequenceMatcher(None, meant, word).ratio() > 0.8
+
+
+def reworded(span: Span, meant: str) -> Edit:
+    """The word with which the span begins becomes `meant`; without a word, the whole span does."""
+    word = _WORD.match(span.text)
+    return Edit(Span(span.source, span.start, span.start + word.end()) if word else span, meant)
 
 
 def closest(word: str, words: Iterable[str]) -> str:

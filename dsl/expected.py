@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attnc.dsl.excerpt import quoted
 from attnc.dsl.place import ITEMS, Place
+from attnc.dsl.words import Word
 
 EXPRESSION = "an expression such as `full`"
 OPERATORS = ("|", "+", ">>")
@@ -46,4 +47,10 @@ def found(place: Place) -> str:
     """What stands at a place instead."""
     if place.word.type == "$END":
         return "end of the file"
-    return f"{quoted(place.word.text)} in the next line" if place.word.first and place.at else quoted(place.word.text)
+    text = quoted(shown(place.word))
+    return f"{text} in the next line" if place.word.first and place.at else text
+
+
+def shown(word: Word) -> str:
+    """A word as it is written, which may have been read as another one."""
+    return word.span.text or word.text

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from attnc.dsl.diagnostic import Edit, closest
 from attnc.dsl.excerpt import quoted
-from attnc.dsl.expected import CLOSES, EXPRESSION, INSIDE, INSIDE_PLURAL, OPERATORS, expected, found
+from attnc.dsl.expected import CLOSES, EXPRESSION, INSIDE, INSIDE_PLURAL, OPERATORS, expected, found, shown
 from attnc.dsl.habits import HABITS
 from attnc.dsl.place import ITEMS, Bracket, Place
 from attnc.dsl.problems import Problems
@@ -226,7 +226,7 @@ KNOWN: tuple[Callable[[Place, Problems], bool], ...] = (
 
 
 def _unexpected(place: Place, problems: Problems) -> None:
-    after = f" after {quoted(place.text(-1))}" if place.at else ""
+    after = f" after {quoted(shown(place.words[place.at - 1]))}" if place.at else ""
     what = "what it depends on, such as `(per = layer)`" if place.text(-1) in ("choose", "route") else expected(place.accepts)
     starts = place.word.type in ("NAME", "NUMBER") and not place.word.first
     help_text = "`|` joins key sets, `+` adds outputs, `>>` chains them" if starts and "|" in place.accepts else ""

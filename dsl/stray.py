@@ -46,6 +46,8 @@ HELP = {
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _WIDE_NAME = re.compile(r"\w+(?:-[A-Za-z]\w*)*")
 _WIDE_NUMBER = re.compile(r"-?(?:[\w%]|\.(?!\.)|(?<=[0-9]e)[+-])+")
+_UNIT = re.compile(r"(?<=[0-9])_?(?:tokens?|toks?|keys?|layers?|heads?)$")
+"""What a number counts, behind it."""
 _STRING = re.compile(r"([\"'`\u201c\u2018])([^\"'`\u201c\u201d\u2018\u2019\n]*)[\"'`\u201d\u2019]")
 
 
@@ -54,7 +56,7 @@ def misspelt_name(source: Source, at: int, problems: Problems) -> tuple[int, str
     match = _WIDE_NAME.match(source.text, at)
     assert match, "called at a letter or `_`"
     text, span = match.group(), Span(source, at, match.end())
-    ascii_text = unicodedata.normalize("NFKC", text).translate(LOOK_ALIKE_LETTERS)
+    ascii_text = unicodedata.normalize("NFKD", text).translate(LOOK_ALIKE_LETTERS)
     meant = "".join(re.findall(r"[a-z0-9_]", ascii_text.lower().replace("-", "_"))).strip("_").lstrip("0123456789_")
     foreign = next((sign for sign in text if not sign.isascii()), "")
     if foreign:
@@ -78,7 +80,7 @@ def misspelt_number(source: Source, at: int, problems: Problems) -> tuple[int, s
     match = _WIDE_NUMBER.match(source.text, at)
     assert match, "called at a digit or a dot"
     text, span = match.group(), Span(source, at, match.end())
-    meant = _number_meant(text)
+    meant = _number_meant(_UNIT.sub("", text))
     help_text = f"write `{meant}`" if meant else ""
     if re.fullmatch(r"[0-9]{1,6}[kK]", text):
         help_text = f"write the number out: `{int(text[:-1]) * 1000}` or `{int(text[:-1]) * 1024}`"

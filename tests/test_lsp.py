@@ -65,10 +65,10 @@ def at(uri: str, text: str, mark: str) -> dict:
 @module_loop
 async def test_mistakes_are_shown_where_an_editor_counts_them(client) -> None:
     _, found = await open_text(client, WRONG)
-    assert [one.code for one in found] == ["A006", "A013"]
+    assert [one.code for one in found] == ["A006", "A100", "A013"]
     assert found[0].range.start == types.Position(2, 12)
     assert "help" not in found[-1].message
-    uri, _ = await open_text(client, HEAD + "layers { all: full \u2297 # \U0001d54f\n}\nmix \U0001d54f = x")
+    uri, _ = await open_text(client, HEAD + "layers { all: full \u2297 # \U0001d54f\n}\nmix \U0001d54f = full")
     wide = client.diagnostics[uri][-1]
     assert (wide.range.start, wide.range.end) == (types.Position(3, 4), types.Position(3, 6))
 
