@@ -91,20 +91,17 @@ def _merge(graph: Graph, key: Callable[[Mix], object], join: Callable[[list[Mix]
         if isinstance(node, Mix):
             layers.setdefault(node.layer, []).append((name, node))
     known: dict[tuple[tuple[str, int], ...], Joined] = {}
-    joined: list[tuple[Mix, list[str]]] = []
+    mixes_now: dict[str, Node] = {}
+    becomes: dict[str, str] = {}
     for layer, mixes in layers.items():
         signature = tuple((mix.scope, id(mix.variants)) for _, mix in mixes)
         if signature not in known:
             known[signature] = _classes([mix for _, mix in mixes], key, join)
         for mix, places in known[signature]:
-            joined.append((mix.model_copy(update={"layer": layer}), [mixes[place][0] for place in places]))
-    if not joined:
-        return graph
-    network: nx.DiGraph[str] = graph.network.copy()
-    for mix, names in joined:
-        _rewire(network, mix, names)
-    network.graph["order"] = [name for name in graph.network.graph["order"] if name in network]
-    return Graph(_renamed(_without_single_whens(network)))
+            keep, *gone = (mixes[place][0] for place in places)
+            mixes_now[keep] = mix.model_copy(update={"layer": layer})
+            becomes |= dict.fromkeys(gone, keep)
+    return _joined(graph, mixes_now, becomes) if becomes else graph
 
 
 def _classes(mixes: list[Mix], key: Callable[[Mix], object], join: Callable[[list[Mix]], Joined]) -> Joined:
@@ -120,15 +117,28 @@ def _classes(mixes: list[Mix], key: Callable[[Mix], object], join: Callable[[lis
     return found
 
 
-def _rewire(network: nx.DiGraph[str], mix: Mix, names: list[str]) -> None:
-    """`mix` takes the place of the first of `names`; the readers of the others read it."""
-    keep, *gone = names
-    network.nodes[keep]["node"] = mix
-    for name in gone:
-        for reader in list(network.successors(name)):
-            if not network.has_edge(keep, reader):
-                network.add_edge(keep, reader, **network.edges[name, reader])
-        network.remove_node(name)
+def _joined(graph: Graph, changed: dict[str, Node], becomes: dict[str, str]) -> Graph:
+    """The graph with `changed` nodes; readers of a key of `becomes` read its value. A `when` over one mix is that mix."""
+    for name, node in graph.nodes():
+        if isinstance(node, Combine) and node.how == "when":
+            sources = {becomes.get(source, source) for source in graph.network.predecessors(name)}
+            if len(sources) == 1:
+                becomes[name] = sources.pop()
+    nodes = {name: changed.get(name, node) for name, node in graph.nodes() if name not in becomes}
+    renamed = _names(nodes)
+    network: nx.DiGraph[str] = nx.DiGraph(order=[renamed.get(name, name) for name in nodes])
+    network.add_nodes_from((renamed.get(name, name), {"node": node}) for name, node in nodes.items())
+    own: list[tuple[str, str, dict[str, object]]] = []  # edges that stay go before those that are taken over
+    moved: list[tuple[str, str, dict[str, object]]] = []
+    for source, reader, edge in graph.network.edges(data=True):
+        one, other = becomes.get(source, source), becomes.get(reader, reader)
+        if one != other:
+            edges = own if (one, other) == (source, reader) else moved
+            edges.append((renamed.get(one, one), renamed.get(other, other), edge))
+    for one, other, edge in (*own, *moved):
+        if not network.has_edge(one, other):
+            network.add_edge(one, other, **edge)
+    return Graph(network)
 
 
 def _side_by_side(mixes: list[Mix]) -> Joined:
@@ -168,37 +178,13 @@ def _on_top(mixes: list[Mix]) -> Joined:
     return [(mixes[0].model_copy(update={"variants": variants}), list(range(len(mixes))))]
 
 
-def _without_single_whens(network: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """A `when` over one mix is that mix."""
-    for name in list(network.graph["order"]):
-        node = network.nodes[name]["node"]
-        if isinstance(node, Combine) and node.how == "when" and network.in_degree(name) == 1:
-            (source,) = network.predecessors(name)
-            for reader in list(network.successors(name)):
-                if not network.has_edge(source, reader):
-                    network.add_edge(source, reader, **network.edges[name, reader])
-            network.remove_node(name)
-    network.graph["order"] = [name for name in network.graph["order"] if name in network]
-    return network
-
-
-def _renamed(network: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """Mixes are named after the heads that they have come to cover, and numbered where several cover the same."""
+def _names(nodes: dict[str, Node]) -> dict[str, str]:
+    """New names of mixes: after the heads that they have come to cover, and numbered where several cover the same."""
     same: dict[str, list[str]] = {}
-    for name in network.graph["order"]:
-        node = network.nodes[name]["node"]
+    for name, node in nodes.items():
         if isinstance(node, Mix):
             same.setdefault(f"{name.rpartition('/')[0]}/mix.{node.first}-{node.last}", []).append(name)
-    names = {}
-    for new, olds in same.items():
-        for place, old in enumerate(olds):
-            names[old] = new if len(olds) == 1 else f"{new}.{place}"
-    changed = {old: new for old, new in names.items() if old != new}
-    if not changed:
-        return network
-    renamed: nx.DiGraph[str] = nx.relabel_nodes(network, changed)
-    renamed.graph["order"] = [changed.get(name, name) for name in network.graph["order"]]
-    return renamed
+    return {old: new if len(olds) == 1 else f"{new}.{place}" for new, olds in same.items() for place, old in enumerate(olds)}
 
 
 def _replace(graph: Graph, nodes: dict[str, Node]) -> Graph:

@@ -171,19 +171,18 @@ from attnc.compiler import check_text, graph, passes
 from attnc.compiler.cost import Workload
 from attnc.compiler.device import device
 from attnc.compiler.plan import choose
-spec, start = check_text(sys.stdin.read()), time.process_time()
-plan = choose(passes.run(graph.build(spec)), device("h100"), Workload(length=8192))
+start = time.process_time()
+plan = choose(passes.run(graph.build(check_text(sys.stdin.read()))), device("h100"), Workload(length=8192))
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps([time.process_time() - start, used.ru_maxrss / 1024, len(plan.choices)]))
 """
 
 
-def measured(layers: int, rule: str) -> tuple[float, float, int]:
-    """CPU seconds of graph, passes and plan; MiB of the whole process; choices."""
+def measured(layers: int, rule: str, mixes: str = "") -> tuple[float, float, int]:
+    """CPU seconds from the text to the plan; MiB of the whole process; choices."""
     text = f"model big {{ vocab = 64, dim = 64, layers = {layers}, heads = 64, head_dim = 16, ffn = none, norm = rms(1e-6) }}"
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE], input=f"{text}\nlayers {{ {rule} }}", capture_output=True, text=True, check=True
-    )
+    text = f"{text}\n{mixes}\nlayers {{ {rule} }}"
+    run = subprocess.run([sys.executable, "-c", MEASURE], input=text, capture_output=True, text=True, check=True)
     return tuple(json.loads(run.stdout))
 
 
@@ -197,6 +196,25 @@ def test_a_thousand_layers_of_64_unlike_heads_take_seconds():
     assert choices == 3000
     assert seconds <= 20
     assert mebibytes <= 1024
+
+
+def own_rules(layers: int) -> tuple[str, str]:
+    """(a rule for each layer, with attributes of its own; a mix that all use)."""
+    rules = "\n".join(f"{layer}: unlike {{ scale = {layer + 1} }}" for layer in range(layers))
+    return rules, f"mix unlike = heads {{ {UNLIKE} }}"
+
+
+def test_a_thousand_rules_of_64_unlike_heads_take_seconds():
+    seconds, mebibytes, choices = measured(1000, *own_rules(1000))
+    assert choices == 3000
+    assert seconds <= 20
+    assert mebibytes <= 1024
+
+
+def test_time_grows_no_faster_than_the_rules():
+    """Twice each: other processes only ever add to the time."""
+    few, many = (min(measured(layers, *own_rules(layers))[0] for _ in range(2)) for layers in (100, 400))
+    assert many <= 5 * few
 
 
 @pytest.mark.parametrize("heads", [UNLIKE, OWN_ROPE, OWN_CONDITION], ids=["unlike", "own rope", "own condition"])
