@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.field_words import RENAMED, VALUES, WRITTEN, WRITTEN_VALUES
-from attnc.compiler.fields import Field, expectation, fields, is_value, options, tag
+from attnc.compiler.fields import Field, expectation, fields, is_value, items, options, tag
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.problems import nearest
@@ -91,7 +91,19 @@ def about_value(value: tree.Expression, field: Field) -> Advice:
         return Advice(f"it is written `{WRITTEN_VALUES[word]}` here")
     if Share in field.types and isinstance(value, tree.Number) and 0 < value.value < 1:
         return Advice(f"a share is written `{value.value * 100:g}%`; a number of tokens is whole")
+    inside = options(items(field.types))
+    if word in inside:
+        return Advice(f"write `[{value.span.text}]`", f"[{word}]")
     return Advice(nearest(word, known, f"give `{field.key}` {expectation(field)}"))
+
+
+def sample(field: Field) -> str:
+    """A value that a field takes, as far as it can be said without knowing more: `router(linear)`, `...` for a number."""
+    for member in field.types:
+        if is_value(member):
+            required = [sample(one) for one in fields(member).values() if one.required and one.positional]
+            return f"{tag(member)}({', '.join(required)})" if required else tag(member)
+    return next(iter(options(field.types)), "...")
 
 
 def _truth(value: tree.Expression, field: Field) -> str:

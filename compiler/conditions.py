@@ -44,7 +44,9 @@ def read_condition(selector: tree.Selector, dim: int, place: Place) -> Condition
     """The condition; True or False where `dim` decides it; None after a mistake."""
     if not isinstance(selector, tree.Compare):
         message = f"{quoted(one_line(selector))} is not a condition"
-        place.problems.add("A211", message, selector.span, EXPECTED, "write `length < 8192`, or `else`")
+        phase = f"phase == {selector.text}" if isinstance(selector, tree.Name) and selector.text in PHASES else ""
+        help_line = f"write `{phase}`" if phase else "write `length < 8192`, or `else`"
+        place.problems.add("A211", message, selector.span, EXPECTED, help_line, fix=phase or None)
         return None
     left, sign, right = selector.left, selector.operator, selector.right
     if not _is(left, ("length", "phase")) and _is(right, SUBJECTS):

@@ -8,9 +8,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from attnc.compiler.advice import about_key, about_value, as_argument, as_attribute, as_inner, by_key
+from attnc.compiler.advice import about_key, about_value, as_argument, as_attribute, as_inner, by_key, sample
 from attnc.compiler.budgets import read_budget
-from attnc.compiler.fields import Field, expectation, fields, is_value, items, number, options, tag, takes_keys
+from attnc.compiler.fields import Field, expectation, fields, is_value, items, number, tag, takes_keys
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.origin import one_line
@@ -96,9 +96,7 @@ def _report_missing(word: str, missing: list[Field], span: Span, problems: Probl
     """Required arguments that are not there."""
     numeric = [field.positional and (int in field.types or float in field.types) for field in missing]
     names = ["a number" if number else f"`{field.key}`" for field, number in zip(missing, numeric, strict=True)]
-    values = [
-        "..." if number else next(iter(options(field.types)), "...") for field, number in zip(missing, numeric, strict=True)
-    ]
+    values = ["..." if number else sample(field) for field, number in zip(missing, numeric, strict=True)]
     shown = [value if field.positional else f"{field.key} = {value}" for field, value in zip(missing, values, strict=True)]
     by_key = not any(field.positional for field in missing)
     help_line = f"add {' and '.join(f'`{one}`' for one in shown)}" if by_key else f"write `{word}({', '.join(shown)})`"

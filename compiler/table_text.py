@@ -20,10 +20,11 @@ from attnc.compiler.value import Value
 from attnc.compiler.walk import every
 
 WIDTH = 150
-"""Columns of the table; a wider one has cells of several lines."""
+"""Columns of the table, unless a terminal is narrower; a wider one has cells of several lines."""
 
 NARROWEST = {"mixer": 44, "attributes": 26, "cache": 28}
-"""Columns that a cell keeps when the table is too wide; others keep 20."""
+"""Columns that a cell keeps when the table is too wide; others keep 20. A narrow terminal
+leaves two fifths of it, or the longest word."""
 
 HEADER = ("layers", "KV heads", "part", "case", "mixer", "positions", "attributes", "cache")
 
@@ -37,9 +38,12 @@ FIRST_LINE = ("name", "vocab", "dim", "layers", "feed_forward", "norm")
 """Settings of the model that its line shows in words of its own."""
 
 
-def table_text(spec: Spec, dtype: str = "bfloat16") -> str:
-    """The table as plain text, with the model above it, and everything else that the spec says below."""
-    text = [*_model_lines(spec.model, spec.defaults), "", *_table_lines(table(spec, dtype))]
+def table_text(spec: Spec, dtype: str = "bfloat16", width: int = WIDTH) -> str:
+    """The table as plain text, with the model above it, and everything else that the spec says below.
+
+    The table has at most `width` columns, as far as words can be divided.
+    """
+    text = [*_model_lines(spec.model, spec.defaults), "", *_table_lines(table(spec, dtype), min(width, WIDTH))]
     decided = list(_decisions(spec))
     if decided:
         text += ["", "decisions", *decided]
@@ -91,13 +95,17 @@ def _model_lines(model: Model, defaults: Attributes | None) -> Iterator[str]:
         yield f"everywhere: {', '.join(found)}"
 
 
-def _table_lines(rows: tuple[TableRow, ...]) -> Iterator[str]:
+def _table_lines(rows: tuple[TableRow, ...], most: int) -> Iterator[str]:
     """The rows in columns; empty columns are left out, and cells of a table that is too wide have several lines."""
     cells = [HEADER, *(_cells(row) for row in rows)]
     used = [column for column in range(len(HEADER)) if any(line[column] for line in cells[1:])]
     widths = [max(len(line[column]) for line in cells) for column in used]
-    while sum(widths) + 2 * len(widths) - 2 > WIDTH:
-        spare = [width - NARROWEST.get(HEADER[column], 20) for column, width in zip(used, widths, strict=True)]
+    narrowest = [NARROWEST.get(HEADER[column], 20) for column in used]
+    if most < WIDTH:
+        longest = [max(len(word) for line in cells[1:] for word in _words(line[column])) for column in used]
+        narrowest = [max(word, NARROWEST.get(HEADER[column], 0) * 2 // 5) for word, column in zip(longest, used, strict=True)]
+    while sum(widths) + 2 * len(widths) - 2 > most:
+        spare = [width - least for least, width in zip(narrowest, widths, strict=True)]
         if max(spare) <= 0:
             break
         widths[spare.index(max(spare))] -= 1
@@ -106,6 +114,11 @@ def _table_lines(rows: tuple[TableRow, ...]) -> Iterator[str]:
         for row in range(max(map(len, wrapped))):
             pieces = [cell[row] if row < len(cell) else "" for cell in wrapped]
             yield "  ".join(piece.ljust(width) for piece, width in zip(pieces, widths, strict=True)).rstrip()
+
+
+def _words(cell: str) -> list[str]:
+    """What no line break divides."""
+    return cell.replace(" = ", "\0=\0").split() or [""]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

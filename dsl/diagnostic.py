@@ -79,6 +79,8 @@ def suggested(span: Span, help: str) -> Edit | None:  # noqa: A002
 
 def _misspelt(word: str, meant: str) -> bool:
     """One letter too many, missing, wrong or exchanged with the next, or more in a long word: `rsm` for `rms`, not `rglru`."""
+    if re.sub("[^0-9]", "", word) != re.sub("[^0-9]", "", meant):
+        return False  # `mamba3` is no misspelt `mamba`
     begin = next((at for at, (x, y) in enumerate(zip(word, meant, strict=False)) if x != y), min(len(word), len(meant)))
     a, b = word[begin:], meant[begin:]
     one = a[1:] == b or a == b[1:] or a[1:] == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])

@@ -15,8 +15,10 @@ from attnc.dsl.source import Span
 BLOCKS = {
     "when": "when { length < 8192: full, else: window(1024) }",
     "heads": "heads { 0: full, else: window(1024) }",
+    "choose": "choose(per = layer) { dense: full, sparse: window(1024) }",
+    "route": "route(per = token, by = router(linear)) { dense: full, sparse: window(1024) }",
 }
-"""Blocks whose cases follow their word at once."""
+"""How blocks begin."""
 
 OF_WORDS = ("A004", "A005", "A006", "A008", "A009", "A013", "A015", "A018")
 """Codes of mistakes within one word."""
@@ -230,6 +232,6 @@ def _unexpected(place: Place, problems: Problems) -> None:
     what = "what it depends on, such as `(per = layer)`" if place.text(-1) in ("choose", "route") else expected(place.accepts)
     starts = place.word.type in ("NAME", "NUMBER") and not place.word.first
     help_text = "`|` joins key sets, `+` adds outputs, `>>` chains them" if starts and "|" in place.accepts else ""
-    if place.text(-1) in BLOCKS and place.accepts == {"{"}:
+    if place.text(-1) in BLOCKS and place.accepts <= {"{", "("}:
         help_text = f"write `{BLOCKS[place.text(-1)]}`"
     problems.add("A010", f"unexpected {found(place)}{after}", place.word.span, expected=what, help=help_text)

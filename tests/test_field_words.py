@@ -143,3 +143,31 @@ def test_messages_show_what_is_written_and_not_what_was_read():
     with pytest.raises(SpecError) as caught:
         check_text(MODEL + 'layers { all: "two words" full }')
     assert "`x`" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "right"),
+    [
+        ("when { decode: full, else: window(4) }", "when { phase == decode: full, else: window(4) }"),
+        ("gate(full, window(4), shared = q)", "gate(full, window(4), shared = [q])"),
+    ],
+)
+def test_a_word_that_lacks_what_stands_around_it_is_fixed(body, right):
+    assert fixed(f"{MODEL}layers {{ all: {body} }}") == f"{MODEL}layers {{ all: {right} }}"
+
+
+@pytest.mark.parametrize("block", ["choose", "route"])
+def test_a_block_without_arguments_is_told_how_it_is_written(block):
+    (line,) = helps(f"layers {{ all: {block} {{ a: full, b: window(4) }} }}")
+    assert line.startswith(f"write `{block}(per = ")
+    check_text(f"{MODEL}layers {{ all: {line.removeprefix('write `').removesuffix('`')} }}")
+
+
+def test_what_is_missing_is_shown_with_what_it_needs_itself():
+    (line,) = helps("layers { all: route(per = token) { a: full, b: window(4) } }")
+    assert line == "add `by = router(linear)`"
+
+
+def test_another_number_in_a_name_is_no_misspelling():
+    text = MODEL + "layers { all: ssm(mamba3) }"
+    assert fixed(text) == text

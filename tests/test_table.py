@@ -76,3 +76,14 @@ def test_parts_say_how_they_are_joined_and_blocks_when_they_hold():
         ("", "gate_.when.chain.linear", "else", "linear"),
         (">>", "gate_.when.chain.sink", "else", "sink(1)"),
     ]
+
+
+@pytest.mark.parametrize("name", ["duo", "moba", "nsa", "gemma3", "hylra"])
+def test_a_table_fits_into_a_narrow_terminal(name):
+    spec = check_path(SPECS / f"{name}.attn")
+    text = table_text(spec, width=80)
+    (start,) = (at for at, line in enumerate(text.split("\n")) if line.startswith("layers "))
+    rows = text.split("\n")[start:]
+    rows = rows[: rows.index("")]
+    assert max(map(len, rows)) <= 80
+    assert " ".join(text.split()).count("full") == " ".join(table_text(spec).split()).count("full")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 import attnc
 from attnc.cli.exits import CommandError, Exit
 from attnc.cli.options import Device, Diagnostics, Json, device_name, read_spec, read_tree
-from attnc.cli.output import Format, note, print_json
+from attnc.cli.output import UNTRUNCATED, Format, note, print_json
 
 if TYPE_CHECKING:
     from attnc.cli.verified import Unverified
@@ -137,13 +138,18 @@ def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
         )
         return
     if plan is None:
-        typer.echo(table_text(spec), nl=False)
+        typer.echo(table_text(spec, width=_columns()), nl=False)
         return
     from attnc.cli.verified import unverified_text
     from attnc.compiler.show import plan_text
 
-    typer.echo(table_text(spec).partition("\n\nlaws\n")[0])  # the laws are the spec's, whatever runs it
+    typer.echo(table_text(spec, width=_columns()).partition("\n\nlaws\n")[0])  # the laws are the spec's, whatever runs it
     typer.echo("\n" + plan_text(plan) + unverified_text(_unverified(spec, plan)), nl=False)
+
+
+def _columns() -> int:
+    """Columns that a table may have: those of the terminal; in a file or a pipe as many as it wants."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNTRUNCATED
 
 
 def _unverified(spec: Spec, plan: Plan) -> list[Unverified]:
