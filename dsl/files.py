@@ -14,6 +14,8 @@ from attnc.dsl.source import Source, Span
 def read(path: str | os.PathLike[str]) -> Source:
     """The text of a `.attn` file. Raises SpecError (A501 to A505) for a file that cannot be a spec."""
     place = Path(path)
+    if os.fspath(path) == "":
+        _refuse("A501", path, "is no name of a file", "name one, or `-` for the standard input")
     if place.is_dir():
         _refuse("A502", path, "is a folder, not a file", f"name a file in it, such as `{place / 'NAME.attn'}`")
     try:

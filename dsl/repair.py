@@ -46,7 +46,8 @@ def repaired(place: Place, grammar: Grammar, problems: Problems) -> Repair | Non
     word = _separator(place, grammar, problems) or _item(place, grammar, problems) or _reserved(place, problems)
     if word:
         return Repair(word, instead=True)
-    if place.text(-1) in ("layers", "recipe") and place.text(0) in ("=", ":") and place.text(1) == "{":
+    headed = place.text(-1) in ("layers", "recipe", "model", "driver") or place.text(-2) in ("model", "driver")
+    if headed and "{" in place.accepts and place.text(0) in ("=", ":") and place.text(1) == "{":
         message = f"`{place.word.text}` cannot stand between `{place.text(-1)}` and its braces"
         problems.add("A018", message, place.word.span, help="delete it", fix="")
         return Repair(None, instead=True)
@@ -86,9 +87,10 @@ def _spaced(place: Place, sign: str) -> Edit:
 
 
 def _missing_name(place: Place, problems: Problems) -> Word | None:
-    """`model { ... }`, `mix = full`."""
+    """`model { ... }`, `model = { ... }`, `mix = full`."""
     before, text = place.text(-1), place.word.text
-    if (before, text) not in (("model", "{"), ("driver", "{"), ("mix", "=")):
+    begins = text == "{" or (text in ("=", ":") and place.text(1) == "{")
+    if not (before in ("model", "driver") and begins) and (before, text) != ("mix", "="):
         return None
     begin = place.words[place.at - 1].span
     example = {"model": "model small { ... }", "driver": "driver retrieve { ... }", "mix": "mix local = ..."}[before]

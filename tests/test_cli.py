@@ -427,3 +427,9 @@ def test_doctor_names_what_is_missing_and_what_is_too_old(attnc_run, monkeypatch
 )
 def test_bytes_have_three_digits_and_a_binary_unit(count, text):
     assert output.bytes_text(count) == text
+
+
+def test_an_empty_name_is_no_folder(attnc_run):
+    code, _, err = attnc_run("check", "")
+    assert code == 2
+    assert "A501" in err

@@ -194,3 +194,18 @@ def test_a_hostile_text_costs_no_more_than_an_error(name: str) -> None:
     assert time.process_time() - start < 2
     assert len(message) < 50_000
     assert len(caught.value.diagnostics) <= 51
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        ("model m: { vocab: 1 }\nlayers: { all: full }", ["A018", "A018", "A018"]),
+        ("model m = { vocab = 1 }\nlayers = { all: full }", ["A018", "A018"]),
+        ("model = { vocab = 1 }\nlayers { all: full }", ["A014", "A018"]),
+        ("model: { vocab = 1, dim: 2 }\nlayers { all: full }", ["A014", "A018", "A018"]),
+    ],
+)
+def test_a_sign_between_a_name_and_its_braces_hides_nothing_behind_it(text, codes):
+    with pytest.raises(SpecError) as caught:
+        parse(Source("a.attn", text))
+    assert [one.code for one in caught.value.diagnostics] == codes

@@ -76,7 +76,7 @@ def complain_of(error: Exception, form: Format) -> int:
         return exit_code([code])
     if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
         where = f": {error.filename}" if error.filename else ""
-        complain(f"{error.strerror}{where}", "nothing was replaced")
+        complain(f"{error.strerror}{where}", "nothing was replaced" if error.filename else None)
         return Exit.ENVIRONMENT
     return _apologise(error)
 
