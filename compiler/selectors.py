@@ -53,12 +53,7 @@ EXPECTED = "a layer, a range, `first(n)`, `last(n)`, `every(n)`, a list of these
 def owners(cases: tuple[tree.Case, ...], layers: int, place: Place) -> list[int] | None:
     """For each layer the index of its case, or None after a mistake: two rules, no rule, no such layer."""
     picked = [None if isinstance(case.selector, tree.Else) else _picked(case.selector, layers, place) for case in cases]
-    lone = [case.selector for case in cases if isinstance(case.selector, tree.Name) and case.selector.text == "all"]
-    if lone and len(cases) > 1:
-        other = any(isinstance(case.selector, tree.Else) for case in cases)
-        help_line = "write its layers, or remove one of the two" if other else "write `else`"
-        fix = None if other else "else"
-        place.problems.add("A200", "`all` has other rules beside it", lone[0].span, "a lone rule", help_line, fix=fix)
+    if not _lone(cases, place):
         return None
     owner: dict[int, int] = {}
     clashes: dict[tuple[int, int], list[int]] = {}
@@ -93,6 +88,18 @@ def owners(cases: tuple[tree.Case, ...], layers: int, place: Place) -> list[int]
         )
         return None
     return [owner[layer] for layer in range(layers)]
+
+
+def _lone(cases: tuple[tree.Case, ...], place: Place) -> bool:
+    """`all` stands by itself; reports it otherwise."""
+    lone = [case.selector for case in cases if isinstance(case.selector, tree.Name) and case.selector.text == "all"]
+    if not lone or len(cases) == 1:
+        return True
+    other = any(isinstance(case.selector, tree.Else) for case in cases)
+    help_line = "write its layers, or remove one of the two" if other else "write `else`"
+    fix = None if other else "else"
+    place.problems.add("A200", "`all` has other rules beside it", lone[0].span, "a lone rule", help_line, fix=fix)
+    return False
 
 
 def _picked(selector: tree.Selector, layers: int, place: Place) -> list[int] | None:
