@@ -8,6 +8,7 @@ from attnc.compiler.selectors import ranges
 from attnc.dsl import tree
 from attnc.dsl.diagnostic import Edit
 from attnc.dsl.excerpt import quoted
+from attnc.dsl.rules import whole
 
 OTHERS = "add `else: full`, or what they shall do"
 EXPECTED = "a KV group, a range, a share, or `else`"
@@ -45,7 +46,8 @@ def split(node: tree.Block, kv_heads: int, problems: Problems) -> list[tuple[int
     if others is not None:
         if not missing:
             message = f"the cases before own all {kv_heads} KV groups, so `else` owns none"
-            span, gone = node.cases[others].selector.span, Edit(node.cases[others].span, "")
+            span, case = node.cases[others].selector.span, whole(node.cases[others])
+            gone = None if "#" in case.text else Edit(case, "")
             problems.add("A205", message, span, "a group for each case", "remove the `else`", fix=gone)
             return None
         owner |= dict.fromkeys(missing, others)

@@ -139,12 +139,24 @@ def _check_else(cases: tuple[tree.Case, ...], problems: Problems) -> None:
 
 def _last(other: tree.Case, cases: tuple[tree.Case, ...]) -> Edit | None:
     """`else` behind the other cases; None where a comment stands among them, whose case nobody knows."""
-    source, following = other.span.source, cases[cases.index(other) + 1]
-    end = cases[-1].span.end
-    span = Span(source, other.span.start, end)
-    between = source.text[other.span.end : following.span.start]
-    moved = source.text[following.span.start : end] + between + other.span.text
+    following, moving, end = cases[cases.index(other) + 1], whole(other), whole(cases[-1]).end
+    source, span = moving.source, Span(moving.source, moving.start, end)
+    between = source.text[moving.end : following.span.start]
+    moved = source.text[following.span.start : end] + between + moving.text
     return None if "#" in span.text else Edit(span, moved)
+
+
+def whole(case: tree.Case) -> Span:
+    """A case with the parentheses that close behind its body, for edits: in the tree, a body's span is without them.
+
+    With a comment inside, it may lack them; nothing is edited then.
+    """
+    span = case.span
+    text, end = span.source.text, span.end
+    lacking = 0 if "#" in span.text else span.text.count("(") - span.text.count(")")
+    for _ in range(lacking):
+        end = text.index(")", end) + 1
+    return Span(span.source, span.start, end)
 
 
 def _refuse_second(seen: dict[str, Span], name: tree.Name, code: str, message: str, help_text: str, problems: Problems) -> None:

@@ -186,6 +186,18 @@ FIXED = {
     "misspelt word": ("layers { all: full { qk_norm = rsm } }", "layers { all: full { qk_norm = rms } }"),
     "misspelt call": ("layers { all: full { rope_scale = yarm(8) } }", "layers { all: full { rope_scale = yarn(8) } }"),
     "misspelt selector": ("layers { frist(2): full, else: window(8) }", "layers { first(2): full, else: window(8) }"),
+    "else before a case in parentheses": (
+        "layers { else: (full), 0: window(8) }",
+        "layers { 0: window(8), else: (full) }",
+    ),
+    "parentheses around the last case": (
+        "layers { else: full, 0: conv(3) + (full + (window(8))) }",
+        "layers { 0: conv(3) + (full + (window(8))), else: full }",
+    ),
+    "else without a group": (
+        "layers { all: heads { 0..3: full, else: (window(8)) } }",
+        "layers { all: heads { 0..3: full,  } }",
+    ),
     "misspelt item": ("layer { all: full }", "layers { all: full }"),
     "misspelt mix": ("mix local = window(8)\nlayers { all: locl }", "mix local = window(8)\nlayers { all: local }"),
     "empty call": ("layers { all: full() }", "layers { all: full }"),
