@@ -121,6 +121,7 @@ def judge(data: bytes, *, lay_out: bool, build: bool) -> str:
         spec = _soon("checking", check, tree)
     except SpecError as error:
         _judge_messages(source, error)
+        _judge_fixes(source, error)
         return "meaning"
     assert _soon("resolving", table_text, spec).isascii()
     waiting = unbuilt(spec)
@@ -171,6 +172,16 @@ def _judge_messages(source: Source, error: SpecError) -> None:
             check_source(fixed)
         except SpecError as left:
             str(left)
+
+
+def _judge_fixes(source: Source, error: SpecError) -> None:
+    """The fixes of a text that can be read leave one, but that two misspelt keys may become the same."""
+    fixed, _ = apply_fixes(source, error.diagnostics)
+    try:
+        parse(fixed)
+    except SpecError as left:
+        codes = {one.code for one in left.diagnostics} - {"A026", "A027", "A028"}
+        assert not codes, f"fixes make a text that cannot be read: {', '.join(sorted(codes))}"
 
 
 def _expect_refusal(action: Callable[[], object]) -> None:
