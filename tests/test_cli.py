@@ -433,3 +433,18 @@ def test_an_empty_name_is_no_folder(attnc_run):
     code, _, err = attnc_run("check", "")
     assert code == 2
     assert "A501" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [(["show", "--stage", "graph"], 3), (["show", "--mask", "0"], 2), (["build", "-o", "out"], 3)]
+)
+def test_what_is_not_built_is_shown_as_its_file_has_it(attnc_run, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.attn"
+    model = "model m { vocab = 100, dim = 64, layers = 2, heads = 4, ffn = none, norm = rms(1e-6) }"
+    path.write_text(f"# first\n{model}\nlayers {{\n  all:  ssm( mamba )  # as it is\n}}\n")
+    code, _, err = attnc_run(arguments[0], "in/a.attn", *arguments[1:])
+    assert code == expected
+    assert "in/a.attn:4:3" in err
+    assert "4 |   all:  ssm( mamba )  # as it is" in err

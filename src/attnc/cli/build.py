@@ -9,7 +9,7 @@ import typer
 
 import attnc
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.options import Device, Diagnostics, Json, device_name, read_spec
+from attnc.cli.options import Device, Diagnostics, Json, device_name, in_its_text, read_spec
 from attnc.cli.output import Format, bytes_text, note, print_json, print_pairs
 
 if TYPE_CHECKING:
@@ -49,9 +49,10 @@ def build(
     spec = read_spec(file, overrides(settings))
     if reduce is not None:
         spec = _reduced(spec, reduce)
-    report = attnc.build(
-        spec, out, device=device_name(device), targets=targets(target), weights=weights, init=init, strict=strict
-    )
+    with in_its_text(file):
+        report = attnc.build(
+            spec, out, device=device_name(device), targets=targets(target), weights=weights, init=init, strict=strict
+        )
     for decision in report.decisions:
         note(f"note: {decision}")
     if json:

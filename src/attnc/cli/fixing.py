@@ -38,7 +38,7 @@ class Checked:
         from attnc.compiler.unbuilt import unbuilt
 
         source = Source(self.file, self.text)
-        return tuple(_placed(one, source) for one in unbuilt(self.spec)) if self.spec else ()
+        return tuple(placed(one, source) for one in unbuilt(self.spec)) if self.spec else ()
 
 
 def check_source(file: str, source: Source) -> Checked:
@@ -52,7 +52,7 @@ def check_source(file: str, source: Source) -> Checked:
     return Checked(file, spec=spec, text=source.text)
 
 
-def _placed(one: Diagnostic, source: Source) -> Diagnostic:
+def placed(one: Diagnostic, source: Source) -> Diagnostic:
     """A finding about a checked spec, which knows its line alone, in the text: from the line's first word to its last."""
     lines = source.text.split("\n")
     number = one.span.line - 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,6 +77,22 @@ def read_spec(file: str, overrides: Mapping[str, str] | None = None) -> Spec:
     from attnc import compiler
 
     return compiler.check_source(read_text(file), overrides)
+
+
+@contextmanager
+def in_its_text(file: str) -> Iterator[None]:
+    """What a stage finds about a checked spec, which knows its lines alone, is shown as it stands in the spec's file."""
+    from attnc.dsl.diagnostic import SpecError
+
+    try:
+        yield
+    except SpecError as error:
+        if file == "-" or not {"A101", "A113"}.issuperset(one.code for one in error.diagnostics):
+            raise
+        from attnc.cli.fixing import placed
+
+        source = read_text(file)
+        raise SpecError(placed(one, source) for one in error.diagnostics) from error
 
 
 def device_name(given: str | None) -> str:

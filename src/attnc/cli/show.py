@@ -12,7 +12,7 @@ import typer
 
 import attnc
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.options import Device, Diagnostics, Json, device_name, read_spec, read_tree
+from attnc.cli.options import Device, Diagnostics, Json, device_name, in_its_text, read_spec, read_tree
 from attnc.cli.output import UNTRUNCATED, Format, note, print_json
 
 if TYPE_CHECKING:
@@ -58,22 +58,23 @@ def show(
     """Show the table, the graph, the plan or the code of a spec."""
     folder = Path(file) if (Path(file) / "plan.json").is_file() else None
     source = str(folder / "spec.attn") if folder else file
-    if mask is not None:
-        _mask(read_spec(source), mask, length or MASK_TOKENS, json)
-        return
-    match stage:
-        case Stage.tree:
-            _tree(source, json)
-        case Stage.spec:
-            _spec(read_spec(source), None, json)
-        case Stage.graph:
-            _graph(read_spec(source), json)
-        case Stage.module:
-            _module(source, folder, device, json)
-        case Stage.plan:
-            spec = read_spec(source)
-            plan = _built_plan(folder) if folder and device is None else None
-            _spec(spec, plan or attnc.plan(spec, device_name(device), length or PRICED_TOKENS, batch), json)
+    with in_its_text(source):
+        if mask is not None:
+            _mask(read_spec(source), mask, length or MASK_TOKENS, json)
+            return
+        match stage:
+            case Stage.tree:
+                _tree(source, json)
+            case Stage.spec:
+                _spec(read_spec(source), None, json)
+            case Stage.graph:
+                _graph(read_spec(source), json)
+            case Stage.module:
+                _module(source, folder, device, json)
+            case Stage.plan:
+                spec = read_spec(source)
+                plan = _built_plan(folder) if folder and device is None else None
+                _spec(spec, plan or attnc.plan(spec, device_name(device), length or PRICED_TOKENS, batch), json)
 
 
 def _mask(spec: Spec, layer: int, length: int, json: bool) -> None:
