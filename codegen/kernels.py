@@ -11,30 +11,24 @@ from attnc.compiler.graph import Graph, Mix
 from attnc.compiler.plan import unsaid
 from attnc.compiler.spec import Model
 
-INDEX = '''"""The generated kernels of each launch: many new queries of a sequence run `prefill`, a few run `decode`."""
+INDEX = '''"""The generated kernels of each launch."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
-from ..runtime.sizes import DECODE_TOKENS
-from ..runtime.softmax import Kernel
+from ..runtime.gradients import Kernels
 
-# launch -> (prefill, decode)
+# launch -> files of its kernels: prefill, decode, backward of queries, backward of keys
 FILES = {{
 {rows}
 }}
 
 
-def kernel(launch: str) -> Kernel:
-    """The kernel of a launch; its files are imported now, which needs triton."""
-    prefill, decode = (import_module(f".{{name}}", __package__).attend for name in FILES[launch])
-
-    def attend(q: Any, part: Any, rows: Any, form: Any, batch: Any, *more: Any) -> Any:
-        return (decode if batch.max_new <= DECODE_TOKENS else prefill)(q, part, rows, form, batch, *more)
-
-    return attend
+def kernel(launch: str) -> Kernels:
+    """The kernels of a launch; their files are imported now, which needs triton."""
+    prefill, decode, queries, keys = (import_module(f".{{name}}", __package__) for name in FILES[launch])
+    return Kernels(prefill.attend, decode.attend, queries.attend_backward_queries, keys.attend_backward_keys)
 '''
 
 

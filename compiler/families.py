@@ -74,5 +74,7 @@ class Softmax:
         return self.strides + self.powers
 
 
-FAMILIES = {"softmax": ("softmax_prefill", "softmax_decode")}
+BACKWARD = ("softmax_backward_queries", "softmax_backward_keys")
+FORWARD = ("softmax_prefill", "softmax_decode")
+FAMILIES = {"softmax": (*FORWARD, *BACKWARD)}
 """Each family's kernels: for many new queries of a sequence, and for a few."""

@@ -96,8 +96,6 @@ def _groups(launch: Launch, phase: Phase, load: Workload) -> tuple[Seen, ...]:
 def _price_triton(launch: Launch, groups: tuple[Seen, ...], phase: Phase, device: Device, load: Workload) -> float | str:
     if not device.is_gpu:
         return "generated kernels need a GPU"
-    if phase == "train":
-        return "its backward pass is not generated yet"
     if launch.unsaid:
         return launch.unsaid
     if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):

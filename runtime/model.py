@@ -106,14 +106,14 @@ class BuiltModel(nn.Module):
     def use(self, way: str = "plan") -> BuiltModel:
         """Who runs the launches: what was planned for this kind of device, or `torch`, `triton` or the `reference` for all.
 
-        What no kernel can say stays with its reference, and training with what can be trained.
+        What no kernel can say stays with its reference.
         """
         if way not in WAYS:
             raise ValueError(f"a model runs by one of {', '.join(WAYS)}, not {way!r}")
         planned = self.providers["cuda" if next(self.parameters()).device.type == "cuda" else "cpu"]
         for mix in self.launches():
             phases = planned[mix.name]
-            mix.providers = {phase: self.provider(mix, _way(way, name, phase)) for phase, name in phases.items()}
+            mix.providers = {phase: self.provider(mix, _way(way, name)) for phase, name in phases.items()}
         return self
 
     def provider(self, mix: Mix, name: str) -> Provider:
@@ -130,7 +130,7 @@ class BuiltModel(nn.Module):
                 raise ValueError(f"there is no provider {name!r}")
 
 
-def _way(wanted: str, planned: str, phase: str) -> str:
+def _way(wanted: str, planned: str) -> str:
     """The provider that runs where `wanted` was asked for."""
-    fixed = wanted == "plan" or planned == "reference" or (wanted == "triton" and phase == "train")
+    fixed = wanted == "plan" or planned == "reference"
     return planned if fixed and wanted != "reference" else wanted

@@ -113,7 +113,8 @@ def merge(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, T
     total = w1 + w2
     part1, part2 = ((w / torch.where(total > 0, total, 1.0)).unsqueeze(-1) for w in (w1, w2))
     o = o1.to(part1.dtype) * part1 + o2.to(part2.dtype) * part2
-    return o.to(o1.dtype), torch.log(total) + finite
+    some = total > 0  # log of 0 would have a gradient without bounds
+    return o.to(o1.dtype), torch.where(some, torch.log(torch.where(some, total, 1.0)) + finite, float("-inf"))
 
 
 def begin(k: Tensor, v: Tensor, batch: Batch, cache: LayerCache | None) -> tuple[KeyPart, ...]:

@@ -12,6 +12,19 @@ Table = dict[tuple[str, int], Row]
 WIDTHS = (64, 128, 256)
 """Classes of head width: the least that holds the wider of keys and values."""
 
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+def _rows(two_bytes: Row, four_bytes: Row, **others: Row) -> Table:
+    """The same blocks on every architecture, but for `others` ("gfx942_2" is gfx942 and two bytes)."""
+    table = {
+        (name, size): others.get(f"{name}_{size}", row)
+        for size, row in ((2, two_bytes), (4, four_bytes))
+        for name in ARCHITECTURES
+    }
+    return table | {("any", 2): (16, 16, 4, 1), ("any", 4): (16, 16, 4, 1)}
+
+
 PREFILL: dict[int, Table] = {  # queries, keys, warps, stages
     64: {
         ("sm_80", 2): (128, 64, 8, 3),
@@ -90,8 +103,27 @@ DECODE: dict[int, Table] = {  # keys, warps, warps of the largest tile, stages
     },
 }
 
+BACKWARD_QUERIES: dict[int, Table] = {  # queries, keys, warps, stages
+    64: _rows((64, 32, 4, 2), (16, 16, 4, 1), sm_90_2=(64, 64, 4, 2)),
+    128: _rows((64, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(128, 64, 8, 2)),
+    256: _rows((32, 32, 8, 1), (16, 16, 8, 1)),
+}
+
+BACKWARD_KEYS: dict[int, Table] = {  # queries, keys, warps, stages
+    64: _rows((32, 64, 8, 2), (16, 16, 4, 1), sm_80_2=(32, 32, 4, 2), gfx942_2=(32, 64, 4, 2)),
+    128: _rows((32, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(64, 32, 8, 2), gfx942_2=(32, 32, 4, 1)),
+    256: _rows((16, 32, 8, 1), (16, 16, 8, 1)),
+}
+
+TABLES = {
+    "softmax_prefill": PREFILL,
+    "softmax_decode": DECODE,
+    "softmax_backward_queries": BACKWARD_QUERIES,
+    "softmax_backward_keys": BACKWARD_KEYS,
+}
+
 
 def blocks(skeleton: str, width: int) -> Table:
-    """The rows for a head width, of `softmax_prefill` or `softmax_decode`."""
-    tables = {"softmax_prefill": PREFILL, "softmax_decode": DECODE}[skeleton]
+    """The rows for a head width, of one of the softmax family's skeletons."""
+    tables = TABLES[skeleton]
     return tables[next(least for least in WIDTHS if width <= least)]

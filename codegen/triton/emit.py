@@ -14,23 +14,23 @@ from pathlib import Path
 from attnc.codegen.triton.blocks import blocks
 from attnc.codegen.triton.holes import made_holes
 from attnc.codegen.triton.known_bugs import BUGS, Candidate, features_of
-from attnc.compiler.families import FAMILIES, Softmax
+from attnc.compiler.families import BACKWARD, FAMILIES, Softmax
 
 SKELETONS = Path(__file__).parent / "skeletons"
 
 
 def emit(skeleton: str, kernel: Softmax) -> str:
-    """The text of a kernel file: `skeleton` is softmax_prefill or softmax_decode. Same arguments, same bytes."""
+    """The text of a kernel file; `skeleton` is one of the family's. Same arguments, same bytes."""
     assert skeleton in FAMILIES["softmax"], skeleton
     source = (SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")
-    functions = gather(functions_of(source), made_holes(kernel), [read_holes(name) for name in chosen_holes(kernel)])
+    functions = gather(functions_of(source), made_holes(kernel), [read_holes(name) for name in chosen_holes(skeleton, kernel)])
     constants = {
         "FORM": repr((kernel.nears, kernel.strides, kernel.powers, kernel.causal)),
         "HEAD_WIDTH": repr(kernel.head_width),
         "VALUE_WIDTH": repr(kernel.value_width),
         "GROUP": repr(kernel.group),
         "CAP": repr(kernel.cap),
-        "SINK_LOGIT": repr(kernel.sink_logit),
+        **({} if skeleton in BACKWARD else {"SINK_LOGIT": repr(kernel.sink_logit)}),
         "BLOCKS": _table(blocks(skeleton, max(kernel.head_width, kernel.value_width))),
     }
     text = fill(source, functions, constants)
@@ -90,10 +90,15 @@ def gather(skeleton: Mapping[str, str], made: Mapping[str, str], files: Iterable
     return holes
 
 
-def chosen_holes(kernel: Softmax) -> tuple[str, ...]:
+def chosen_holes(skeleton: str, kernel: Softmax) -> tuple[str, ...]:
     """Which files of skeletons/holes a kernel needs."""
-    far = "far" if kernel.causal else "far_both_ways"
-    wanted = ((far, kernel.far > 0), ("cap", kernel.cap), ("sink_logit", kernel.sink_logit))
+    backward = skeleton in BACKWARD
+    far = f"far{'_queries' * (skeleton == BACKWARD[1])}{'_both_ways' * (not kernel.causal)}"
+    wanted = (
+        (far, kernel.far > 0),
+        ("cap_gradient" if backward else "cap", kernel.cap),
+        ("sink_logit", kernel.sink_logit and not backward),
+    )
     return tuple(name for name, is_wanted in wanted if is_wanted)
 
 

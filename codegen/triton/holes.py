@@ -23,6 +23,8 @@ def made_holes(kernel: Softmax) -> dict[str, str]:
         "lower": _near("lower", "The first key near query i that it sees.", names, "tl.minimum", _begin, "i + NOWHERE"),
         "upper": _near("upper", "One past the last key near query i that it sees.", names, "tl.maximum", _end, "i - NOWHERE"),
         "horizon": _horizon(kernel.causal),
+        "seen_from": _seen_from(names, kernel.causal),
+        "seen_until": _near("seen_until", _SEEN_UNTIL, names, "tl.maximum", _seen_until_near, "j - NOWHERE", "j"),
         "keep": _keep(names, kernel.causal),
     }
     if kernel.causal:
@@ -102,15 +104,36 @@ def _end(near: NearNames) -> str:
     return f"((i + {shift}) // {align} + 1) * {align} - {shift} + {ahead}"
 
 
-def _near(name: str, doc: str, names: Names, function: str, term: Callable[[NearNames], str], nothing: str) -> str:
+def _near(
+    name: str, doc: str, names: Names, function: str, term: Callable[[NearNames], str], nothing: str, of: str = "i"
+) -> str:
     """The least begin or greatest end of the near intervals: all hold the query, so together they are one interval."""
     terms = [term(near) for near in names.nears]
     if not terms:
-        return _function(f"{name}(numbers, i)", doc, [f"return {nothing}"])
+        return _function(f"{name}(numbers, {of})", doc, [f"return {nothing}"])
     if len(terms) == 1:
-        return _function(f"{name}(numbers, i)", doc, [names.unpack, f"return {terms[0]}"])
+        return _function(f"{name}(numbers, {of})", doc, [names.unpack, f"return {terms[0]}"])
     rest = [f"bound = {function}(bound, {text})" for text in terms[1:]]
-    return _function(f"{name}(numbers, i)", doc, [names.unpack, f"bound = {terms[0]}", *rest, "return bound"])
+    return _function(f"{name}(numbers, {of})", doc, [names.unpack, f"bound = {terms[0]}", *rest, "return bound"])
+
+
+_SEEN_UNTIL = "One past the last query near key j that sees it."
+
+
+def _seen_until_near(near: NearNames) -> str:
+    align, shift, back, _ = near
+    return f"((j + {shift} + {back}) // {align} + 1) * {align} - {shift}"
+
+
+def _seen_from(names: Names, causal: bool) -> str:
+    doc = "The first query that sees key j, and no later one than for the next key."
+    if causal:
+        return _function("seen_from(numbers, j)", doc, ["return j"])
+    terms = [f"tl.maximum(j + {shift} - {ahead}, 0) // {align} * {align} - {shift}" for align, shift, _, ahead in names.nears]
+    bounds = [f"bound = tl.minimum(bound, {term})" for term in terms]
+    return _function(
+        "seen_from(numbers, j)", doc, [names.unpack, "bound = j", *bounds, "return tl.where(j < sink, -NOWHERE, bound)"]
+    )
 
 
 def _horizon(causal: bool) -> str:

@@ -68,3 +68,30 @@ def test_a_built_spec_on_its_kernels_is_as_near_to_float64_as_on_torch(name: str
         with torch.no_grad():
             errors = {way: rms(runs[way](texts).logits - runs["float64"](texts).logits) for way in ("triton", "torch")}
         assert errors["triton"] <= 1.5 * errors["torch"], (name, dtype, errors)
+
+
+def trained(model: torch.nn.Module, texts: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The gradient of every parameter for the mean loss of the next token."""
+    logits = model(texts[:, :-1]).logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), texts[:, 1:].flatten())
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("name", STATIC)
+def test_a_built_spec_trains_on_its_kernels_as_near_to_float64_as_on_torch(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    small, _ = reduce(check_path(SPECS / f"{name}.attn"), 32)
+    build(small, tmp_path / "built", Options(seed=0))
+    weights = weights_of(tmp_path / "built")
+    texts = torch.randint(0, small.model.vocab, (2, LENGTH), device="cuda")
+    exact = trained(made(tmp_path / "built", torch.float64, "reference", weights), texts)
+    errors = {}
+    for way in ("triton", "torch"):
+        found = trained(made(tmp_path / "built", dtype, way, weights), texts)
+        relative = [rms(found[key] - want) / rms(want) for key, want in exact.items() if rms(want) > 0]
+        errors[way] = sum(part**2 for part in relative) ** 0.5
+    assert errors["triton"] <= 1.5 * errors["torch"], (name, dtype, errors)

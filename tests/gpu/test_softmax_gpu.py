@@ -15,6 +15,7 @@ import pytest
 import torch
 import triton
 from kernel_cases import FULL, KERNELS, Case, Inputs, Union, build, check, error, poisoned, reference, torch_own
+from kernel_gradients import check_gradients, gradients, outer_gradients
 from test_table import STATIC
 
 from attnc.codegen import kernels
@@ -23,6 +24,7 @@ from attnc.codegen.triton.emit import emit
 from attnc.compiler import check_path, passes
 from attnc.compiler import graph as graphs
 from attnc.compiler.families import FAMILIES, Softmax
+from attnc.runtime.gradients import Kernels
 
 TOP = Path(__file__).parents[2]
 SKELETONS = FAMILIES["softmax"]
@@ -45,11 +47,8 @@ def shipped() -> dict[Softmax, str]:
 
 def texts() -> dict[str, str]:
     """Every kernel of KERNELS and of the shipped specs, by its skeleton and name."""
-    found = {emit(skeleton, kernel): f"{skeleton}-{name}" for name, kernel in KERNELS.items() for skeleton in SKELETONS}
-    for kernel, name in shipped().items():
-        for skeleton in SKELETONS:
-            found.setdefault(emit(skeleton, kernel), f"{skeleton}-{name}")
-    return {name: text for text, name in found.items()}
+    every = shipped() | {kernel: name for name, kernel in KERNELS.items()}
+    return {f"{skeleton}-{name}": emit(skeleton, kernel) for kernel, name in every.items() for skeleton in SKELETONS}
 
 
 TEXTS = texts()
@@ -61,7 +60,7 @@ def module(text: str) -> ModuleType:
 
 
 def kernel_of(emitted: ModuleType) -> Softmax:
-    """What an emitted file was made for, read from its constants."""
+    """What an emitted file of a forward pass was made for, read from its constants."""
     nears, strides, powers, causal = emitted.FORM
     return Softmax(
         nears, strides, powers, causal, emitted.HEAD_WIDTH, emitted.VALUE_WIDTH, emitted.GROUP, emitted.CAP, emitted.SINK_LOGIT
@@ -89,22 +88,23 @@ def attend(text: str, inputs: Inputs, **options: Any) -> tuple[torch.Tensor, tor
 
 
 CONSTANTS = ("FORM", "HEAD_WIDTH", "VALUE_WIDTH", "GROUP", "CAP", "SINK_LOGIT")
-PREFILLS = [name for name, text in TEXTS.items() if "def split_kernel" not in text]
-DECODES = [name for name in TEXTS if name not in PREFILLS]
+PREFILLS, DECODES, QUERIES, KEYS = ([name for name in TEXTS if name.startswith(f"{of}-")] for of in SKELETONS)
+FORWARD = [*PREFILLS, *DECODES]
+
+
+def about(name: str, kernel: Softmax, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What a row of the record says of an emitted kernel."""
+    form = (kernel.nears, kernel.strides, kernel.powers, kernel.causal)
+    values = (form, kernel.head_width, kernel.value_width, kernel.group, kernel.cap, kernel.sink_logit)
+    digest = hashlib.sha256(TEXTS[name].encode()).hexdigest()
+    return name.partition("-")[0], digest, dict(zip(CONSTANTS, values, strict=True)), dtype
 
 
 def compare(name: str, case: Case, record: Record) -> None:
-    emitted = module(TEXTS[name])
-    sha256 = hashlib.sha256(TEXTS[name].encode()).hexdigest()
-    about = (
-        "softmax_decode" if name in DECODES else "softmax_prefill",
-        sha256,
-        {key: getattr(emitted, key) for key in CONSTANTS},
-        case.dtype,
-    )
-    record(*about)
+    row = about(name, case.kernel, case.dtype)
+    record(*row)
     inputs = build(case)
-    record(*about, check(inputs, *attend(TEXTS[name], inputs)))
+    record(*row, check(inputs, *attend(TEXTS[name], inputs)))
 
 
 def case_of(name: str, dtype: torch.dtype, sizes: tuple[int, ...], pasts: tuple[int, ...], **rest: Any) -> Case:
@@ -150,7 +150,27 @@ def test_decode_of_a_long_text(name: str, record: Record) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", [name for name in TEXTS if name.endswith(("mixed", "wide"))])
+@pytest.mark.parametrize("name", [name.partition("-")[2] for name in PREFILLS])
+def test_gradients(name: str, dtype: torch.dtype, record: Record) -> None:
+    """Sequences of many lengths; every kernel of a launch, through autograd, twice: the same bits."""
+    files = [f"{skeleton}-{name}" for skeleton in SKELETONS]
+    prefill, decode, queries, keys = (module(TEXTS[file]) for file in files)
+    launch = Kernels(prefill.attend, decode.attend, queries.attend_backward_queries, keys.attend_backward_keys)
+    case = case_of(files[0], dtype, (1, 0, 129, 700), (0,) * 4)
+    rows = [about(file, case.kernel, dtype) for file in files[2:]]
+    for row in rows:
+        record(*row)
+    inputs = build(case)
+    outer = outer_gradients(inputs)
+    first, second = (gradients(launch, inputs, *outer) for _ in range(2))
+    errors = check_gradients(inputs, first, *outer)
+    assert all(torch.equal(torch.nan_to_num(first[key]), torch.nan_to_num(second[key])) for key in first)
+    record(*rows[0], errors["q"])
+    record(*rows[1], max(errors["k"], errors["v"]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [name for name in FORWARD if name.endswith(("mixed", "wide"))])
 def test_a_mean_of_integers_is_exact(name: str, dtype: torch.dtype) -> None:
     """Equal weights over 64 keys: products and sums of small integers, of which none is rounded."""
     kernel = kernel_of(module(TEXTS[name]))
@@ -170,7 +190,7 @@ def test_a_mean_of_integers_is_exact(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", [name for name in TEXTS if name.endswith(("mixed", "wide"))])
+@pytest.mark.parametrize("name", [name for name in FORWARD if name.endswith(("mixed", "wide"))])
 def test_a_key_that_is_found_returns_its_value_exactly(name: str, dtype: torch.dtype) -> None:
     """Keys of +1 and -1; each query is many times one key that it sees, so that no other has any weight."""
     kernel = kernel_of(module(TEXTS[name]))

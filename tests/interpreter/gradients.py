@@ -1,0 +1,151 @@
+"""The backward kernels in Triton's interpreter against float64 autograd of dense attention.
+
+test_kernels_interpreter.py runs this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from kernel_cases import FULL, Case, Union, build
+from kernel_gradients import check_gradients, gradients, outer_gradients
+
+from attnc.codegen.triton.compile import load
+from attnc.codegen.triton.emit import emit
+from attnc.codegen.triton.versions import INTERPRETS
+from attnc.compiler.families import FAMILIES, Softmax
+from attnc.runtime.gradients import Kernels
+from attnc.runtime.keys import persistent_keys
+from attnc.runtime.softmax import merge
+
+if not INTERPRETS:
+    pytest.fail("TRITON_INTERPRET=1 is not set", pytrace=False)
+
+FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
+WINDOW = Union(nears=((1, 0, 6, 0),))
+ALL = Union(nears=(FULL,))
+
+
+@functools.cache
+def kernels(form: Softmax, blocks: tuple[int, int] = (16, 16)) -> Kernels:
+    """The launch's kernels; blocks of queries and keys as given."""
+    prefill, decode, queries, keys = (
+        load(emit(name, form), FOLDER, f"emitted_{name}_{abs(hash(form))}") for name in FAMILIES["softmax"]
+    )
+    small = {"blocks": (*blocks, 4, 1)}
+    return Kernels(
+        functools.partial(prefill.attend, **small),
+        decode.attend,
+        functools.partial(queries.attend_backward_queries, **small),
+        functools.partial(keys.attend_backward_keys, **small),
+    )
+
+
+def right(case: Case, **options: object) -> None:
+    inputs = build(case)
+    outer = outer_gradients(inputs)
+    check_gradients(inputs, gradients(kernels(case.kernel, **options), inputs, *outer), *outer)
+
+
+@st.composite
+def trainings(draw: st.DrawFn) -> Case:
+    """Sequences whose keys are their own, as in training, and heads of several sorts in one launch."""
+    form = Softmax(
+        nears=draw(st.integers(0, 2)),
+        strides=draw(st.integers(0, 2)),
+        powers=draw(st.integers(0, 1)),
+        causal=draw(st.integers(0, 2)) > 0,
+        head_width=draw(st.sampled_from([16, 24])),
+        value_width=draw(st.sampled_from([16, 24])),
+        group=draw(st.sampled_from([1, 1, 2])),
+        cap=draw(st.integers(0, 3)) == 0,
+        sink_logit=draw(st.integers(0, 3)) == 0,
+    )
+    heads = [
+        Union(
+            draw(st.sampled_from([0, 0, 1, 4, 19])),
+            tuple(
+                (align, draw(st.integers(0, align - 1)), draw(st.sampled_from([0, 1, 5, 17, 2**30])), draw(st.integers(0, 9)))
+                for align in draw(st.lists(st.sampled_from([1, 1, 4, 7, 32]), max_size=form.nears))
+            ),
+            tuple(draw(st.lists(st.sampled_from([2, 5, 16, 20, 33]), max_size=form.strides))),
+            tuple(draw(st.lists(st.sampled_from([2, 3, 8, 20]), max_size=form.powers))),
+        )
+        for _ in range(draw(st.integers(0, 2)))
+    ]
+    heads.append(ALL if form.nears else Union(sink=19))  # errors are compared over many numbers, of which some are not 0
+    sizes = [draw(st.integers(30, 64)), *draw(st.lists(st.integers(0, 20), max_size=2))]
+    pasts = [draw(st.sampled_from([0, 0, 3])) for _ in sizes]
+    return Case(form, tuple(heads), tuple(draw(st.permutations(sizes))), tuple(pasts), seed=draw(st.integers(0, 2**20)))
+
+
+@settings(max_examples=12)
+@given(trainings(), st.sampled_from([(16, 16), (32, 16), (16, 32)]))
+def test_any_gradient_is_that_of_dense_attention(case: Case, blocks: tuple[int, int]) -> None:
+    right(case, blocks=blocks)
+
+
+def test_sinks_strides_and_powers_far_away() -> None:
+    """Lengths at which patterns are walked sparsely, forwards and backwards."""
+    form = Softmax(1, 1, 1, head_width=16, value_width=16)
+    heads = (Union(strides=(40,)), Union(powers=(8,)), Union(sink=2, nears=((1, 0, 9, 0),)), Union(strides=(40,), powers=(64,)))
+    right(Case(form, heads, (150, 7), (0, 0)))
+
+
+def test_one_token_empty_sequences_and_rows_that_see_nothing() -> None:
+    form = Softmax(1, head_width=24, value_width=16, sink_logit=True)
+    right(Case(form, (WINDOW, ALL), (1, 0, 37, 0), (0, 0, 0, 0)))
+    nothing = Case(Softmax(0, head_width=16, value_width=16), (Union(sink=0), Union(sink=5)), (3, 20), (0, 0))
+    inputs = build(nothing)
+    found = gradients(kernels(nothing.kernel), inputs, *outer_gradients(inputs))
+    assert all(torch.isfinite(found["q"]).flatten())
+    right(nothing)
+
+
+def test_large_logits() -> None:
+    right(Case(Softmax(1, head_width=16, value_width=16, group=2), (WINDOW, ALL), (40, 3), (0, 0), magnitude=60.0))
+
+
+def test_the_same_bits_every_time() -> None:
+    inputs = build(Case(Softmax(1, head_width=16, value_width=16, group=3), (WINDOW, ALL), (50, 21), (0, 0)))
+    outer = outer_gradients(inputs)
+    once, twice = (gradients(kernels(inputs.case.kernel), inputs, *outer) for _ in range(2))
+    assert all(torch.equal(*(torch.nan_to_num(run[name]) for run in (once, twice))) for name in once)
+
+
+def test_keys_shared_by_all_sequences_and_merged_branches() -> None:
+    """Learned keys beside the text's: gradients pass the merge by log-sum-exp, and sum over the sequences."""
+    form = Softmax(1, head_width=16, value_width=16)
+    inputs = build(Case(form, (WINDOW, ALL), (21, 9), (0, 0)))
+    generator = torch.Generator().manual_seed(5)
+    learned = [torch.randn(3, 2, 16, generator=generator) for _ in range(2)]
+    o_grad, _ = outer_gradients(inputs)
+    found = []
+    for exact in (False, True):
+        dtype = torch.float64 if exact else torch.float32
+        q = inputs.q.to(dtype).requires_grad_()
+        pk, pv = (x.to(dtype).requires_grad_() for x in learned)
+        if exact:
+            o = torch.zeros_like(q)
+            for s, place in enumerate((slice(0, 21), slice(21, 30))):
+                for head in range(2):
+                    i = torch.arange(place.stop - place.start)
+                    seen = (WINDOW, ALL)[head].sees(i, i, causal=True)
+                    key = torch.cat([pk[:, head], inputs.keys[s][:, head].to(dtype)])
+                    value = torch.cat([pv[:, head], inputs.values[s][:, head].to(dtype)])
+                    seen = torch.cat([torch.ones(len(i), 3, dtype=torch.bool), seen], 1)
+                    score = (q[place, head] @ key.T * 0.25).masked_fill(~seen, float("-inf"))
+                    o[place, head] = score.softmax(1) @ value
+        else:
+            launch, rest = kernels(form), (inputs.rows, inputs.form, inputs.batch, inputs.scale)
+            first = launch(q, inputs.part, *rest)
+            o, _ = merge(*first, *launch(q, persistent_keys(pk, pv, 2), *rest))
+        found.append(torch.autograd.grad(o, (q, pk, pv), o_grad.to(dtype)))
+    for got, want in zip(*found, strict=True):
+        assert (got - want).abs().max() <= 4e-6 * want.abs().max()

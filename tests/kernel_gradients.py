@@ -1,0 +1,159 @@
+"""What the backward kernels must give: float64 autograd of dense attention, beside PyTorch's own in the inputs' dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from kernel_cases import Inputs, build, logits, poisoned, reference, rows_of, torch_own
+from torch import Tensor
+
+from attnc.runtime.gradients import Kernels
+
+Gradients = dict[str, Tensor]
+Forward = Callable[[Inputs], tuple[Tensor, Tensor]]
+
+
+def outer_gradients(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Gradients of the results: o_grad [T, H, E] in q's dtype, lse_grad [T, H] fp32."""
+    generator = torch.Generator().manual_seed(inputs.case.seed + 77)
+    tokens, heads, _ = inputs.q.shape
+    o_grad = torch.randn(tokens, heads, inputs.case.kernel.value_width, generator=generator).to(inputs.q.device, inputs.q.dtype)
+    return o_grad, torch.randn(tokens, heads, generator=generator).to(inputs.q.device)
+
+
+def dense_gradients(inputs: Inputs, o_grad: Tensor, lse_grad: Tensor, forward: Forward, dtype: torch.dtype) -> Gradients:
+    """q_grad [T, H, D], k_grad and v_grad (all sequences' keys, one after another), sink_grad [H] where there is a sink logit.
+
+    A query that sees nothing has a log-sum-exp of -inf, which depends on nothing.
+    """
+    q = inputs.q.detach().to(dtype).requires_grad_()
+    keys, values = ([x.detach().to(dtype).requires_grad_() for x in part] for part in (inputs.keys, inputs.values))
+    wide = torch.promote_types(dtype, torch.float32)
+    sink = None if inputs.sink_logit is None else inputs.sink_logit.detach().to(wide, copy=True).requires_grad_()
+    o, lse = forward(replace(inputs, q=q, keys=keys, values=values, sink_logit=sink))
+    finite = torch.isfinite(lse)
+    loss = (o * o_grad.to(o.dtype)).sum() + (lse[finite] * lse_grad[finite].to(lse.dtype)).sum()
+    leaves = [q, *keys, *values, *([] if sink is None else [sink])]
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    found = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found, strict=True)]
+    count = len(keys)
+    gradients = {"q": found[0], "k": torch.cat(found[1 : 1 + count]), "v": torch.cat(found[1 + count : 1 + 2 * count])}
+    return gradients if sink is None else gradients | {"sink_logit": found[-1]}
+
+
+def gradients(launch: Kernels, inputs: Inputs, o_grad: Tensor, lse_grad: Tensor) -> Gradients:
+    """A launch's gradients through autograd; k and v flat. Memory that nobody wrote is NaN."""
+    leaves = {"q": inputs.q, "k": inputs.part.k, "v": inputs.part.v}
+    if inputs.sink_logit is not None:
+        leaves["sink_logit"] = inputs.sink_logit
+    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+    part = replace(inputs.part, k=leaves["k"], v=leaves["v"])
+    rest = (inputs.rows, inputs.form, inputs.batch, inputs.scale, inputs.cap)
+    with poisoned():
+        o, lse = launch(leaves["q"], part, *rest, leaves.get("sink_logit"))
+        seen = torch.isfinite(lse)
+        found = torch.autograd.grad((o, lse), list(leaves.values()), (o_grad, torch.where(seen, lse_grad, 0.0)))
+    return dict(zip(leaves, found, strict=True))
+
+
+def kernel_gradients(inputs: Inputs, flat: Gradients) -> Gradients:
+    """The kernels' flat gradients of a part, laid out as `dense_gradients` lays them."""
+    part, kernel = inputs.part, inputs.case.kernel
+    heads = torch.arange(len(inputs.case.unions), device=inputs.q.device)
+    found = {name: flat[name] for name in ("q", "sink_logit") if name in flat}
+    for name, begin, stride, width in (
+        ("k", part.k_begin, part.k_stride, kernel.head_width),
+        ("v", part.v_begin, part.v_stride, kernel.value_width),
+    ):
+        columns = torch.arange(width, device=inputs.q.device)
+        rows = []
+        for s, count in enumerate(part.counts):
+            slots = torch.arange(count, device=inputs.q.device)
+            index = begin[s, heads][None, :, None] + slots[:, None, None] * stride + columns
+            rows.append(flat[name][index])
+        found[name] = torch.cat(rows)
+    return found
+
+
+def check_gradients(inputs: Inputs, flat: Gradients, o_grad: Tensor, lse_grad: Tensor) -> dict[str, tuple[float, float]]:
+    """Every gradient's error is at most 1.5 times that of PyTorch in the inputs' dtype; returns both.
+
+    PyTorch's is the larger one of two: autograd of its own attention, and the fused backward pass's formula in its operations,
+    whose weights come from a log-sum-exp (coarse where logits are large) and whose `delta` comes from a rounded result.
+    Errors are root mean squares: one wrong number among thousands is far above rounding, and luck of one draw is not. Where
+    gradients have few numbers, PyTorch's error is the worst of several draws of the case.
+    """
+    want = dense_gradients(inputs, o_grad, lse_grad, reference, torch.float64)
+    got = kernel_gradients(inputs, flat)
+    assert set(got) == set(want)
+    own = own_errors(inputs, o_grad, lse_grad)
+    for draw in range(1, min(8, -(-256 // max(1, min(x.numel() for x in want.values()))))):
+        other = build(replace(inputs.case, seed=inputs.case.seed + draw))
+        more = own_errors(other, *outer_gradients(other))
+        own = {name: max(own[name], more[name]) for name in own}
+    errors = {name: (rms(got[name], exact), own[name]) for name, exact in want.items()}
+    twice = twice_rounded(inputs)
+    for name, (ours, theirs) in errors.items():
+        assert ours <= 1.5 * theirs + twice * rms(want[name], torch.zeros_like(want[name])), errors
+    return errors
+
+
+def twice_rounded(inputs: Inputs) -> float:
+    """Relative error of weights exp(logit - lse) whose logits the two passes round apart; only large logits make it count."""
+    if inputs.case.magnitude <= 1:
+        return 0.0
+    rows = (
+        logits(inputs, inputs.q[at, head], inputs.keys[s][:, group], head, seen)
+        for s, head, group, at, seen in rows_of(inputs, 1024)
+    )
+    return 2 * 2.0**-24 * max(float(row[torch.isfinite(row)].abs().max()) for row in rows)
+
+
+def own_errors(inputs: Inputs, o_grad: Tensor, lse_grad: Tensor) -> dict[str, float]:
+    """PyTorch's errors, at least those of rounding the right results; the NaN of its softmax over no key count as 0."""
+    want = dense_gradients(inputs, o_grad, lse_grad, reference, torch.float64)
+    autograd = dense_gradients(inputs, o_grad, lse_grad, torch_own, inputs.q.dtype)
+    fused = formula(inputs, o_grad, lse_grad)
+    return {
+        name: max(rms(one.nan_to_num(), exact) for one in (autograd[name], fused[name], exact.to(autograd[name].dtype)))
+        for name, exact in want.items()
+    }
+
+
+def formula(inputs: Inputs, o_grad: Tensor, lse_grad: Tensor) -> Gradients:
+    """FlashAttention-2's backward pass (arXiv 2307.08691, algorithm 2) on whole rows: operands in q's dtype, the rest fp32."""
+    dtype, wide = inputs.q.dtype, torch.promote_types(inputs.q.dtype, torch.float32)
+    q_grad = torch.zeros(inputs.q.shape, dtype=wide, device=inputs.q.device)
+    k_grad, v_grad = (
+        [torch.zeros(x.shape, dtype=wide, device=x.device) for x in part] for part in (inputs.keys, inputs.values)
+    )
+    sink_grad = None if inputs.sink_logit is None else torch.zeros_like(inputs.sink_logit, dtype=torch.float64)
+    for s, head, group, place, seen in rows_of(inputs, 1024):
+        q, key, value = inputs.q[place, head], inputs.keys[s][:, group], inputs.values[s][:, group]
+        score = logits(inputs, q.to(wide), key.to(wide), head, seen)
+        sink = () if sink_grad is None else (inputs.sink_logit[head].to(wide).expand(len(score), 1),)
+        if not score.shape[1] and not sink:
+            continue
+        sums = torch.cat([score, *sink], 1).logsumexp(1, keepdim=True)
+        weight = torch.exp(score - torch.where(torch.isneginf(sums), 0, sums))
+        o = (weight.to(dtype) @ value).to(dtype)
+        grad = o_grad[place, head]
+        outer = torch.where(torch.isneginf(sums), 0, lse_grad[place, head][:, None])
+        delta = (o.to(wide) * grad.to(wide)).sum(1, keepdim=True) - outer
+        change = weight * ((grad @ value.T).to(wide) - delta) * inputs.scale[head]
+        if inputs.cap is not None:
+            change = change * (1 - (score.masked_fill(~seen, 0.0) / inputs.cap) ** 2)
+        q_grad[place, head] = (change.to(dtype) @ key).to(wide)
+        k_grad[s][:, group] += (change.to(dtype).T @ q).to(wide)
+        v_grad[s][:, group] += (weight.to(dtype).T @ grad).to(wide)
+        if sink_grad is not None:
+            sink_grad[head] -= (torch.exp(sink[0] - sums) * delta).sum(dtype=torch.float64)
+    found = {"q": q_grad.to(dtype), "k": torch.cat(k_grad).to(dtype), "v": torch.cat(v_grad).to(dtype)}
+    return found if sink_grad is None else found | {"sink_logit": sink_grad.to(torch.float32)}
+
+
+def rms(got: Tensor, want: Tensor) -> float:
+    """Root mean square of the difference; NaN wherever there is one, 0 of nothing."""
+    return float((got.double() - want).square().mean().sqrt()) if want.numel() else 0.0
