@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 
 from attnc.codegen.triton import emit as triton
@@ -65,6 +66,13 @@ def family(mix: Mix, model: Model) -> Softmax | None:
     )
 
 
-def digest(text: str) -> str:
-    """What names a kernel's text in records of runs on a GPU."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest(text: str, architecture: str | None = None) -> str:
+    """What names a kernel's text; with an architecture, the text as that reads it: without the blocks of the others."""
+    kept = [line for line in text.splitlines() if architecture is None or not _of_another(line, architecture)]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+
+
+def _of_another(line: str, architecture: str) -> bool:
+    """Whether a line is a row of BLOCKS for another architecture."""
+    found = re.match(r'    \("(\w+)", \d\): ', line)
+    return found is not None and found[1] != architecture

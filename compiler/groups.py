@@ -46,8 +46,8 @@ def split(node: tree.Block, kv_heads: int, problems: Problems) -> list[tuple[int
     if others is not None:
         if not missing:
             message = f"the cases before own all {kv_heads} KV groups, so `else` owns none"
-            span, case = node.cases[others].selector.span, whole(node.cases[others])
-            gone = None if "#" in case.text else Edit(case, "")
+            span, written_case = node.cases[others].selector.span, whole(node.cases[others])
+            gone = None if "#" in written_case.text else Edit(written_case, "")
             problems.add("A205", message, span, "a group for each case", "remove the `else`", fix=gone)
             return None
         owner |= dict.fromkeys(missing, others)

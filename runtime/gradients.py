@@ -49,7 +49,7 @@ class Kernels:
         wanting = [x for x in (q, part.k, part.v, sink_logit) if x is not None and x.requires_grad]
         if torch.is_grad_enabled() and wanting:
             call = (self, part, rows, form, batch, scale, cap)
-            o, lse = _Attention.apply(q, part.k, part.v, sink_logit, call)
+            o, lse = _Attention.apply(q, part.k, part.v, sink_logit, call)  # type: ignore[no-untyped-call]
             return o, lse
         attend = self.decode if batch.max_new <= DECODE_TOKENS else self.prefill
         return attend(q, part, rows, form, batch, scale, cap, sink_logit)
@@ -67,7 +67,7 @@ class _Attention(torch.autograd.Function):
         return o, lse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, o_grad: Tensor, lse_grad: Tensor) -> Any:
         q, k, v, sink_logit, o, lse = ctx.saved_tensors
         kernels, part, *rest = ctx.call

@@ -25,7 +25,7 @@ class Verified(BaseModel):
     """One kernel in one dtype on one device: `cases` calls, each at most 1.5 times as far from float64 as torch's attention.
 
     error, torch_error  the largest difference from float64 among the cases, the kernel's and torch's
-    sha256              of the kernel's text
+    sha256              of the kernel's text, without the blocks of other architectures
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

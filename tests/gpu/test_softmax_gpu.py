@@ -41,7 +41,7 @@ def shipped() -> dict[Softmax, str]:
         for _, node in passes.run(graphs.build(spec)).network.nodes(data="node"):
             kernel = kernels.family(node, spec.model) if isinstance(node, graphs.Mix) else None
             if kernel is not None:
-                found.setdefault(kernel, f"{name}{sum(name == other for other in found.values()) or ''}")
+                found.setdefault(kernel, f"{name}.attn:{len(found)}")
     return found
 
 
@@ -96,7 +96,7 @@ def about(name: str, kernel: Softmax, dtype: torch.dtype) -> tuple[Any, ...]:
     """What a row of the record says of an emitted kernel."""
     form = (kernel.nears, kernel.strides, kernel.powers, kernel.causal)
     values = (form, kernel.head_width, kernel.value_width, kernel.group, kernel.cap, kernel.sink_logit)
-    digest = hashlib.sha256(TEXTS[name].encode()).hexdigest()
+    digest = kernels.digest(TEXTS[name], module(TEXTS[name]).architecture(torch.device("cuda")))
     return name.partition("-")[0], digest, dict(zip(CONSTANTS, values, strict=True)), dtype
 
 

@@ -11,11 +11,19 @@ from pydantic import BaseModel
 from attnc.codegen import kernels
 from attnc.codegen.triton import verified
 from attnc.codegen.triton.emit import emit
-from attnc.compiler.families import Softmax
+from attnc.compiler.device import device
+from attnc.compiler.families import BACKWARD, Softmax
 from attnc.compiler.graph import Graph, Mix
 from attnc.compiler.planned import Plan
 from attnc.compiler.show import numbers_text
 from attnc.compiler.spec import Model, Phase
+
+RUN: dict[Phase, tuple[str, ...]] = {
+    "train": ("softmax_prefill", *BACKWARD),
+    "prefill": ("softmax_prefill",),
+    "decode": ("softmax_decode",),
+}
+"""The kernels that a phase runs."""
 
 
 class Unverified(BaseModel):
@@ -27,20 +35,22 @@ class Unverified(BaseModel):
     layers: list[int]
 
 
-def record() -> frozenset[str]:
-    """The digests of all kernels that a GPU has run right."""
+def record(architecture: str) -> frozenset[str]:
+    """The digests of all kernels that a GPU of the architecture has run right."""
     with resources.as_file(resources.files("attnc") / "docs" / "gpu.json") as path:
-        return digests(path)
+        return digests(path, architecture)
 
 
-def digests(path: Path) -> frozenset[str]:
-    """The digests of a record's rows; none where it is not there."""
-    return frozenset(row.sha256 for row in verified.read(path)) if path.exists() else frozenset()
+def digests(path: Path, architecture: str) -> frozenset[str]:
+    """The digests of a record's rows for an architecture; none where it is not there."""
+    rows = verified.read(path) if path.exists() else ()
+    return frozenset(row.sha256 for row in rows if row.capability == architecture)
 
 
 def unverified(plan: Plan, graph: Graph, model: Model) -> list[Unverified]:
     """One row for each such kernel and phase."""
-    known = record()
+    architecture = device(plan.device).architecture
+    known = record(architecture)
     found: dict[tuple[str, Phase], Unverified] = {}
     for choice in plan.choices:
         node = graph.network.nodes[choice.node]["node"]
@@ -48,13 +58,11 @@ def unverified(plan: Plan, graph: Graph, model: Model) -> list[Unverified]:
             continue
         family = kernels.family(node, model)
         assert family is not None, "the plan takes a kernel only where the family says the mix"
-        skeleton = "softmax_decode" if choice.phase == "decode" else "softmax_prefill"
-        digest = _digest(skeleton, family)
-        if digest not in known:
-            row = found.setdefault(
-                (digest, choice.phase), Unverified(kernel=skeleton, sha256=digest, phase=choice.phase, layers=[])
-            )
-            row.layers.append(choice.layer)
+        for skeleton in RUN[choice.phase]:
+            digest = _digest(skeleton, family, architecture)
+            if digest not in known:
+                new = Unverified(kernel=skeleton, sha256=digest, phase=choice.phase, layers=[])
+                found.setdefault((digest, choice.phase), new).layers.append(choice.layer)
     return list(found.values())
 
 
@@ -65,5 +73,5 @@ def unverified_text(rows: list[Unverified]) -> str:
 
 
 @cache
-def _digest(skeleton: str, family: Softmax) -> str:
-    return kernels.digest(emit(skeleton, family))
+def _digest(skeleton: str, family: Softmax, architecture: str) -> str:
+    return kernels.digest(emit(skeleton, family), architecture)

@@ -22,7 +22,7 @@ from .runtime.rotary import Rope, rotate_by
 # How each launch runs, by kind of device and phase; plan.json has the prices, the runners-up and the refusals.
 PROVIDERS = {
     "cuda": {
-        "FullSinkWindowAttention": {"train": "torch", "prefill": "triton", "decode": "triton"},
+        "FullSinkWindowAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
     },
     "cpu": {
         "FullSinkWindowAttention": {"train": "torch", "prefill": "torch", "decode": "torch"},

@@ -23,7 +23,7 @@ from .runtime.sizes import Share
 # How each launch runs, by kind of device and phase; plan.json has the prices, the runners-up and the refusals.
 PROVIDERS = {
     "cuda": {
-        "BlockLocalFullWindowAttention": {"train": "torch", "prefill": "triton", "decode": "triton"},
+        "BlockLocalFullWindowAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
     },
     "cpu": {
         "BlockLocalFullWindowAttention": {"train": "torch", "prefill": "torch", "decode": "torch"},
