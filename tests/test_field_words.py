@@ -115,7 +115,7 @@ def test_what_stands_in_the_wrong_place_is_told_where_it_belongs(body, line):
     assert helps(f"layers {{ all: {body} }}") == [line]
 
 
-@pytest.mark.parametrize("word", {*VALUES, *WRITTEN_VALUES})
+@pytest.mark.parametrize("word", sorted({*VALUES, *WRITTEN_VALUES}))
 def test_a_value_of_another_library_leads_to_one_that_some_field_takes(word):
     taken = {one for mixer in MIXERS.values() for field in fields(mixer.parameters).values() for one in options(field.types)}
     taken |= {one for field in SETTINGS.values() for one in options(field.types)} | {"product", "decode"}
