@@ -54,7 +54,7 @@ def test_a_command_that_reads_a_spec_imports_nothing_that_it_does_not_need(comma
     lines = [
         "import sys",
         "from attnc.cli import invoke",
-        f"code = invoke({[*command, str(SPECS / "gemma3.attn")]!r})",
+        f"code = invoke({[*command, str(SPECS / 'gemma3.attn')]!r})",
         f"print(code, [name for name in {heavy + unused!r} if name in sys.modules], file=sys.stderr)",
     ]
     found = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stderr
