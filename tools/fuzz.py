@@ -395,12 +395,18 @@ def run(texts: Iterable[tuple[str, bytes]], *, built: int = 4) -> Iterator[Findi
 
 
 def _worker(waiting: list[tuple[str, bytes]], start: int, built: int, answers: Connection) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    most = _mapped() + MEMORY  # what this process was forked from may have mapped more than that, a library's code for one
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for at in range(start, len(waiting)):
         try:
             answers.send((judge(waiting[at][1], lay_out=at % LAID_OUT == 0, build=at % built == 0), ""))
         except Exception:
             answers.send(("", traceback.format_exc()))
+
+
+def _mapped() -> int:
+    """Bytes that this process has mapped."""
+    return int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
 
 
 def numbered(seed: int, first: int, count: int) -> Iterator[tuple[str, bytes]]:
