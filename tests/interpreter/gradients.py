@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from kernel_cases import FULL, Case, Union, build
-from kernel_gradients import check_gradients, gradients, outer_gradients
+from kernel_gradients import check_gradients, gradients, outer_gradients, rms
 
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.emit import emit
@@ -30,6 +30,7 @@ if not INTERPRETS:
 FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
 WINDOW = Union(nears=((1, 0, 6, 0),))
 ALL = Union(nears=(FULL,))
+Tensors = list[torch.Tensor]
 
 
 @functools.cache
@@ -116,7 +117,7 @@ def test_the_same_bits_every_time() -> None:
     inputs = build(Case(Softmax(1, head_width=16, value_width=16, group=3), (WINDOW, ALL), (50, 21), (0, 0)))
     outer = outer_gradients(inputs)
     once, twice = (gradients(kernels(inputs.case.kernel), inputs, *outer) for _ in range(2))
-    assert all(torch.equal(*(torch.nan_to_num(run[name]) for run in (once, twice))) for name in once)
+    assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
 def test_keys_shared_by_all_sequences_and_merged_branches() -> None:
@@ -126,26 +127,39 @@ def test_keys_shared_by_all_sequences_and_merged_branches() -> None:
     generator = torch.Generator().manual_seed(5)
     learned = [torch.randn(3, 2, 16, generator=generator) for _ in range(2)]
     o_grad, _ = outer_gradients(inputs)
+
+    def dense(q: torch.Tensor, k: Tensors, v: Tensors, seen: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        """o and log-sum-exp of one sequence; seen[head] [queries, keys]."""
+        scores = [(q[:, g] @ k[g].T * 0.25).masked_fill(~seen[g], float("-inf")) for g in range(2)]
+        outputs = [score.softmax(1) @ v[g] for g, score in enumerate(scores)]
+        return torch.stack(outputs, 1), torch.stack([score.logsumexp(1) for score in scores], 1)
+
+    def in_torch(q: torch.Tensor, pk: torch.Tensor, pv: torch.Tensor) -> torch.Tensor:
+        """What the kernels compute, in PyTorch's operations: two softmaxes, merged; in float64 the one that this must equal."""
+        outputs = []
+        for s, place in enumerate((slice(0, 21), slice(21, 30))):
+            i = torch.arange(place.stop - place.start)
+            keys, values = ([x[s][:, g].to(q.dtype) for g in range(2)] for x in (inputs.keys, inputs.values))
+            seen = [union.sees(i, i, causal=True) for union in (WINDOW, ALL)]
+            every = [torch.ones(len(i), 3, dtype=torch.bool)] * 2
+            if q.dtype == torch.float64:  # one softmax over all
+                keys, values, seen = (
+                    [torch.cat(pair, dim) for pair in zip(one, other, strict=True)]
+                    for one, other, dim in ((pk.unbind(1), keys, 0), (pv.unbind(1), values, 0), (every, seen, 1))
+                )
+                outputs.append(dense(q[place], keys, values, seen)[0])
+            else:
+                learnt = dense(q[place], [*pk.unbind(1)], [*pv.unbind(1)], every)
+                outputs.append(merge(*dense(q[place], keys, values, seen), *learnt)[0])
+        return torch.cat(outputs)
+
+    def in_kernels(q: torch.Tensor, pk: torch.Tensor, pv: torch.Tensor) -> torch.Tensor:
+        launch, rest = kernels(form), (inputs.rows, inputs.form, inputs.batch, inputs.scale)
+        return merge(*launch(q, inputs.part, *rest), *launch(q, persistent_keys(pk, pv, 2), *rest))[0]
+
     found = []
-    for exact in (False, True):
-        dtype = torch.float64 if exact else torch.float32
-        q = inputs.q.to(dtype).requires_grad_()
-        pk, pv = (x.to(dtype).requires_grad_() for x in learned)
-        if exact:
-            o = torch.zeros_like(q)
-            for s, place in enumerate((slice(0, 21), slice(21, 30))):
-                for head in range(2):
-                    i = torch.arange(place.stop - place.start)
-                    seen = (WINDOW, ALL)[head].sees(i, i, causal=True)
-                    key = torch.cat([pk[:, head], inputs.keys[s][:, head].to(dtype)])
-                    value = torch.cat([pv[:, head], inputs.values[s][:, head].to(dtype)])
-                    seen = torch.cat([torch.ones(len(i), 3, dtype=torch.bool), seen], 1)
-                    score = (q[place, head] @ key.T * 0.25).masked_fill(~seen, float("-inf"))
-                    o[place, head] = score.softmax(1) @ value
-        else:
-            launch, rest = kernels(form), (inputs.rows, inputs.form, inputs.batch, inputs.scale)
-            first = launch(q, inputs.part, *rest)
-            o, _ = merge(*first, *launch(q, persistent_keys(pk, pv, 2), *rest))
-        found.append(torch.autograd.grad(o, (q, pk, pv), o_grad.to(dtype)))
-    for got, want in zip(*found, strict=True):
-        assert (got - want).abs().max() <= 4e-6 * want.abs().max()
+    for forward, dtype in ((in_torch, torch.float64), (in_torch, torch.float32), (in_kernels, torch.float32)):
+        leaves = [x.detach().to(dtype, copy=True).requires_grad_() for x in (inputs.q, *learned)]
+        found.append(torch.autograd.grad(forward(*leaves), leaves, o_grad.to(dtype)))
+    for exact, own, got in zip(*found, strict=True):
+        assert rms(got, exact) <= 1.5 * rms(own, exact), (rms(got, exact), rms(own, exact))
