@@ -75,6 +75,7 @@ class Softmax:
 
 
 BACKWARD = ("softmax_backward_queries", "softmax_backward_keys")
-FORWARD = ("softmax_prefill", "softmax_decode")
-FAMILIES = {"softmax": (*FORWARD, *BACKWARD)}
-"""Each family's kernels: for many new queries of a sequence, and for a few."""
+"""The softmax family's backward pass: for queries, then for keys and values."""
+
+FAMILIES = {"softmax": ("softmax_prefill", "softmax_decode", *BACKWARD)}
+"""Each family's kernels: for many new queries of a sequence, for a few, and the backward pass of the first."""

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .batch import Batch
 from .keys import KeyPart
-from .sizes import DECODE_TOKENS
+from .sizes import DECODE_TOKENS, UNBOUNDED
 from .softmax import Form
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
@@ -71,6 +71,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, o_grad: Tensor, lse_grad: Tensor) -> Any:
         q, k, v, sink_logit, o, lse = ctx.saved_tensors
         kernels, part, *rest = ctx.call
+        if any(band.ring < UNBOUNDED for band in part.bands):
+            raise RuntimeError("no kernel has gradients through a ring of cached keys: train without a cache, or use('torch')")
         part = replace(part, k=k, v=v)
         q_grad, delta = kernels.backward_queries(q, part, *rest, o, lse, o_grad, lse_grad)
         k_grad, v_grad = kernels.backward_keys(q, part, *rest, lse, delta, o_grad)
