@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from ..runtime.gradients import Kernels
+from ..runtime.launch import Kernels
 
 # launch -> files of its kernels: prefill, decode, backward of queries, backward of keys
 FILES = {{
@@ -28,8 +28,7 @@ FILES = {{
 
 def kernel(launch: str) -> Kernels:
     """The kernels of a launch; their files are imported now, which needs triton."""
-    prefill, decode, queries, keys = (import_module(f".{{name}}", __package__) for name in FILES[launch])
-    return Kernels(prefill.attend, decode.attend, queries.attend_backward_queries, keys.attend_backward_keys)
+    return Kernels.of(*(import_module(f".{{name}}", __package__) for name in FILES[launch]))
 '''
 
 

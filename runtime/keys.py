@@ -108,6 +108,16 @@ class KeyPart:
         )
 
     @property
+    def rings(self) -> bool:
+        """Whether any head's slots turn."""
+        return any(band.ring < UNBOUNDED for band in self.bands)
+
+    @property
+    def shared(self) -> bool:
+        """Whether all sequences read the same keys."""
+        return len(self.places) > 1 and all(place == self.places[0] for place in self.places)
+
+    @property
     def even(self) -> bool:
         """Whether all sequences hold equally many keys from the same position on, at equal distances: one view serves all."""
         gaps = {after - before for before, after in pairwise(self.places)}

@@ -10,7 +10,7 @@ import torch
 from kernel_cases import Inputs, build, logits, poisoned, reference, rows_of, torch_own
 from torch import Tensor
 
-from attnc.runtime.gradients import Kernels
+from attnc.runtime.launch import Kernels
 
 Gradients = dict[str, Tensor]
 Forward = Callable[[Inputs], tuple[Tensor, Tensor]]

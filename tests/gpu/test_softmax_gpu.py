@@ -24,7 +24,7 @@ from attnc.codegen.triton.emit import emit
 from attnc.compiler import check_path, passes
 from attnc.compiler import graph as graphs
 from attnc.compiler.families import FAMILIES, Softmax
-from attnc.runtime.gradients import Kernels
+from attnc.runtime.launch import Kernels
 
 TOP = Path(__file__).parents[2]
 SKELETONS = FAMILIES["softmax"]
@@ -154,8 +154,7 @@ def test_decode_of_a_long_text(name: str, record: Record) -> None:
 def test_gradients(name: str, dtype: torch.dtype, record: Record) -> None:
     """Sequences of many lengths; every kernel of a launch, through autograd, twice: the same bits."""
     files = [f"{skeleton}-{name}" for skeleton in SKELETONS]
-    prefill, decode, queries, keys = (module(TEXTS[file]) for file in files)
-    launch = Kernels(prefill.attend, decode.attend, queries.attend_backward_queries, keys.attend_backward_keys)
+    launch = Kernels.of(*(module(TEXTS[file]) for file in files))
     case = case_of(files[0], dtype, (1, 0, 129, 700), (0,) * 4)
     rows = [about(file, case.kernel, dtype) for file in files[2:]]
     for row in rows:

@@ -20,8 +20,10 @@ from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.emit import emit
 from attnc.codegen.triton.versions import INTERPRETS
 from attnc.compiler.families import FAMILIES, Softmax
-from attnc.runtime.gradients import Kernels
+from attnc.runtime.intervals import Form
 from attnc.runtime.keys import persistent_keys
+from attnc.runtime.launch import Kernels
+from attnc.runtime.operators import Functions, name_of
 from attnc.runtime.softmax import merge
 
 if not INTERPRETS:
@@ -40,12 +42,14 @@ def kernels(form: Softmax, blocks: tuple[int, int] = (16, 16)) -> Kernels:
         load(emit(name, form), FOLDER, f"emitted_{name}_{abs(hash(form))}") for name in FAMILIES["softmax"]
     )
     small = {"blocks": (*blocks, 4, 1)}
-    return Kernels(
+    functions = Functions(
         functools.partial(prefill.attend, **small),
         decode.attend,
         functools.partial(queries.attend_backward_queries, **small),
         functools.partial(keys.attend_backward_keys, **small),
     )
+    name = "blocks_{}_{}_".format(*blocks) + name_of([str(prefill.__file__), str(queries.__file__)])
+    return Kernels(name, functions, Form(*prefill.FORM), form.head_width, form.value_width, form.group)
 
 
 def right(case: Case, **options: object) -> None:

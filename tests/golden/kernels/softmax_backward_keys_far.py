@@ -200,7 +200,7 @@ def keys_kernel(
         query = tl.load(there + d, mask=live[:, None] & (d < D), other=0.0)
         grad = tl.load(o_grad + place[:, None] * E + e, mask=live[:, None] & (e < E), other=0.0)
         sums = tl.load(lse + place, mask=live, other=float("-inf"))
-        sums = tl.where(sums > float("-inf"), sums, EMPTY)[None, :]
+        sums = tl.where(sums == float("-inf"), EMPTY, sums)[None, :]
         shared = tl.load(delta + place, mask=live, other=0.0)[None, :]
         scale_here = tl.load(scale + head)
         product = tl.dot(key, tl.trans(query), input_precision="ieee")
@@ -268,10 +268,9 @@ def attend_backward_keys(q, part, rows, form, batch, scale, cap, lse, delta, o_g
     assert rows.stride(1) == rows.shape[2]
     assert (cap is not None) == CAP
     assert q.dtype == part.k.dtype == part.v.dtype == o_grad.dtype
-    assert all(band.ring >= NOWHERE.value for band in part.bands)
-    shared = sequences > 1 and len(set(part.places)) == 1  # all sequences read the same keys: a storage for each, then the sum
-    copies = sequences if shared else 1
-    apart = torch.arange(sequences, device=q.device)[:, None] * shared
+    assert not part.rings
+    copies = sequences if part.shared else 1  # all sequences read the same keys: a storage for each, then the sum
+    apart = torch.arange(sequences, device=q.device)[:, None] * part.shared
     k_grad = torch.zeros(copies, part.k.numel(), dtype=part.k.dtype, device=q.device)
     v_grad = torch.zeros(copies, part.v.numel(), dtype=part.v.dtype, device=q.device)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
@@ -283,4 +282,4 @@ def attend_backward_keys(q, part, rows, form, batch, scale, cap, lse, delta, o_g
         kv_heads, q.stride(0), q.stride(1), part.k_stride, part.v_stride, rows.stride(0), part.k_begin.stride(0),
         part.v_begin.stride(0), **settings(*chosen),
     )  # fmt: skip
-    return (k_grad.sum(0), v_grad.sum(0)) if shared else (k_grad[0], v_grad[0])
+    return (k_grad.sum(0), v_grad.sum(0)) if part.shared else (k_grad[0], v_grad[0])

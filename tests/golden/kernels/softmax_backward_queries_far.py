@@ -189,7 +189,7 @@ def queries_kernel(
     shared = tl.sum(result.to(tl.float32) * grad.to(tl.float32), 1) - tl.load(lse_grad + place, mask=live, other=0.0)
     tl.store(delta + place, shared, mask=live)
     sums = tl.load(lse + place, mask=live, other=float("-inf"))
-    sums = tl.where(sums > float("-inf"), sums, EMPTY)[:, None]
+    sums = tl.where(sums == float("-inf"), EMPTY, sums)[:, None]
     scale_here = tl.load(scale + head)
 
     k_first = tl.multiple_of(tl.load(k_begin + sequence * k_begin_stride + group), D & -D)
@@ -267,7 +267,7 @@ def attend_backward_queries(q, part, rows, form, batch, scale, cap, o, lse, o_gr
     assert rows.stride(1) == rows.shape[2]
     assert (cap is not None) == CAP
     assert q.dtype == part.k.dtype == part.v.dtype == o_grad.dtype
-    assert all(band.ring >= NOWHERE.value for band in part.bands)
+    assert not part.rings
     q_grad = torch.empty(tokens, heads, width, dtype=q.dtype, device=q.device)
     delta = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]

@@ -198,7 +198,7 @@ def split_kernel(
             acc = tl.fma(acc, fade[:, None], tl.dot(weight, value, input_precision="ieee"))
 
     place = (row * (kv_heads * GROUP) + head) * splits + split
-    tl.store(part_o + place[:, None] * E + e[None, :], acc, mask=(live & (norm > 0.0))[:, None] & (e < E)[None, :])
+    tl.store(part_o + place[:, None] * E + e[None, :], acc, mask=(live & (norm != 0.0))[:, None] & (e < E)[None, :])
     tl.store(part_norm + 2 * place, best, mask=live)
     tl.store(part_norm + 2 * place + 1, norm, mask=live)
 
@@ -215,13 +215,13 @@ def combine_kernel(
     part = tl.load(part_norm + 2 * (place * splits + split) + 1, mask=split < splits, other=0.0)
     best = tl.max(top, 0)
     weight = tl.exp2(top - best)
-    there = (part > 0.0)[:, None] & (e < E)[None, :]
+    there = (part != 0.0)[:, None] & (e < E)[None, :]
     value = tl.load(part_o + (place * splits + split)[:, None] * E + e[None, :], mask=there, other=0.0)
     peak, norm = add_sink_logit(best, tl.sum(weight * part, 0), sink_logit, place % heads)
-    total = tl.where(norm > 0.0, norm, 1.0)
+    total = tl.where(norm != 0.0, norm, 1.0)
     acc = tl.sum(weight[:, None] * value, 0) * (tl.exp2(best - peak) / total)
     tl.store(o + place * E + e, acc.to(o.dtype.element_ty), mask=e < E)
-    tl.store(lse + place, tl.where(norm > 0.0, (peak + tl.log2(total)) * LN2, float("-inf")))
+    tl.store(lse + place, tl.where(norm != 0.0, (peak + tl.log2(total)) * LN2, float("-inf")))
 
 
 def architecture(device):

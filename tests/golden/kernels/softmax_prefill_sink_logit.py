@@ -196,9 +196,9 @@ def attend_kernel(
             acc = tl.fma(acc, fade[:, None], tl.dot(weight, value, input_precision="ieee"))
 
     peak, norm = add_sink_logit(best, norm, sink_logit, head)
-    total = tl.where(norm > 0.0, norm, 1.0)
+    total = tl.where(norm != 0.0, norm, 1.0)
     acc = acc * (tl.exp2(best - peak) / total)[:, None]
-    result = tl.where(norm > 0.0, (peak + tl.log2(total)) * LN2, float("-inf"))
+    result = tl.where(norm != 0.0, (peak + tl.log2(total)) * LN2, float("-inf"))
     place = row * (kv_heads * GROUP) + head
     tl.store(o + place * E + e[None, :], acc.to(o.dtype.element_ty), mask=live[:, None] & (e < E)[None, :])
     tl.store(lse + place, result[:, None], mask=live[:, None])
@@ -257,12 +257,11 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
-    rings = any(band.ring < NOWHERE.value for band in part.bands)
     grid = (triton.cdiv(batch.max_new, chosen[0]) * sequences * heads,)
     attend_kernel[grid](
         q, part.k, part.v, o, lse, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin,
         part.pinned, part.ring, scale.contiguous(), 0.0 if cap is None else cap, scale if sink_logit is None else sink_logit,
         sequences, kv_heads, q.stride(0), q.stride(1), part.k_stride, part.v_stride,
-        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0), **settings(rings, *chosen),
+        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0), **settings(part.rings, *chosen),
     )  # fmt: skip
     return o, lse

@@ -1,0 +1,84 @@
+"""The generated kernels of one launch: what they are made for, what they are given, and the operators that run them.
+
+Legend: T new tokens of S sequences; H query heads, G KV heads; D, E key, value width; R numbers of a row.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .autocast import cast
+from .batch import Batch
+from .intervals import Form
+from .keys import KeyPart
+from .operators import Functions, define, name_of
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Kernels:
+    """A `Kernel` (softmax.py) that runs generated code; o and the log-sum-exp have gradients in q, k, v and the sink logit.
+
+    Under `torch.autocast` q, k and v are taken in its dtype. Raises ValueError, naming the argument, for what does not fit.
+    """
+
+    def __init__(self, name: str, functions: Functions, form: Form, q_width: int, v_width: int, group: int) -> None:
+        self.form, self.q_width, self.v_width, self.group = form, q_width, v_width, group
+        self.operators = define(name, functions, form, v_width)
+
+    @classmethod
+    def of(cls, prefill: ModuleType, decode: ModuleType, queries: ModuleType, keys: ModuleType) -> Kernels:
+        """The launch of four kernel files; the constants on top of each are the same."""
+        name = name_of([str(module.__file__) for module in (prefill, decode, queries, keys)])
+        functions = Functions(prefill.attend, decode.attend, queries.attend_backward_queries, keys.attend_backward_keys)
+        return cls(name, functions, Form(*prefill.FORM), prefill.HEAD_WIDTH, prefill.VALUE_WIDTH, prefill.GROUP)
+
+    def __call__(
+        self,
+        q: Tensor,
+        part: KeyPart,
+        rows: Tensor,
+        form: Form,
+        batch: Batch,
+        scale: Tensor,
+        cap: float | None = None,
+        sink_logit: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """o [T, H, E] in the dtype of q, k and v, and the log-sum-exp [T, H] float32."""
+        assert form == self.form, "rows are made for the kernel's form"
+        q, k, v = cast(q, part.k, part.v)
+        self.check(q, k, v, part, rows, scale, sink_logit)
+        places = [batch.offsets, batch.past, part.k_begin, part.v_begin, part.stored, part.base, part.pinned, part.ring]
+        sizes = [part.k_stride, part.v_stride, batch.max_new, part.max_stored]
+        o, lse = self.operators.attend(q, k, v, scale, rows, places, sizes, part.rings, part.shared, cap, sink_logit)
+        return o, lse
+
+    def check(
+        self, q: Tensor, k: Tensor, v: Tensor, part: KeyPart, rows: Tensor, scale: Tensor, sink_logit: Tensor | None
+    ) -> None:
+        """Raises ValueError unless these are what the kernels are made for."""
+        heads = rows.shape[1] * self.group
+        if q.dim() != 3 or q.shape[1] != heads or q.shape[2] != self.q_width:
+            raise ValueError(f"q is [T, {heads}, {self.q_width}], got {list(q.shape)}")
+        if (part.k_width, part.v_width) != (self.q_width, self.v_width):
+            raise ValueError(f"k and v are {self.q_width} and {self.v_width} wide, got {part.k_width} and {part.v_width}")
+        if q.dtype not in DTYPES:
+            raise ValueError(f"q is bfloat16, float16 or float32 in generated kernels, got {_word(q.dtype)}; use('torch')")
+        for name, x in (("k", k), ("v", v)):
+            if x.dtype != q.dtype:
+                raise ValueError(f"q, k and v have one dtype: q is {_word(q.dtype)}, {name} is {_word(x.dtype)}")
+        others = (("k", k), ("v", v), ("rows", rows), ("scale", scale), ("sink_logit", sink_logit))
+        for name, other in others:
+            if other is not None and other.device != q.device:
+                raise ValueError(f"all tensors are on one device: q is on {q.device}, {name} on {other.device}")
+        if scale.shape != (heads,) or scale.dtype != torch.float32:
+            raise ValueError(f"scale is [{heads}] float32, got {list(scale.shape)} {_word(scale.dtype)}")
+        if sink_logit is not None and sink_logit.shape != (heads,):
+            raise ValueError(f"sink_logit is [{heads}], got {list(sink_logit.shape)}")
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
