@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 import torch
 import triton
-from kernel_cases import FULL, KERNELS, Case, Inputs, Union, build, check, error, poisoned, reference, torch_own
-from kernel_gradients import check_gradients, gradients, outer_gradients
+from kernel_cases import KERNELS, check, check_gradients
 from test_table import STATIC
 
 from attnc.codegen import kernels
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.emit import emit
+from attnc.codegen.verify.cases import FULL, Case, Inputs, Union, build, poisoned
+from attnc.codegen.verify.dense import reference, torch_own
+from attnc.codegen.verify.gradients import gradients, outer_gradients
+from attnc.codegen.verify.judge import error
 from attnc.compiler import check_path, passes
 from attnc.compiler import graph as graphs
 from attnc.compiler.families import FAMILIES, Softmax
@@ -31,6 +34,7 @@ SKELETONS = FAMILIES["softmax"]
 FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 Record = Callable[..., None]
+Spot = tuple[int, int]
 
 
 def shipped() -> dict[Softmax, str]:
@@ -172,19 +176,13 @@ def test_gradients(name: str, dtype: torch.dtype, record: Record) -> None:
 @pytest.mark.parametrize("name", [name for name in FORWARD if name.endswith(("mixed", "wide"))])
 def test_a_mean_of_integers_is_exact(name: str, dtype: torch.dtype) -> None:
     """Equal weights over 64 keys: products and sums of small integers, of which none is rounded."""
-    kernel = kernel_of(module(TEXTS[name]))
     heads = (Union(nears=((1, 0, 63, 0),)), Union(nears=((64, 0, 0, 0),)))
-    decodes = name in DECODES
-    case = Case(
-        kernel, heads, (5,) if decodes else (1500,), (700,) if decodes else (0,),
-        dtype=dtype, device="cuda", integers=True, magnitude=0.0, cache=decodes,
-    )  # fmt: skip
+    case = whole(name, dtype, heads, (5, 700), (1500, 0), integers=True, magnitude=0.0)
     inputs = build(case)
-    o, lse = attend(TEXTS[name], inputs, **({"splits": 1} if decodes else {}))  # joining parts takes logarithms
-    want = (reference(inputs)[0] * 64).round() / 64
+    o, lse = attend(TEXTS[name], inputs, **({"splits": 1} if case.cache else {}))  # joining parts takes logarithms
+    check(inputs, o, lse)
     full = reference(inputs)[1].exp().round() == 64
     assert full.any()
-    assert torch.equal(o[full].double(), want[full])
     assert lse[full].unique().numel() == 1
 
 
@@ -192,23 +190,17 @@ def test_a_mean_of_integers_is_exact(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", [name for name in FORWARD if name.endswith(("mixed", "wide"))])
 def test_a_key_that_is_found_returns_its_value_exactly(name: str, dtype: torch.dtype) -> None:
     """Keys of +1 and -1; each query is many times one key that it sees, so that no other has any weight."""
-    kernel = kernel_of(module(TEXTS[name]))
-    decodes = name in DECODES
-    past, size = (900, 7) if decodes else (0, 1300)
     heads = (Union(nears=(FULL,)), Union(sink=9, nears=((1, 0, 99, 0),)))
-    generator = torch.Generator().manual_seed(1)
-    count = past + size
-    signs = torch.randint(0, 2, (count, 2, kernel.head_width), generator=generator) * 2 - 1
-    values = torch.randint(-100, 101, (count, 2, kernel.value_width), generator=generator)
-    case = Case(kernel, heads, (size,), (past,), dtype=dtype, device="cuda", cache=decodes)
-    inputs = build(case, given=([signs.to(dtype)], [values.to(dtype)]))
-    i = past + torch.arange(size)
-    back = (torch.rand(2, size, generator=generator) * torch.stack([i + 1, (i + 1).clamp(max=100)])).long()
-    target = (i[None] - back).repeat_interleave(kernel.group, 0)  # [H, tokens]
-    group = torch.arange(2).repeat_interleave(kernel.group)[:, None]
-    q = 128 * signs[target, group].transpose(0, 1).to("cuda", dtype)
-    o, _ = attend(TEXTS[name], replace(inputs, q=q.contiguous()))
-    assert torch.equal(o, values[target, group].transpose(0, 1).to("cuda", dtype))
+    inputs = build(whole(name, dtype, heads, (7, 900), (1300, 0), found=True))
+    check(inputs, *attend(TEXTS[name], inputs))
+
+
+def whole(name: str, dtype: torch.dtype, heads: tuple[Union, ...], few: Spot, many: Spot, **rest: Any) -> Case:
+    """One sequence of exact numbers: a decode kernel's (new tokens, past), or a prefill kernel's."""
+    decodes = name in DECODES
+    size, past = few if decodes else many
+    kernel = kernel_of(module(TEXTS[name]))
+    return Case(kernel, heads, (size,), (past,), dtype=dtype, device="cuda", cache=decodes, **rest)
 
 
 def test_no_kernel_is_compiled_again_for_other_lengths() -> None:

@@ -13,12 +13,13 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_cases import FULL, Case, Union, build
-from kernel_gradients import check_gradients, gradients, outer_gradients, rms
+from kernel_cases import check_gradients
 
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.emit import emit
 from attnc.codegen.triton.versions import INTERPRETS
+from attnc.codegen.verify.cases import FULL, Case, Union, build
+from attnc.codegen.verify.gradients import gradients, outer_gradients, rms
 from attnc.compiler.families import FAMILIES, Softmax
 from attnc.runtime.intervals import Form
 from attnc.runtime.keys import persistent_keys

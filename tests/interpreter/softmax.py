@@ -15,11 +15,14 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_cases import FULL, Case, Inputs, Union, build, check, error, poisoned, reference
+from kernel_cases import check
 
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.emit import emit
 from attnc.codegen.triton.versions import INTERPRETS
+from attnc.codegen.verify.cases import FULL, Case, Inputs, Union, build, poisoned
+from attnc.codegen.verify.dense import reference
+from attnc.codegen.verify.judge import error
 from attnc.compiler.families import Softmax
 from attnc.runtime.keys import persistent_keys
 from attnc.runtime.softmax import merge

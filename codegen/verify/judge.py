@@ -1,0 +1,126 @@
+"""How far off a result may be: at most 1.5 times as far from float64 as PyTorch's own in the same dtype on the same inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attnc.codegen.verify.cases import Inputs, build
+from attnc.codegen.verify.dense import counts, reference, torch_own
+from attnc.codegen.verify.gradients import (
+    Gradients,
+    dense_gradients,
+    kernel_gradients,
+    outer_gradients,
+    own_errors,
+    rms,
+    twice_rounded,
+)
+
+LIMIT = 1.5
+"""Times PyTorch's error."""
+
+COUNTED = 256
+"""Numbers from which on one draw says enough of PyTorch's error; of fewer it is the worst of several draws."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Errors of a kernel and of PyTorch against float64, and what is wrong, or nothing."""
+
+    error: float
+    torch_error: float
+    wrong: str = ""
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """The largest difference where `want` is finite; NaN wherever there is one."""
+    there = torch.isfinite(want)
+    return float((got.double() - want)[there].abs().max()) if there.any() else 0.0
+
+
+def judge(inputs: Inputs, o: Tensor, lse: Tensor, block: int = 1024) -> Verdict:
+    """Of a forward kernel.
+
+    The kernels count in base 2: their log-sum-exp is rounded three times more than torch's, to the scale, and there and back.
+    Torch's is the worst of so many draws of the case that 256 rows are counted: a call of two rows says little about either.
+    """
+    want, want_lse = reference(inputs, block)
+    ours, ours_lse = error(o, want), error(lse, want_lse)
+    torchs, torchs_lse = torch_error(inputs, want, want_lse, block)
+    rows = max(1, want_lse.numel())
+    for draw in range(1, min(16, -(-COUNTED // rows))):
+        other = build(replace(inputs.case, seed=inputs.case.seed + draw))
+        more = torch_error(other, *reference(other, block), block)
+        torchs, torchs_lse = max(torchs, more[0]), max(torchs_lse, more[1])
+    finite = want_lse[torch.isfinite(want_lse)].abs()
+    based = 3 * 2.0**-24 * (float(finite.max()) if finite.numel() else 0.0)
+    faults = (
+        (o.dtype == inputs.q.dtype, f"the result is {o.dtype}"),
+        (lse.dtype == torch.float32, f"the log-sum-exp is {lse.dtype}"),
+        (not torch.isnan(o).any(), "the result holds NaN"),
+        (not torch.isnan(lse).any(), "the log-sum-exp is NaN somewhere"),
+        (torch.equal(torch.isneginf(lse), torch.isneginf(want_lse)), "rows without keys are not those of the reference"),
+        (bool((o[torch.isneginf(want_lse)] == 0).all()), "rows without keys are not 0"),
+        (ours <= LIMIT * torchs, f"error {ours:.3g}, PyTorch's {torchs:.3g}"),
+        (ours_lse <= LIMIT * torchs_lse + based, f"log-sum-exp's error {ours_lse:.3g}, PyTorch's {torchs_lse:.3g}"),
+        (_is_exact(inputs, o, want, block), "integers are not exact"),
+    )
+    return Verdict(ours, torchs, next((fault for holds, fault in faults if not holds), ""))
+
+
+def _is_exact(inputs: Inputs, o: Tensor, want: Tensor, block: int) -> bool:
+    """Whether results are the very numbers where nothing is rounded: a value found, or a mean over a power of two of keys."""
+    if inputs.case.found:
+        return torch.equal(o, want.round().to(o.dtype))
+    if not inputs.case.integers or inputs.case.magnitude != 0:
+        return True
+    count = counts(inputs, block)
+    whole = (count & (count - 1)) == 0
+    mean = (want * count[..., None]).round() / count.clamp(min=1)[..., None]
+    return torch.equal(o[whole], mean[whole].to(o.dtype))
+
+
+def torch_error(inputs: Inputs, want: Tensor, want_lse: Tensor, block: int) -> tuple[float, float]:
+    """Torch's errors, at least those of rounding the right results to the dtypes that they are asked for in."""
+    own, own_lse = torch_own(inputs, block)
+    rounded = error(want.to(inputs.q.dtype), want), error(want_lse.float(), want_lse)
+    return max(error(own, want), rounded[0]), max(error(own_lse, want_lse), rounded[1])
+
+
+def judge_gradients(inputs: Inputs, flat: Gradients, o_grad: Tensor, lse_grad: Tensor) -> dict[str, Verdict]:
+    """Of q, k, v and, where there is one, sink_logit; `flat` as autograd gives them.
+
+    PyTorch's error is the larger one of two: autograd of its own attention, and the fused backward pass's formula in its
+    operations, whose weights come from a log-sum-exp (coarse where logits are large) and whose `delta` comes from a rounded
+    result. Errors are root mean squares: one wrong number among thousands is far above rounding, and luck of one draw is not.
+    Where gradients have few numbers, PyTorch's error is the worst of several draws of the case.
+    """
+    want = dense_gradients(inputs, o_grad, lse_grad, reference, torch.float64)
+    got = kernel_gradients(inputs, flat)
+    assert set(got) == set(want)
+    own = own_errors(inputs, o_grad, lse_grad)
+    for draw in range(1, min(8, -(-COUNTED // max(1, min(x.numel() for x in want.values()))))):
+        other = build(replace(inputs.case, seed=inputs.case.seed + draw))
+        more = own_errors(other, *outer_gradients(other))
+        own = {name: max(own[name], more[name]) for name in own}
+    twice = twice_rounded(inputs)
+    return {name: _gradient(inputs, name, got[name], exact, own[name], twice) for name, exact in want.items()}
+
+
+def _gradient(inputs: Inputs, name: str, got: Tensor, want: Tensor, own: float, twice: float) -> Verdict:
+    ours = rms(got, want)
+    faults = (
+        (not torch.isnan(got).any(), f"the gradient of {name} holds NaN"),
+        (
+            ours <= LIMIT * own + twice * rms(want, torch.zeros_like(want)),
+            f"the gradient of {name} is off by {ours:.3g}, PyTorch's by {own:.3g}",
+        ),
+        (
+            not inputs.case.found or inputs.case.kernel.cap or torch.equal(got, want.round().to(got.dtype)),
+            f"the gradient of {name} is not exact in integers",
+        ),
+    )
+    return Verdict(ours, own, next((fault for holds, fault in faults if not holds), ""))
