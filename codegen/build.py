@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from attnc.compiler import graph as graphs
 from attnc.compiler import parameters, passes
 from attnc.compiler.cache_spec import cache_spec
 from attnc.compiler.cost import Workload
+from attnc.compiler.data import to_data
 from attnc.compiler.device import device
 from attnc.compiler.graph import Graph
 from attnc.compiler.plan import choose
@@ -81,8 +82,8 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
     made: dict[str, Callable[[Path], None]] = {}
     if options.seed is not None and options.weights is None:
         made["model.safetensors"] = partial(weight_files.start, weights, options.seed)
-    built = built.model_copy(update={"files": tuple(sorted([*texts, *copies, *made, "plan.json"]))})
-    texts["plan.json"] = json.dumps(built.model_dump(mode="json"), indent=1) + "\n"
+    built = replace(built, files=tuple(sorted([*texts, *copies, *made, "plan.json"])))
+    texts["plan.json"] = json.dumps(to_data(built), indent=1) + "\n"
     folders.write(folder, texts, copies, made)
     return Report(folder, built, decisions)
 
@@ -137,4 +138,4 @@ def _resources(texts: Mapping[str, str], targets: tuple[str, ...]) -> tuple[Comp
 
 
 def _compiled(file: str, used: Mapping[str, Any]) -> Compiled:
-    return Compiled(file=file, **{name: number for name, number in used.items() if name in Compiled.model_fields})
+    return Compiled(file=file, **{name: number for name, number in used.items() if name in Compiled.__dataclass_fields__})

@@ -11,7 +11,7 @@ from attnc.compiler.origin import origin
 from attnc.compiler.place import INVALID, Place, named
 from attnc.compiler.spec import BudgetSite
 from attnc.compiler.tuning import BudgetArguments
-from attnc.compiler.value import Share, Value
+from attnc.compiler.value import Share
 from attnc.dsl import tree
 
 Read = Callable[[tree.Expression, Field, str, Place], Any]
@@ -92,7 +92,6 @@ def _record(value: tree.Call, numbers: list[Any], budgeted: Budgeted, arguments:
     name, taken = ".".join(place.path), {site.path for site in place.budgets.values()}
     path = next(one for one in (name, *(f"{name}_{count}" for count in range(2, len(taken) + 3))) if one not in taken)
     low, high, default = map(amount, numbers)
-    by = arguments.by.model_dump() if isinstance(arguments.by, Value) else None
     site = BudgetSite(
         path=path,
         low=low,
@@ -101,7 +100,7 @@ def _record(value: tree.Call, numbers: list[Any], budgeted: Budgeted, arguments:
         share=isinstance(numbers[0], Share),
         when=budgeted.when,
         per=arguments.per,
-        by=by,
+        by=arguments.by,
         origin=origin(value),
     )
     place.budgets[value.span] = site

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.cache_runs import Run, runs
@@ -74,7 +74,7 @@ class _Rows:
             own = _part_of(attributes, run.last - run.first + 1)
             for word, kind in zip(part_names([kind.kind for kind in run.decoding]), run.decoding, strict=True):
                 for row in self._of_kind(f"{name}.{word}", kind, run, own):
-                    yield row.model_copy(update={"first": run.first, "kv_heads": own.kv_heads})
+                    yield replace(row, first=run.first, kv_heads=own.kv_heads)
         if attributes.short_conv is not None:
             yield self._fixed(f"{self.name}.short_conv", conv_shapes(attributes), self.dtype)
 
@@ -136,7 +136,7 @@ class _Rows:
         before = () if self.attributes.kv_latent is not None else (heads,)
         shapes = {key: (*before, None, width) for key, width in self._widths().items()}
         row = self._slots(name, run.kept, shapes, self.dtype)
-        return row.model_copy(update={"first": run.first, "kv_heads": heads})
+        return replace(row, first=run.first, kv_heads=heads)
 
     def _slots(self, name: str, kept: Kept, shapes: Mapping[str, tuple[int | None, ...]], dtype: str) -> CacheRow:
         """Something of each token that is kept; where `shapes` name no axis of slots, it comes first."""
@@ -240,7 +240,7 @@ def _part_of(attributes: Attributes, groups: int) -> Attributes:
     if groups == attributes.kv_heads:
         return attributes
     share = {key: max(1, getattr(attributes, key) * groups // attributes.kv_heads) for key in ("heads", "qk_heads")}
-    return attributes.model_copy(update={**share, "kv_heads": groups})
+    return replace(attributes, **share, kv_heads=groups)
 
 
 def _owned(mixing: Mixing, layer: Layer) -> int:

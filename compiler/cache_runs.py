@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from attnc.compiler.attributes import Attributes
@@ -60,7 +61,7 @@ def _kept(found: list[Leaf], ratio: int) -> Kept:
     for leaf in found:
         assert isinstance(leaf.mixer, Attention), "of other kinds the states are rows of their own"
         kept = of_union(leaf.mixer.keys)
-        each.append(kept.model_copy(update={"chosen": _times(kept.chosen, ratio if kept.by_query_head else 1)}))
+        each.append(replace(kept, chosen=_times(kept.chosen, ratio if kept.by_query_head else 1)))
     return join(each)
 
 

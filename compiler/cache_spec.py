@@ -7,6 +7,7 @@ fixed     a state whose size no length changes: bytes_fixed
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from attnc.compiler.spec import DECODE_TOKENS, Spec
@@ -67,7 +68,7 @@ def cache_spec(spec: Spec, dtype: str) -> tuple[CacheRow, ...]:
 def _in_layer(row: CacheRow, layer: int) -> CacheRow:
     """The same row in another layer of its rule."""
     name = f"layers.{layer}{row.name.removeprefix(f'layers.{row.layer}')}"
-    return row.model_copy(update={"layer": layer, "name": name})
+    return replace(row, layer=layer, name=name)
 
 
 def cache_bytes(spec: Spec, tokens: int, dtype: str) -> int:

@@ -12,6 +12,7 @@ the spec says `selection = noncausal`; a block's choice is the same in chunks th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 from attnc.compiler.mixer import CLASSES, Causality, Selection
@@ -87,7 +88,7 @@ def choices(spec: Spec) -> tuple[Choice, ...]:
             left[key] = _left(layer.mixer, earlier)
         earlier = left[key]
     return tuple(
-        choice.model_copy(update={"layers": tuple(layers)})
+        replace(choice, layers=tuple(layers))
         for (_, before), layers in rules.items()
         for choice in _of_mixer(spec.layers[layers[0]].mixer, frozenset(PHASES), before)
     )

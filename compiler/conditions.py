@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from attnc.compiler.declare import Bounds, Budgeted
 from attnc.compiler.fields import Field
@@ -12,7 +12,7 @@ from attnc.compiler.origin import one_line
 from attnc.compiler.place import Invalid, Place
 from attnc.compiler.problems import nearest, words
 from attnc.compiler.read_value import read
-from attnc.compiler.spec import PHASES, Condition
+from attnc.compiler.spec import PHASES, Condition, Sign
 from attnc.dsl import tree
 from attnc.dsl.excerpt import quoted
 
@@ -67,7 +67,7 @@ def read_condition(selector: tree.Selector, dim: int, place: Place) -> Condition
         number = int(typed)
     if left.text == "dim":
         return TESTS[sign](dim, number)
-    return Condition.model_validate({"left": "length", "operator": sign, "right": number})
+    return Condition(left="length", operator=cast("Sign", sign), right=number)
 
 
 def _is(value: tree.Value, names: tuple[str, ...]) -> bool:
@@ -81,4 +81,4 @@ def _phase(sign: str, right: tree.Value, selector: tree.Compare, place: Place) -
         span = right.span if sign == "==" else selector.span
         place.problems.add("A211", "`phase` is compared with `==` to a phase", span, f"one of {words(PHASES)}", help_line)
         return None
-    return Condition.model_validate({"left": "phase", "operator": "==", "right": right.text})
+    return Condition(left="phase", operator="==", right=right.text)

@@ -5,6 +5,7 @@ seconds = max(matrix flops / (peak x efficiency), exponentials / rate, bytes / (
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from attnc.compiler import intervals as arithmetic
@@ -99,7 +100,7 @@ def dense(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload
     pairs, read = heads * queries * keys, launch.kv_heads * keys
     work = _work(launch, phase, load, pairs=pairs, read=read, launches=12 * len(groups))
     scores = 8 * 4 * load.batch * heads * queries * keys
-    return work.model_copy(update={"bytes": work.bytes + scores})
+    return replace(work, bytes=work.bytes + scores)
 
 
 def blocked(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
@@ -107,7 +108,7 @@ def blocked(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Worklo
     work = tiled(launch, groups, phase, load)
     queries, _ = _sizes(phase, load)
     blocks = -(-queries // TORCH_QUERY_BLOCK)
-    return work.model_copy(update={"launches": TORCH_LAUNCHES_PER_BLOCK * blocks * load.batch * len(groups)})
+    return replace(work, launches=TORCH_LAUNCHES_PER_BLOCK * blocks * load.batch * len(groups))
 
 
 def is_plain_causal(groups: tuple[Seen, ...]) -> bool:

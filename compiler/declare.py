@@ -1,4 +1,4 @@
-"""How a kind's parameters are declared: pydantic fields whose annotations carry bounds, places and budgets.
+"""How a kind's parameters are declared: fields whose annotations carry bounds, places and budgets.
 
 Read by the checker (to turn syntax into values), by the docs, and by the random-spec generator of the tests.
 """

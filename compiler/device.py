@@ -6,6 +6,7 @@ import tomllib
 from functools import cache
 from importlib import resources
 
+from attnc.compiler.data import from_data
 from attnc.compiler.value import Value
 
 
@@ -40,4 +41,4 @@ def device_names() -> tuple[str, ...]:
 def device(name: str) -> Device:
     """The table of one of `device_names()`."""
     text = resources.files("attnc.compiler").joinpath("devices", f"{name}.toml").read_text("utf-8")
-    return Device.model_validate(tomllib.loads(text))
+    return from_data(Device, tomllib.loads(text))

@@ -83,7 +83,7 @@ def _model(spec: Spec) -> dict[str, str]:
 
 
 def _settings(value: Value | None) -> dict[str, str]:
-    return {} if value is None else {name: print_value(one) for name, one in value}
+    return {} if value is None else {name: print_value(one) for name, one in vars(value).items()}
 
 
 def _budget(site: BudgetSite) -> tuple[str, str]:

@@ -172,7 +172,7 @@ def _size_and_depth_of_kind(kind: Kind) -> tuple[int, int]:
     """How many kinds stand in a kind, itself included: arguments may be unions of others."""
     if not _holds_kinds(type(kind)):
         return 1, 1
-    inner = [_size_and_depth_of_kind(one) for value in dict(kind).values() for one in kinds_in(value)]
+    inner = [_size_and_depth_of_kind(one) for value in vars(kind).values() for one in kinds_in(value)]
     return 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)
 
 

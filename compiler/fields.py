@@ -6,7 +6,7 @@ import functools
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from attnc.compiler.declare import Bounds, Budgeted, Divides, NotBuilt, Positional
@@ -18,7 +18,7 @@ Marker = TypeVar("Marker")
 
 @dataclass(frozen=True)
 class Field:
-    """One parameter. `key` is the word in a spec; `name` the pydantic field; `types` the members of its union."""
+    """One parameter. `key` is the word in a spec; `name` the field; `types` the members of its union."""
 
     key: str
     name: str
@@ -35,7 +35,7 @@ class Field:
 
     def default_in(self, value: Value) -> Any:
         """What the field is in `value` unless it is given; None for a required one."""
-        return self.derived(dict(value)) if self.derived else None if self.required else self.default
+        return self.derived(vars(value)) if self.derived else None if self.required else self.default
 
     @property
     def literals(self) -> tuple[Any, ...]:
@@ -54,30 +54,33 @@ class Field:
 def fields(owner: type[Value]) -> dict[str, Field]:
     """The parameters of a value class by their words; its tag (`kind` or `word`) is left out."""
     found = {}
-    for name, info in owner.model_fields.items():
+    hints = typing.get_type_hints(owner, include_extras=True)
+    for name, declared in owner.__dataclass_fields__.items():
         if name in ("kind", "word"):
             continue
-        found[info.alias or name] = Field(
-            key=info.alias or name,
+        metadata = typing.get_args(hints[name])[1:] if typing.get_origin(hints[name]) is typing.Annotated else ()
+        derived = None if declared.default_factory is MISSING else declared.default_factory
+        key = name.rstrip("_")  # `from_`, where Python has another use for the word
+        found[key] = Field(
+            key=key,
             name=name,
-            types=_members(info.annotation),
-            bounds=_marker(info.metadata, Bounds),
-            budgeted=_marker(info.metadata, Budgeted),
-            divides=_marker(info.metadata, Divides),
-            not_built=_marker(info.metadata, NotBuilt),
-            positional=_marker(info.metadata, Positional) is not None,
-            required=info.is_required(),
-            default=info.default,
-            derived=cast("Callable[[dict[str, Any]], Any] | None", info.default_factory),
+            types=_members(hints[name]),
+            bounds=_marker(metadata, Bounds),
+            budgeted=_marker(metadata, Budgeted),
+            divides=_marker(metadata, Divides),
+            not_built=_marker(metadata, NotBuilt),
+            positional=_marker(metadata, Positional) is not None,
+            required=declared.default is MISSING and derived is None,
+            default=None if declared.default is MISSING else declared.default,
+            derived=cast("Callable[[dict[str, Any]], Any] | None", derived),
         )
     return found
 
 
 def tag(owner: type[Value]) -> str:
     """The word that names a value class in a spec: `yarn`."""
-    info = owner.model_fields.get("word") or owner.model_fields["kind"]
-    (word,) = typing.get_args(info.annotation)
-    return str(word)
+    word = owner.__dataclass_fields__.get("word") or owner.__dataclass_fields__["kind"]
+    return str(word.default)
 
 
 def options(members: tuple[Any, ...]) -> list[str]:
@@ -149,5 +152,5 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _marker(metadata: list[Any], kind: type[Marker]) -> Marker | None:
+def _marker(metadata: tuple[Any, ...], kind: type[Marker]) -> Marker | None:
     return next((item for item in metadata if isinstance(item, kind)), None)

@@ -10,7 +10,7 @@ Edges carry tensors; an edge labelled `qk` hands the q and k of one layer to a l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -240,7 +240,7 @@ class _Builder:
         for first, last, choices in mixes:
             tops = []
             for place, (own, variant) in enumerate(choices):
-                node = Mix.model_construct(layer=index, scope=scope, first=first, last=last, attributes=own, variants=variant)
+                node = Mix(layer=index, scope=scope, first=first, last=last, attributes=own, variants=variant)
                 label = f"mix.{first}-{last}" + (f".{place}" if len(choices) > 1 else "")
                 tops.append(self.add(_name(index, scope, label), node, top))
             if len(tops) > 1:
@@ -281,7 +281,7 @@ def _segment_mixes(mixer: Mixer, group: Callable[[int, int, Attention], HeadGrou
         segments.append((first, following - 1, choices))
     every = [attributes for _, _, choices in segments for attributes, _ in choices]
     logits = next((one.sink_logit for one in every if one.sink_logit), None)  # one tensor for all heads, if some need it
-    return every[0].model_copy(update={"sink_logit": logits}), segments
+    return replace(every[0], sink_logit=logits), segments
 
 
 def _starts(mixer: Mixer) -> set[int]:

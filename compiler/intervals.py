@@ -19,6 +19,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from attnc.compiler.value import Share, Tokens, Value, tokens_of
@@ -63,7 +64,7 @@ def resolve(intervals: Intervals, length: int) -> Intervals:
         shift = align - int(align * (100 - part.shift.percent) / 100) if isinstance(part.shift, Share) else part.shift
         back, ahead = (max(0, s.of(length) - align) if isinstance(s, Share) else s for s in (part.back, part.ahead))
         near.append(Near(align=align, shift=shift % align, back=back, ahead=ahead))
-    return union([intervals.model_copy(update={"near": tuple(near), "sink": tokens_of(intervals.sink, length)})])
+    return union([replace(intervals, near=tuple(near), sink=tokens_of(intervals.sink, length))])
 
 
 def has_shares(intervals: Intervals) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, Literal, NamedTuple
 
-from pydantic import ModelWrapValidatorHandler, SerializeAsAny, model_validator
-
+from attnc.compiler.data import named_class
 from attnc.compiler.intervals import Intervals
 from attnc.compiler.value import Broken, Share, Tokens, Value
 
@@ -18,17 +17,16 @@ class Kind(Value):
 
     kind: str
 
-    @model_validator(mode="wrap")
     @classmethod
-    def _of_its_own_class(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Where any kind is wanted, data read from JSON becomes the class that its word names."""
-        if cls is Kind and isinstance(data, dict):
-            from attnc.compiler.mixers import MIXERS
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Where any kind is wanted, data becomes the class that its word names."""
+        return named_class(Kind, _parameters, handler) if cls is Kind else handler(source)
 
-            mixer = MIXERS.get(str(data.get("kind")))
-            if mixer is not None:
-                return cast("Self", mixer.parameters.model_validate(data))
-        return handler(data)
+
+def _parameters(word: str) -> type[Kind] | None:
+    from attnc.compiler.mixers import MIXERS  # each kind's file imports this one
+
+    return MIXERS[word].parameters if word in MIXERS else None
 
 
 class Kept(Value):
@@ -65,7 +63,7 @@ class Growing(Value):
     span: int = 1
     step: int = 1
     dtype: Literal["float32", "int32", "uint16", "uint8"] | None = None
-    of: SerializeAsAny[Kind] | None = None
+    of: Kind | None = None
 
 
 Causality = Literal["strict", "block", "sequence", "none"]
@@ -97,7 +95,7 @@ def _no_intervals(_kind: Any, _causal: bool) -> Intervals | None:
 
 def _share_of_length(kind: Any) -> Iterable[str]:
     """A size `n` that counts tokens may be a share; one in `shift` is of a block."""
-    if isinstance(dict(kind).get("n"), Share):
+    if isinstance(vars(kind).get("n"), Share):
         yield "a key set is a share of the length"
 
 
@@ -129,7 +127,7 @@ class Mixer:
     `selection`  key sets that choose by content: selection(kind, class of the choice that it may take over).
     `changes`    changes(kind) -> why results depend on the length or on the step beyond causality; keys within count apart.
     `slots`      changes: slots(kind) -> tokens of the new sequence for each of the old one.
-    `make_examples`  values for goldens, docs and smoke tests; pydantic takes long for the first, so not before they are used.
+    `make_examples`  values for goldens, docs and smoke tests, made when first used.
     """
 
     name: str

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field as Alias
-
 from attnc.compiler.advice import about_key
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.declare import Bounds, Positional
@@ -72,7 +70,7 @@ class ModelSettings(Value):
     dim: Annotated[int, Bounds(1, 65536)]
     layers: Annotated[int, Bounds(1, 1024)]
     context: Annotated[int | None, Bounds(1, 2**24)] = None
-    feed_forward: Annotated[Swiglu | Geglu | Gelu | Relu | None, Alias(alias="ffn")]
+    ffn: Swiglu | Geglu | Gelu | Relu | None
     norm: Rms | LayerNorm
     norm_place: Literal["pre", "sandwich"] = "pre"
     tie: bool = False
@@ -130,8 +128,8 @@ def read_model(item: tree.Model, place: Place) -> tuple[Model | None, Given]:
 
 
 def _model(name: str, settings: ModelSettings) -> Model:
-    ffn, norm = settings.feed_forward, settings.norm
-    plain = {key: value for key, value in settings if key not in ("feed_forward", "norm")}
+    ffn, norm = settings.ffn, settings.norm
+    plain = {key: value for key, value in vars(settings).items() if key not in ("ffn", "norm")}
     return Model(
         name=name,
         feed_forward=None if ffn is None else FeedForward(kind=ffn.word, width=ffn.n),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from attnc.compiler.attributes import Attributes, Grouped, Llama3, LogPosition, Yarn
@@ -51,7 +52,7 @@ def resolve_attributes(
         values.setdefault("rope_dim", values["head_dim"])
     scale = values.get("rope_scale")
     if isinstance(scale, Yarn) and scale.original is None:
-        values["rope_scale"] = scale.model_copy(update={"original": model.context or YARN_ORIGINAL})
+        values["rope_scale"] = replace(scale, original=model.context or YARN_ORIGINAL)
     attributes = Attributes(**values)
     return attributes if _agree(attributes, where, span, problems) else None
 
@@ -134,7 +135,7 @@ def check_keys(kinds: tuple[Kind, ...], attributes: Attributes, span: Span, prob
 
 def block_size(kind: Kind) -> Any:
     """Tokens in a block of a blocked key set, else None."""
-    given = dict(kind)
+    given = dict(vars(kind))
     if kind.kind in ("block_local", "power_of_two", "summary"):
         return given["n"]
     return given["aligned"] if given.get("aligned", 1) > 1 else None

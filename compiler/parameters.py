@@ -5,6 +5,7 @@ Tensors that Llama-like models have carry Llama's names; others lie beside their
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 from attnc.compiler.attributes import Attributes, LearnedScale
@@ -25,7 +26,7 @@ def parameters(spec: Spec, graph: Graph) -> tuple[Weight, ...]:
         borrowed = tuple(name for node in nodes for name in _borrowed(node))
         for node in nodes:
             inside += [weight for weight in of_node(node, model) if not weight.name.startswith(borrowed)]
-        found += [weight.model_copy(update={"name": f"{prefix}.{weight.name}"}) for weight in inside]
+        found += [replace(weight, name=f"{prefix}.{weight.name}") for weight in inside]
     found += norm("model.norm", model)
     if not model.tie:
         found.append(Weight(name="lm_head.weight", shape=(model.vocab, model.dim)))
@@ -84,12 +85,12 @@ def of_node(node: Node, model: Model) -> list[Weight]:
     prefix = place(node)
     match node:
         case Project():
-            return [w.model_copy(update={"name": f"{prefix}.{w.name}"}) for w in projections(node, model)]
+            return [replace(w, name=f"{prefix}.{w.name}") for w in projections(node, model)]
         case Mix():
-            return [w.model_copy(update={"name": f"{prefix}.{w.name}"}) for w in of_mix(node, model)]
+            return [replace(w, name=f"{prefix}.{w.name}") for w in of_mix(node, model)]
         case Apply():
             weights = MIXERS[node.kind.kind].weights(node.kind, node.attributes, model)
-            return [w.model_copy(update={"name": f"{prefix}.{w.name}"}) for w in weights]
+            return [replace(w, name=f"{prefix}.{w.name}") for w in weights]
         case RouteTokens(attributes=attributes, names=names):
             router = Weight(name=f"{prefix}.router.weight", shape=(len(names), model.dim))
             return [router, Weight(name=f"{prefix}.join.weight", shape=(attributes.heads * len(names), model.dim))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import networkx as nx
 
@@ -27,7 +28,7 @@ def drop_contained_keys(graph: Graph) -> Graph:
         if id(node.variants) not in variants:
             variants[id(node.variants)] = tuple(_smaller(variant, groups) for variant in node.variants)
         if any(one is not other for one, other in zip(variants[id(node.variants)], node.variants, strict=True)):
-            changed[name] = node.model_copy(update={"variants": variants[id(node.variants)]})
+            changed[name] = replace(node, variants=variants[id(node.variants)])
     return _replace(graph, changed) if changed else graph
 
 
@@ -64,7 +65,7 @@ def _smaller(variant: Variant, smaller: dict[int, HeadGroup]) -> Variant:
     """The variant with its groups as found in `smaller`; itself where none has changed."""
     groups = tuple(smaller[id(group)] for group in variant.groups)
     same = all(one is other for one, other in zip(groups, variant.groups, strict=True))
-    return variant if same else variant.model_copy(update={"groups": groups})
+    return variant if same else replace(variant, groups=groups)
 
 
 def _without_contained(group: HeadGroup) -> HeadGroup:
@@ -77,7 +78,7 @@ def _without_contained(group: HeadGroup) -> HeadGroup:
         placed = [other for other in others if not MIXERS[other.kind].own_keys(other)]
         if not MIXERS[key.kind].own_keys(key) and placed and union(others, group.intervals.causal) == group.intervals:
             keys = list(others)
-    return group if len(keys) == len(group.keys) else group.model_copy(update={"keys": tuple(keys)})
+    return group if len(keys) == len(group.keys) else replace(group, keys=tuple(keys))
 
 
 Joined = list[tuple[Mix, list[int]]]
@@ -99,7 +100,7 @@ def _merge(graph: Graph, key: Callable[[Mix], object], join: Callable[[list[Mix]
             known[signature] = _classes([mix for _, mix in mixes], key, join)
         for mix, places in known[signature]:
             keep, *gone = (mixes[place][0] for place in places)
-            mixes_now[keep] = mix.model_copy(update={"layer": layer})
+            mixes_now[keep] = replace(mix, layer=layer)
             becomes |= dict.fromkeys(gone, keep)
     return _joined(graph, mixes_now, becomes) if becomes else graph
 
@@ -159,14 +160,14 @@ def _run(mixes: list[Mix]) -> Mix:
         Variant(guards=column[0].guards, groups=_equal_neighbours(group for variant in column for group in variant.groups))
         for column in columns
     )
-    return mixes[0].model_copy(update={"last": mixes[-1].last, "variants": variants})
+    return replace(mixes[0], last=mixes[-1].last, variants=variants)
 
 
 def _equal_neighbours(groups: Iterable[HeadGroup]) -> tuple[HeadGroup, ...]:
     kept: list[HeadGroup] = []
     for group in groups:
         if kept and set(kept[-1].keys) == set(group.keys):
-            kept[-1] = kept[-1].model_copy(update={"last": group.last})
+            kept[-1] = replace(kept[-1], last=group.last)
         else:
             kept.append(group)
     return tuple(kept)
@@ -175,7 +176,7 @@ def _equal_neighbours(groups: Iterable[HeadGroup]) -> tuple[HeadGroup, ...]:
 def _on_top(mixes: list[Mix]) -> Joined:
     """Variants of the same heads in one mix, in the order in which their guards are tried."""
     variants = tuple(variant for mix in mixes for variant in mix.variants)
-    return [(mixes[0].model_copy(update={"variants": variants}), list(range(len(mixes))))]
+    return [(replace(mixes[0], variants=variants), list(range(len(mixes))))]
 
 
 def _names(nodes: dict[str, Node]) -> dict[str, str]:

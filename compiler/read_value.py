@@ -86,7 +86,7 @@ def read_arguments(
         sound = False
     if not sound:
         return INVALID
-    result = owner(**given)
+    result = owner(**{declared[key].name: value for key, value in given.items()})
     where = {found.key: argument.span for found, argument in read_from}
     sound = _divides(result, word, span, place.problems)
     return result if together(result, where, span, place.problems) and sound else INVALID
@@ -247,7 +247,7 @@ def _divides(value: Value, word: str, span: Span, problems: Problems) -> bool:
         shown = f"{field.key} = {part} does not divide {field.divides.field} = {whole} of `{word}`"
         help_line = f"write a number of tokens for `{field.divides.field}`"
         if isinstance(whole, int):
-            better = value.model_copy(update={field.divides.field: max(part, round(whole / part) * part)})
+            better = replace(value, **{field.divides.field: max(part, round(whole / part) * part)})
             help_line = f"write `{print_value(better)}`"
         problems.add("A204", shown, span, f"{field.divides.field} a multiple of {field.key}", help_line)
         return False

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from attnc.compiler.declare import Bounds, Positional
 from attnc.compiler.tuning import twice
 from attnc.compiler.value import Broken, Share, Value
@@ -50,7 +48,7 @@ class AttentionMap(Value):
     weight: Weight = 1.0
 
 
-Distance = Annotated[Kl | Mse | Hidden | AttentionMap, Field(discriminator="word")]
+Distance = Kl | Mse | Hidden | AttentionMap
 
 
 class Recipe(Value):

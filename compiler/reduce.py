@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from attnc.compiler.attributes import Attributes
+from attnc.compiler.data import to_data
 from attnc.compiler.mixer import Kind
 from attnc.compiler.reduced_heads import HeadMap
 from attnc.compiler.spec import Attention, Condition, Layer, Mixer, Mixing, Model, Spec, When
@@ -53,7 +55,7 @@ def reduce(spec: Spec, tokens: int = 64) -> tuple[Spec, tuple[str, ...]]:
     text = "".join(f"# reduced, {line}\n" for line in lines) + spec.text
     numbered = enumerate(zip(small, layers, strict=True))
     rows = tuple(Layer(index=index, mixer=mixer, origin=layer.origin) for index, (mixer, layer) in numbered)
-    return spec.model_copy(update={"model": model, "layers": rows, "defaults": defaults, "budgets": (), "text": text}), lines
+    return replace(spec, model=model, layers=rows, defaults=defaults, budgets=(), text=text), lines
 
 
 def _distinct(layers: tuple[Layer, ...]) -> list[Layer]:
@@ -87,7 +89,7 @@ def _signature(mixer: Mixer) -> str:
             return {key: stripped(inner) for key, inner in value.items() if key != "origin"}
         return [stripped(inner) for inner in value] if isinstance(value, list) else value
 
-    return json.dumps(stripped(mixer.model_dump(mode="json")), sort_keys=True)
+    return json.dumps(stripped(to_data(mixer)), sort_keys=True)
 
 
 def _leaves(mixer: Mixer) -> Iterator[Attention | Mixing]:
@@ -134,7 +136,7 @@ def _aligned(kinds: list[Kind]) -> dict[int, set[int]]:
     """The blocks of the aligned windows of each size, other than one block alone."""
     found: dict[int, set[int]] = {}
     for kind in kinds:
-        sizes = dict(kind)
+        sizes = vars(kind)
         if sizes.get("aligned", 1) not in (1, sizes.get("n")):
             found.setdefault(sizes["n"], set()).add(sizes["aligned"])
     return found
@@ -150,26 +152,19 @@ def _model(spec: Spec, layers: int, first: Mixer, small: Mixer, counts: dict[int
     ffn = spec.model.feed_forward
     if ffn is not None:
         width = max(8, round(ffn.width / dim * reduced / 8) * 8)
-        ffn = ffn.model_copy(update={"width": width + 8 * (width == reduced and ffn.width != dim)})
+        ffn = replace(ffn, width=width + 8 * (width == reduced and ffn.width != dim))
     vocab = min(spec.model.vocab, VOCABULARY)
     while vocab < spec.model.vocab and vocab in (reduced, ffn.width if ffn else 0):
         vocab += 8
     context = None if spec.model.context is None else counts[spec.model.context]
-    update = {
-        "layers": layers,
-        "dim": reduced,
-        "vocab": vocab,
-        "feed_forward": ffn,
-        "context": context,
-    }
-    return spec.model.model_copy(update=update)
+    return replace(spec.model, layers=layers, dim=reduced, vocab=vocab, feed_forward=ffn, context=context)
 
 
 def _defaults(defaults: Attributes | None, first: Attributes) -> Attributes | None:
     """The model's attributes with the shapes of the first mixer."""
     if defaults is None:
         return None
-    return defaults.model_copy(update={key: getattr(first, key) for key in SHAPES})
+    return replace(defaults, **{key: getattr(first, key) for key in SHAPES})
 
 
 def _lengths(mixers: Iterable[Mixer]) -> Iterator[int]:
@@ -213,11 +208,11 @@ def _leaf(leaf: Attention | Mixing, counts: dict[int, int], widths: dict[int, in
     for key, inner in POSITIONS:
         value = getattr(a, key)
         if getattr(value, inner, None) is not None:
-            update[key] = value.model_copy(update={inner: counts.get(int(getattr(value, inner)), 1)})
-    attributes = a.model_copy(update=update)
+            update[key] = replace(value, **{inner: counts.get(int(getattr(value, inner)), 1)})
+    attributes = replace(a, **update)
     if isinstance(leaf, Mixing):
-        return leaf.model_copy(update={"attributes": attributes})
-    return leaf.model_copy(update={"attributes": attributes, "keys": tuple(_kind(kind, counts) for kind in leaf.keys)})
+        return replace(leaf, attributes=attributes)
+    return replace(leaf, attributes=attributes, keys=tuple(_kind(kind, counts) for kind in leaf.keys))
 
 
 def _kind(kind: Kind, counts: dict[int, int]) -> Kind:
@@ -225,7 +220,7 @@ def _kind(kind: Kind, counts: dict[int, int]) -> Kind:
     update = {
         key: counts.get(getattr(kind, key), getattr(kind, key)) for key in COUNTS if isinstance(getattr(kind, key, None), int)
     }
-    return kind.model_copy(update=update)
+    return replace(kind, **update)
 
 
 def _conditions(mixer: Mixer, counts: dict[int, int]) -> Mixer:
@@ -234,9 +229,9 @@ def _conditions(mixer: Mixer, counts: dict[int, int]) -> Mixer:
     def mapped(condition: Condition | None) -> Condition | None:
         if condition is None or not isinstance(condition.right, int):
             return condition
-        return condition.model_copy(update={"right": counts.get(condition.right, condition.right)})
+        return replace(condition, right=counts.get(condition.right, condition.right))
 
     if isinstance(mixer, When):
-        cases = tuple(c.model_copy(update={"condition": mapped(c.condition)}) for c in mixer.cases)
-        mixer = mixer.model_copy(update={"cases": cases})
+        cases = tuple(replace(c, condition=mapped(c.condition)) for c in mixer.cases)
+        mixer = replace(mixer, cases=cases)
     return rebuilt(mixer, lambda inner: _conditions(inner, counts))

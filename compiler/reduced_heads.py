@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from attnc.compiler.spec import Attention, Heads, Mixer, Mixing
@@ -44,22 +45,21 @@ class HeadMap:
             a = mixer.attributes
             kv_heads = self._cuts[_cut(layer, a.kv_heads)][-1]
             heads = a.heads // a.kv_heads * kv_heads
-            update = {"kv_heads": kv_heads, "heads": heads, "qk_heads": max(1, heads * a.qk_heads // a.heads)}
-            return change(mixer.model_copy(update={"attributes": a.model_copy(update=update)}))
+            fewer = replace(a, kv_heads=kv_heads, heads=heads, qk_heads=max(1, heads * a.qk_heads // a.heads))
+            return change(replace(mixer, attributes=fewer))
         if isinstance(mixer, Heads):
             cut = _cut(layer, next(_kv_heads(mixer)))
             starts = dict(zip(cut, self._cuts[cut], strict=True))
             cases = tuple(
-                case.model_copy(
-                    update={
-                        "first": starts[case.first],
-                        "last": starts[case.last + 1] - 1,
-                        "mixer": self._of(case.mixer, layer, change),
-                    }
+                replace(
+                    case,
+                    first=starts[case.first],
+                    last=starts[case.last + 1] - 1,
+                    mixer=self._of(case.mixer, layer, change),
                 )
                 for case in mixer.cases
             )
-            return mixer.model_copy(update={"cases": cases})
+            return replace(mixer, cases=cases)
         return rebuilt(mixer, lambda inner: self._of(inner, layer, change))
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Annotated, Literal
 
-from pydantic import Field as Alias
-
 from attnc.compiler import field_words
 from attnc.compiler.declare import Bounds, Budgeted, Positional
 from attnc.compiler.fields import tag
@@ -43,7 +41,7 @@ class Every(Value):
     word: Literal["every"] = "every"
     n: Count
     at: Annotated[int | tuple[int, ...] | None, Bounds(0, 1023)] = None
-    within: Annotated[Between | None, Bounds(0, 1023), Alias(alias="in")] = None
+    in_: Annotated[Between | None, Bounds(0, 1023)] = None
 
 
 SELECTORS: tuple[type[Value], ...] = (First, Last, Every)
@@ -195,7 +193,7 @@ def _in_reach(selector: tree.Name | tree.Call, typed: Value, layers: int, place:
 
 
 def _every(typed: Every, selector: tree.Name | tree.Call, layers: int, place: Place) -> list[int] | None:
-    low, high = (typed.within.low, typed.within.high) if typed.within else (0, layers - 1)
+    low, high = (typed.in_.low, typed.in_.high) if typed.in_ else (0, layers - 1)
     if high >= layers:
         message = f"there is no layer {high}"
         place.problems.add("A202", message, selector.span, f"`in` within 0..{layers - 1}", f"the last layer is {layers - 1}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
+from attnc.compiler.fields import fields
 from attnc.compiler.graph import Apply, Combine, Graph, Guard, HeadGroup, Mix, Node, Project, RouteTokens, Variant
 from attnc.compiler.mixer import Kind
 from attnc.compiler.planned import Choice, Plan
@@ -103,10 +104,10 @@ def _keys_text(keys: tuple[Kind, ...]) -> str:
 def kind_text(kind: Kind) -> str:
     """A kind as it is written: required numbers by place, others only where they differ from their default."""
     texts = []
-    for name, field in type(kind).model_fields.items():
-        value = getattr(kind, name)
-        if name != "kind" and (field.is_required() or value != field.default):
-            texts.append(str(value) if field.is_required() else f"{name} = {value}")
+    for name, field in fields(type(kind)).items():
+        value = getattr(kind, field.name)
+        if field.required or value != field.default:
+            texts.append(str(value) if field.required else f"{name} = {value}")
     return f"{kind.kind}({', '.join(texts)})" if texts else kind.kind
 
 

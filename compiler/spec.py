@@ -7,11 +7,11 @@ A Mixer expression is one of the classes below. Key sets and other kinds (`Kind`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator
-
 from attnc.compiler.attributes import Attributes
+from attnc.compiler.data import ToldApart
 from attnc.compiler.mixer import Kind
 from attnc.compiler.recipe import Recipe, Retrieve
 from attnc.compiler.tuning import Divergence, Gumbel, Method, Router
@@ -68,7 +68,7 @@ class Attention(Value):
     """Softmax (or another score) over a union of key sets."""
 
     node: Literal["attention"] = "attention"
-    keys: tuple[SerializeAsAny[Kind], ...]
+    keys: tuple[Kind, ...]
     attributes: Attributes
     origin: Origin
 
@@ -77,7 +77,7 @@ class Mixing(Value):
     """A kind that is a mixer by itself: conv, linear, ssm, memory, ..."""
 
     node: Literal["mixing"] = "mixing"
-    kind: SerializeAsAny[Kind]
+    kind: Kind
     attributes: Attributes
     origin: Origin
 
@@ -125,11 +125,14 @@ class Heads(Value):
     cases: tuple[HeadCase, ...]
 
 
+Sign = Literal["<", "<=", ">", ">=", "=="]
+
+
 class Condition(Value):
     """`length < 8192` or `phase == train`. `dim` is decided by the checker and never gets here."""
 
     left: Literal["length", "phase"]
-    operator: Literal["<", "<=", ">", ">=", "=="]
+    operator: Sign
     right: int | Phase
 
 
@@ -170,7 +173,7 @@ class Route(Value):
     node: Literal["route"] = "route"
     per: Literal["layer", "head", "token", "chunk"]
     chunk: int | None = None
-    by: Annotated[Router | Divergence, Field(discriminator="word")]
+    by: Router | Divergence
     alternatives: tuple[Alternative, ...]
     origin: Origin
 
@@ -184,7 +187,7 @@ class Change(Value):
     """A kind that makes a new sequence, which the rest of its chain and all later layers work on."""
 
     node: Literal["change"] = "change"
-    kind: SerializeAsAny[Kind]
+    kind: Kind
     origin: Origin
 
 
@@ -216,7 +219,7 @@ class Select(Value):
 
 Mixer = Annotated[
     Attention | Mixing | Sum | Chain | Gate | Heads | When | Choose | Route | Context | Select | Change,
-    Field(discriminator="node"),
+    ToldApart("node"),
 ]
 """A Change stands at the start of a layer's Chain alone."""
 
@@ -259,18 +262,15 @@ class Spec(Value):
     file: str
     text: str
 
-    @field_validator("layers")
-    @classmethod
-    def _equal_mixers_are_one(cls, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    def __post_init__(self) -> None:
         """Layers read from JSON hold one mixer object where they are equal, as layers of one rule do."""
         known: dict[Mixer, Mixer] = {}
         seen: dict[int, Mixer] = {}
-        for layer in layers:
+        for layer in self.layers:
             if id(layer.mixer) not in seen:
                 seen[id(layer.mixer)] = known.setdefault(layer.mixer, layer.mixer)
-        if all(layer.mixer is seen[id(layer.mixer)] for layer in layers):
-            return layers
-        return tuple(layer.model_copy(update={"mixer": seen[id(layer.mixer)]}) for layer in layers)
+        if any(layer.mixer is not seen[id(layer.mixer)] for layer in self.layers):
+            vars(self)["layers"] = tuple(replace(layer, mixer=seen[id(layer.mixer)]) for layer in self.layers)
 
     def cache_spec(self, dtype: str = "bfloat16") -> tuple[CacheRow, ...]:
         """What decoding keeps of one sequence, a row for each head group; `dtype`: float64, float32, bfloat16 or float16."""

@@ -219,7 +219,7 @@ def _different(a: Attributes, defaults: Attributes | None) -> dict[str, str]:
     """Attributes that the model alone would not give, except those of the column of positions and those that follow others."""
     found = {
         key: print_value(value)
-        for key, value in a
+        for key, value in vars(a).items()
         if key not in SHOWN_ELSEWHERE and (defaults is None or value != getattr(defaults, key))
     }
     follow = [key for key, led in FOLLOWING.items() if key in found and found.get(led) == found[key]]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from attnc.compiler.declare import Bounds, NotBuilt, Positional
 from attnc.compiler.value import Broken, Share, Value
 
@@ -63,7 +61,7 @@ class Loss(Value):
     worst: bool = False
 
 
-Method = Annotated[TrainedGate | RetrievalScore | Similarity | Coverage | Loss, Field(discriminator="word")]
+Method = TrainedGate | RetrievalScore | Similarity | Coverage | Loss
 """By what a `choose` or a `budget` is decided."""
 
 

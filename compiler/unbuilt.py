@@ -218,9 +218,8 @@ def _of_one_launch(inner: list[Mixer], word: str, at: Origin) -> Iterator[Findin
 
 def _different(one: Attention, other: Attention) -> str:
     """An attribute that two softmaxes do not share."""
-    pairs = zip(one.attributes, other.attributes, strict=True)
-    for (key, mine), (_, its) in pairs:
-        if mine != its:
+    for key, mine in vars(one.attributes).items():
+        if mine != getattr(other.attributes, key):
             return key
     return "positions" if one.attributes.positions == "chunk" and _blocks(one) != _blocks(other) else ""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple, overload
-
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, dataclass_transform, overload
 
 
 class Broken(NamedTuple):
@@ -21,10 +20,61 @@ class Broken(NamedTuple):
     code: str = "A112"
 
 
-class Value(BaseModel):
-    """A frozen, strict pydantic model; equality and hashing by content."""
+def derived(*, default_factory: Callable[[dict[str, Any]], Any]) -> Any:
+    """A field whose default follows from the fields before it, given by name."""
+    return field(default_factory=default_factory)  # type: ignore[arg-type]  # Value calls it, with what it knows
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+@dataclass_transform(eq_default=False, frozen_default=True, kw_only_default=True, field_specifiers=(field, derived))
+class Value:
+    """A frozen dataclass by keywords; equality and hashing by content; as JSON by compiler/data.py.
+
+    Its methods are written here once, since `dataclass` compiles them anew for each of about a hundred classes, and reading
+    a spec should take no longer than a key press.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    def __init_subclass__(cls) -> None:
+        dataclass(init=False, repr=False, eq=False, match_args=False)(cls)
+
+    def __init__(self, **given: Any) -> None:
+        values = self.__dict__
+        for name, declared in self.__dataclass_fields__.items():
+            if name in given:
+                values[name] = given.pop(name)
+            elif declared.default is not MISSING:
+                values[name] = declared.default
+            elif declared.default_factory is not MISSING:
+                values[name] = declared.default_factory(values)  # type: ignore[call-arg]  # see `derived`
+            elif declared.init:
+                raise TypeError(f"{type(self).__name__} needs `{name}`")
+        if given:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(map(repr, given))}")
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        """What a class makes of its values as they come in, from a spec as from JSON."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(self) is type(other) and self.__dict__ == other.__dict__)
+
+    if TYPE_CHECKING:
+        __hash__: ClassVar[Any]  # mypy takes a method for that of the class itself, which is a key of caches
+    else:
+
+        def __hash__(self) -> int:
+            return hash((type(self), *self.__dict__.values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
 
     def broken(self) -> Iterable[Broken]:
         """The rules between parameters that do not hold."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from attnc.compiler.attributes import Attributes
@@ -25,6 +26,7 @@ from attnc.compiler.spec import (
     When,
     WhenCase,
 )
+from attnc.compiler.value import Value
 
 CACHED_PHASES = frozenset({"prefill", "decode"})
 
@@ -180,7 +182,7 @@ def children(mixer: Mixer) -> tuple[Mixer, ...]:
 
 def rebuilt(mixer: Mixer, change: Callable[[Mixer], Mixer]) -> Mixer:
     """The mixer with `change` applied to each mixer directly inside."""
-    update: dict[str, object]
+    update: dict[str, Any]
     if isinstance(mixer, Sum | Chain | Gate):
         update = {"parts": tuple(change(part) for part in mixer.parts)}
     elif isinstance(mixer, Heads | When):
@@ -193,11 +195,11 @@ def rebuilt(mixer: Mixer, change: Callable[[Mixer], Mixer]) -> Mixer:
         update = {"mixer": change(mixer.mixer)}
     else:
         return mixer
-    return mixer.model_copy(update=update)
+    return replace(mixer, **update)
 
 
 def _with_mixer(case: HeadCase | WhenCase | Alternative, mixer: Mixer) -> HeadCase | WhenCase | Alternative:
-    return case.model_copy(update={"mixer": mixer})
+    return replace(case, mixer=mixer)
 
 
 def leaves(mixer: Mixer) -> Iterator[Attention | Mixing]:
@@ -243,9 +245,9 @@ def kinds(mixer: Mixer) -> Iterator[tuple[Kind, Attributes | None]]:
 
 def kinds_within(value: Any) -> Iterator[Kind]:
     """The kinds that stand as arguments in a kind or value, however deep."""
-    for _, inner in value:
+    for inner in vars(value).values():
         for one in inner if isinstance(inner, tuple) else (inner,):
             if isinstance(one, Kind):
                 yield one
-            if hasattr(type(one), "model_fields"):
+            if isinstance(one, Value):
                 yield from kinds_within(one)

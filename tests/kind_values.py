@@ -110,7 +110,7 @@ def instances(draw: st.DrawFn, owner: type[Value], depth: int = 2) -> Any:
             given["selection"] = "noncausal"
         elif not chosen & {"top_k", "top_p", "threshold"}:
             given["top_k"] = draw(st.integers(1, 64))
-    value = owner(**given)
+    value = owner(**{found[key].name: value for key, value in given.items()})
     broken = [*value.broken(), *(MIXERS[value.kind].rules(value) if isinstance(value, Kind) else ())]
     assume(not broken)
     return value

@@ -22,6 +22,7 @@ import attnc
 from attnc.codegen.build import Options, build
 from attnc.compiler import graph, passes
 from attnc.compiler.cache_spec import CacheRow, cache_bytes, cache_spec
+from attnc.compiler.data import from_data
 from attnc.compiler.laws import owed
 from attnc.compiler.parameters import parameters
 from attnc.compiler.spec import Spec
@@ -142,7 +143,7 @@ class Case:
             for tokens in (1, 50):
                 cache = self.model.new_cache(1, tokens)
                 assert cache.bytes() == cache_bytes(self.spec, tokens, "float64"), self.spec.text
-            rows = [CacheRow.model_validate(row) for row in self.model.cache_spec()]
+            rows = [from_data(CacheRow, row) for row in self.model.cache_spec()]
             assert rows == list(cache_spec(self.spec, "float64")), self.spec.text
 
     def narrow(self) -> torch.nn.Module:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from attnc.compiler import check_text
 from attnc.compiler.cache_spec import cache_bytes, cache_spec
 from attnc.compiler.causality import causality
+from attnc.compiler.data import from_json, to_json
 from attnc.compiler.laws import laws
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.print_value import print_value
@@ -75,7 +76,7 @@ def holds(spec: Spec) -> None:
     again = check_text(spec.text)
     assert again.text == spec.text
     assert [layer.mixer.node for layer in again.layers] == [layer.mixer.node for layer in spec.layers]
-    assert Spec.model_validate_json(spec.model_dump_json()) == spec
+    assert from_json(Spec, to_json(spec)) == spec
     rows = cache_spec(spec, "float32")
     assert len({row.name for row in rows}) == len(rows)
     assert cache_bytes(spec, 1, "float32") <= cache_bytes(spec, 100, "float32")

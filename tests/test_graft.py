@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,8 @@ def test_what_the_methods_model_sets_for_its_mixers_is_left_behind() -> None:
     assert spec.model == here.model
     attributes = {layer.index % 6 == 5: layer.mixer.attributes for layer in spec.layers}
     kept = here.layers[0].mixer.attributes
-    assert attributes[False] == kept.model_copy(update={"temperature": 1.0})
-    assert attributes[True] == kept.model_copy(update={"temperature": 1.0, "rope": 9.0})
+    assert attributes[False] == replace(kept, temperature=1.0)
+    assert attributes[True] == replace(kept, temperature=1.0, rope=9.0)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import dense
@@ -107,7 +108,8 @@ def dropped(keys, causal):
 
 
 def word(kind):
-    numbers = [str(value) if key == "n" else f"{key} = {value}" for key, value in kind if key not in ("kind", "detect")]
+    given = {key: value for key, value in vars(kind).items() if key not in ("kind", "detect")}
+    numbers = [str(value) if key == "n" else f"{key} = {value}" for key, value in given.items()]
     return f"{kind.kind}({', '.join(numbers)})" if numbers else kind.kind
 
 
@@ -154,7 +156,7 @@ def test_a_graph_that_joins_a_head_twice_or_never_or_too_late_is_refused(break_i
     found = graph.build(check_text(MIXED))
     name, node = next((name, node) for name, node in found.nodes() if isinstance(node, Mix))
     if break_it == "twice":
-        found.network.nodes[name]["node"] = node.model_copy(update={"last": node.last + 1})
+        found.network.nodes[name]["node"] = replace(node, last=node.last + 1)
     elif break_it == "never":
         reader = next(iter(found.network.successors(name)))
         assert isinstance(found.network.nodes[reader]["node"], Combine)

@@ -9,7 +9,7 @@ import pytest
 
 from attnc.compiler import check_text
 from attnc.compiler.codes import CODES
-from attnc.compiler.fields import fields, items, options
+from attnc.compiler.fields import fields, items, options, tag
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.read_operator import OPERATORS
 from attnc.compiler.recipe import Recipe, Retrieve
@@ -53,7 +53,7 @@ def test_every_key_and_word_of_a_recipe_and_driver_is_on_the_page(owner, title):
 
 @pytest.mark.parametrize("owner", [TrainedGate, RetrievalScore, Similarity, Coverage, Loss, Router])
 def test_every_argument_of_a_method_is_on_the_page(owner):
-    word = owner.model_fields["word"].default
+    word = tag(owner)
     row = next(line for line in PAGE.split("\n") if re.search(rf"\b{word}\(.*=", line))
     for field in fields(owner).values():
         assert field.positional or re.search(rf"\b{field.key}\b", row), field.key

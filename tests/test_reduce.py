@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def one_of_each(spec):
     for layer in spec.layers:
         first.setdefault(layer.origin.line, layer)
     kept = [layer for line, layer in first.items() if line in lines]
-    return small, spec.model_copy(update={"layers": tuple(kept)})
+    return small, replace(spec, layers=tuple(kept))
 
 
 def same_order(old, new, sorts):

@@ -49,7 +49,7 @@ def test_checking_a_shipped_spec_is_quick(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["check"], ["fmt", "--check"], ["show", "--stage", "spec"], ["show", "--stage", "tree"]])
 def test_a_command_that_reads_a_spec_imports_nothing_that_it_does_not_need(command: list[str]) -> None:
-    heavy = ["torch", "networkx", "jinja2", "lark", "rich", "pygls", "pygments", "numpy"]
+    heavy = ["torch", "networkx", "jinja2", "lark", "rich", "pydantic", "pygls", "pygments", "numpy"]
     unused = ["attnc.compiler.graph", "attnc.codegen", "attnc.lsp", "attnc.compiler.mixers.memory"]
     lines = [
         "import sys",

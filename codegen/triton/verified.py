@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from attnc.compiler.data import from_json
+from attnc.compiler.value import Value
 
 
-class Constants(BaseModel):
+class Constants(Value):
     """What the kernel was emitted for: the constants at the top of its text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     FORM: tuple[int, int, int, bool]
     HEAD_WIDTH: int
@@ -21,14 +20,12 @@ class Constants(BaseModel):
     SINK_LOGIT: bool
 
 
-class Verified(BaseModel):
+class Verified(Value):
     """One kernel in one dtype on one device: `cases` calls, each at most 1.5 times as far from float64 as torch's attention.
 
     error, torch_error  the largest difference from float64 among the cases, the kernel's and torch's
     sha256              of the kernel's text, without the blocks of other architectures
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str
     capability: str
@@ -44,10 +41,8 @@ class Verified(BaseModel):
     torch_error: float
 
 
-class Record(BaseModel):
+class Record(Value):
     """docs/gpu.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1]
     kernels: tuple[Verified, ...]
@@ -55,4 +50,4 @@ class Record(BaseModel):
 
 def read(path: Path) -> tuple[Verified, ...]:
     """The rows of a record; pydantic's ValidationError if it has another form or version."""
-    return Record.model_validate_json(path.read_text(encoding="utf-8")).kernels
+    return from_json(Record, path.read_text(encoding="utf-8")).kernels

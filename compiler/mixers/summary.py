@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from attnc.compiler.declare import Bounds, Budgeted, Positional
 from attnc.compiler.mixer import Growing, Kept, Kind, Mixer, Weight
-from attnc.compiler.value import Broken
+from attnc.compiler.value import Broken, derived
 
 Pool = Literal["mean", "max", "sum", "last_query", "mlp", "recurrence", "attention"]
 
@@ -28,9 +26,9 @@ class Summary(Kind):
 
     kind: Literal["summary"] = "summary"
     n: Annotated[int, Positional(), Bounds(1, 65536), Budgeted("training")]
-    stride: Annotated[int, Bounds(1, 65536)] = Field(default_factory=lambda given: given["n"])
+    stride: Annotated[int, Bounds(1, 65536)] = derived(default_factory=lambda given: given["n"])
     pool: Pool = "mean"
-    value_pool: Pool = Field(default_factory=lambda given: given["pool"])
+    value_pool: Pool = derived(default_factory=lambda given: given["pool"])
 
 
 def _rules(kind: Summary) -> Iterator[Broken]:

@@ -17,9 +17,9 @@ MIXER = Mixer(
     parameters=Routed,
     make_examples=lambda: (
         Routed(unit=Blocks(n=4), top_k=2),
-        Routed(unit="tokens", top_k=4, unit_keys=Indexer(heads=2, head_dim=4)),
-        Routed(unit=Blocks(n=4), top_p=Share(percent=90), unit_keys="minmax"),
-        Routed(unit=Blocks(n=4), top_k=2, unit_keys=Mean(n=4, stride=2), score=SoftmaxScore(lse=Mean(n=8, stride=4))),
+        Routed(unit="tokens", top_k=4, keys=Indexer(heads=2, head_dim=4)),
+        Routed(unit=Blocks(n=4), top_p=Share(percent=90), keys="minmax"),
+        Routed(unit=Blocks(n=4), top_k=2, keys=Mean(n=4, stride=2), score=SoftmaxScore(lse=Mean(n=8, stride=4))),
         Routed(unit="tokens", top_k=4, queries=Last(n=4), score=SoftmaxScore(), refresh="once", evict=True),
         Routed(unit="tokens", top_k=Sublinear(k=4, from_=16, exponent=0.5), refresh=Every(n=8)),
         Routed(unit=Clusters(n=2, size=4), selection="noncausal"),

@@ -43,7 +43,7 @@ def _ahead(kind: Routed) -> Iterator[Selection]:
         yield Selection("block", f"`queries = {print_value(kind.queries)}`: a block of {n} queries asks as one", n)
     if isinstance(kind.queries, Last):
         yield Selection("sequence", f"`queries = {print_value(kind.queries)}`: the last queries decide for all")
-    if isinstance(kind.unit_keys, Mean) and kind.unit_keys.chunks is not None:
+    if isinstance(kind.keys, Mean) and kind.keys.chunks is not None:
         yield Selection("block", "`chunks = predicted(...)`: where a chunk ends depends on the tokens after it")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
-
 from attnc.compiler.declare import Bounds, Budgeted, Positional
 from attnc.compiler.mixers.features import Feature, Taylor
 from attnc.compiler.mixers.routed.units import Mean, Size
@@ -16,11 +14,9 @@ from attnc.compiler.value import Broken, Value
 class Sublinear(Value):
     """`sublinear(64, from = 8192, exponent = 0.7)`: k units, k (length / from)^exponent beyond (arXiv 2504.17768)."""
 
-    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
-
     word: Literal["sublinear"] = "sublinear"
     k: Annotated[int, Positional(), Bounds(1, 2**24)]
-    from_: Annotated[int, Bounds(1, 2**24)] = Field(alias="from")
+    from_: Annotated[int, Bounds(1, 2**24)]
     exponent: Annotated[float, Bounds(0, 1)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from attnc.compiler.mixer import Growing, Kept, Weight
@@ -32,17 +33,17 @@ def growing(kind: Routed, attributes: Any, model: Any) -> tuple[Growing, ...]:
     for part in kind.within or ():
         if isinstance(part, Routed):
             inner = growing(part, attributes, model)
-            found += [one.model_copy(update={"name": f"within.{one.name}"}) for one in inner]
+            found += [replace(one, name=f"within.{one.name}") for one in inner]
     return tuple(found)
 
 
 def _of_keys(kind: Routed, attributes: Any) -> list[Growing]:
     heads, width, size = attributes.kv_heads, attributes.head_dim, unit_size(kind.unit)
-    match kind.unit_keys:
+    match kind.keys:
         case Mean(n=int(n), stride=int(stride)):
             return [Growing(name="mean", shape=(heads, width), span=n, step=stride)]
         case Mean(chunks=None) | TwoStep() | LearnedPool():
-            return [Growing(name=kind.unit_keys.word, shape=(heads, width), span=size, step=size)]
+            return [Growing(name=kind.keys.word, shape=(heads, width), span=size, step=size)]
         case "minmax":
             return [Growing(name=name, shape=(heads, width), span=size, step=size) for name in ("min", "max")]
         case Mean(chunks=chunks) if chunks is not None:
@@ -52,7 +53,7 @@ def _of_keys(kind: Routed, attributes: Any) -> list[Growing]:
                 Growing(name="boundary", shape=(1,), dtype="uint8"),
             ]
         case Summary(n=n, stride=stride):
-            return [Growing(name="summary", shape=(heads, width), span=n, step=stride, of=kind.unit_keys)]
+            return [Growing(name="summary", shape=(heads, width), span=n, step=stride, of=kind.keys)]
         case Hash(bits=bits):
             return [Growing(name="hash", shape=(heads, bits // 8), dtype="uint8")]
         case Indexer(head_dim=own, pool=pool):
@@ -121,7 +122,7 @@ def weights(kind: Routed, attributes: Any, model: Any) -> tuple[Weight, ...]:
     """The indexer's maps, learned pools' maps, hash projections and cluster centres."""
     heads, width = attributes.kv_heads, attributes.head_dim
     found: list[Weight] = []
-    match kind.unit_keys:
+    match kind.keys:
         case Indexer(heads=own, head_dim=inner):
             found.append(Weight(name="indexer.q_proj.weight", shape=(own * inner, model.dim)))
             found.append(Weight(name="indexer.k_proj.weight", shape=(inner, model.dim)))

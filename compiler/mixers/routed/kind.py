@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, SerializeAsAny
-
 from attnc.compiler.declare import Bounds, Budgeted, Positional
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers.routed.choice import (
@@ -25,7 +23,7 @@ from attnc.compiler.mixers.routed.choice import (
 )
 from attnc.compiler.mixers.routed.units import Blocks, Hash, Indexer, LearnedPool, Mean, TwoStep, Unit
 from attnc.compiler.mixers.summary import Summary
-from attnc.compiler.value import Share
+from attnc.compiler.value import Share, derived
 
 Units = Annotated[int, Bounds(1, 2**24)]
 Keys = Literal["own", "minmax", "centre", "descent", "last"] | Mean | TwoStep | LearnedPool | Hash | Indexer | Summary
@@ -55,8 +53,6 @@ class Routed(Kind):
     `selection`             `noncausal` accepts a choice that looks ahead.
     """
 
-    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
-
     kind: Literal["routed"] = "routed"
     unit: Annotated[Unit, Positional()]
     top_k: Annotated[int | Share | Sublinear | LogGaussian | None, Bounds(1, 2**24), Budgeted("tuned")] = None
@@ -64,7 +60,7 @@ class Routed(Kind):
     threshold: Annotated[float | None, Bounds(-1e6, 1e6), Budgeted("tuned")] = None
     at_least: Units = 1
     at_most: Annotated[int | None, Bounds(1, 2**24)] = None
-    unit_keys: Keys = Field(default_factory=_default_keys, alias="keys")
+    keys: Keys = derived(default_factory=_default_keys)
     queries: Literal["each", "all"] | QueryBlock | Last = "each"
     score: Literal["dot"] | SoftmaxScore | Antidiagonal | Estimated = "dot"
     fold: Literal["max", "sum"] = "max"
@@ -75,8 +71,8 @@ class Routed(Kind):
     adaptive: Share | None = None
     overlap: Literal["ranked", "counted", "excluded"] = "ranked"
     search: Literal["flat"] | Tree = "flat"
-    within: tuple[SerializeAsAny[Kind], ...] | None = None
-    from_: Literal["previous"] | None = Field(default=None, alias="from")
+    within: tuple[Kind, ...] | None = None
+    from_: Literal["previous"] | None = None
     refresh: Literal["always", "once"] | Every | Cosine | tuple[Every | Cosine, ...] = "always"
     on_refresh: Literal["sparse", "dense"] = "sparse"
     evict: bool = False

@@ -58,20 +58,20 @@ def _decision(kind: Routed) -> Iterator[Broken]:
 
 def _keys(kind: Routed) -> Iterator[Broken]:
     blocks = isinstance(kind.unit, Blocks)
-    shown = kind.unit_keys if isinstance(kind.unit_keys, str) else getattr(kind.unit_keys, "word", "")
+    shown = kind.keys if isinstance(kind.keys, str) else getattr(kind.keys, "word", "")
     if not blocks and shown in (*OF_BLOCKS, "two_step", "learned"):
         message = f"`keys = {shown}` stands for several tokens, but the unit is `{kind.unit}`"
         yield Broken("keys", message, "`blocks(n)` as unit", "route blocks, or leave `keys` out")
-    if isinstance(kind.unit_keys, Summary) and not blocks:
+    if isinstance(kind.keys, Summary) and not blocks:
         message = f"a summary stands for several tokens, but the unit is `{kind.unit}`"
         yield Broken("keys", message, "`blocks(n)` as unit", "route blocks, or leave `keys` out")
-    if not blocks and isinstance(kind.unit_keys, Mean) and kind.unit_keys.n is None and kind.unit_keys.chunks is None:
+    if not blocks and isinstance(kind.keys, Mean) and kind.keys.n is None and kind.keys.chunks is None:
         message = f"`mean` alone is that of a block, but the unit is `{kind.unit}`"
         yield Broken("keys", message, "`mean(n)`", "give the size of the chunks: `mean(n)`")
-    if kind.search != "flat" and kind.unit_keys not in ("centre", "own"):
+    if kind.search != "flat" and kind.keys not in ("centre", "own"):
         message = "a tree of intervals is searched by one key of each, `centre`"
         yield Broken("search", message, "`keys = centre`", "write `keys = centre`, or leave `search` out")
-    if kind.unit_keys == "centre" and kind.search == "flat" and not blocks:
+    if kind.keys == "centre" and kind.search == "flat" and not blocks:
         message = "`keys = centre` stands for an interval, but tokens are searched one by one"
         yield Broken("keys", message, "`blocks(n)`, or `search = tree(n)`", "add `search = tree(2)`")
 
@@ -84,13 +84,13 @@ def _score(kind: Routed) -> Iterator[Broken]:
             message = f"`antidiagonal({n})` runs through blocks of queries and of keys that {n} divides"
             expected = "`blocks(n)` and `queries = block(n)`"
             yield Broken("score", message, expected, f"use block sizes that are multiples of {n}", "A204")
-    if isinstance(kind.score, Antidiagonal | Estimated) and kind.unit_keys not in ("own", Mean()):
+    if isinstance(kind.score, Antidiagonal | Estimated) and kind.keys not in ("own", Mean()):
         message = f"`score = {kind.score.word}` reads the keys themselves"
         yield Broken("keys", message, "no `keys`", "leave `keys` out")
-    if isinstance(kind.score, SoftmaxScore) and kind.score.lse is not None and not isinstance(kind.unit_keys, Mean | Summary):
+    if isinstance(kind.score, SoftmaxScore) and kind.score.lse is not None and not isinstance(kind.keys, Mean | Summary):
         message = "`lse` is a coarser denominator for pooled keys"
         yield Broken("score", message, "`keys = mean(n)`", "leave `lse` out")
-    if kind.fold == "sum" and isinstance(kind.unit_keys, Mean) and kind.unit_keys.n is None and kind.unit_keys.chunks is None:
+    if kind.fold == "sum" and isinstance(kind.keys, Mean) and kind.keys.n is None and kind.keys.chunks is None:
         message = "each unit has one key, so there is nothing to fold"
         yield Broken("fold", message, "several keys to one unit", "leave `fold` out")
 

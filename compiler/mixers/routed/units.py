@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from attnc.compiler.declare import Bounds, Positional
-from attnc.compiler.value import Broken, Value
+from attnc.compiler.value import Broken, Value, derived
 
 Size = Annotated[int, Positional(), Bounds(1, 65536)]
 
@@ -52,7 +50,7 @@ class Mean(Value):
 
     word: Literal["mean"] = "mean"
     n: Annotated[int | None, Positional(), Bounds(1, 65536)] = None
-    stride: Annotated[int | None, Bounds(1, 65536)] = Field(default_factory=lambda given: given["n"])
+    stride: Annotated[int | None, Bounds(1, 65536)] = derived(default_factory=lambda given: given["n"])
     chunks: Predicted | None = None
 
     def broken(self) -> Iterator[Broken]:

@@ -18,6 +18,7 @@ from attnc.checkpoint.report import ImportReport
 from attnc.checkpoint.spec_text import spec_text
 from attnc.checkpoint.tensors import Tensor, write
 from attnc.checkpoint.weights import fit
+from attnc.compiler.data import to_json
 from attnc.compiler.spec import Spec
 from attnc.dsl.parse import parse
 from attnc.dsl.source import Source
@@ -92,7 +93,7 @@ def _import(found: Checkpoint, path: Path, spec: Path, folder: Path) -> ImportRe
             files=files,
             digest=place.digest(text),
         )
-        (made / place.REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (made / place.REPORT).write_text(to_json(report, indent=2) + "\n", encoding="utf-8")
         place.put(made, folder, spec, text)
     return report
 

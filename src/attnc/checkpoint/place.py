@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from attnc.checkpoint.problem import problem, some
 from attnc.checkpoint.report import ImportReport
+from attnc.compiler.data import from_json
 
 REPORT = "import.json"
 
@@ -45,7 +46,7 @@ def refuse_strangers(spec: Path, folder: Path) -> None:
 def _earlier(folder: Path) -> ImportReport | None:
     """What an earlier import said of this folder; None where it says nothing that can be read."""
     try:
-        return ImportReport.model_validate_json((folder / REPORT).read_text(encoding="utf-8"))
+        return from_json(ImportReport, (folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValidationError, UnicodeDecodeError):
         return None
 

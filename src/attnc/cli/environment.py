@@ -9,11 +9,10 @@ import sys
 import warnings
 from pathlib import Path
 
-from pydantic import BaseModel
-
 import attnc
 from attnc.cli.output import bytes_text
 from attnc.cli.version import installed
+from attnc.compiler.value import Value
 
 TORCH = ((2, 11), (2, 15))
 TRITON = ((3, 6), (3, 9))
@@ -21,7 +20,7 @@ NEEDED = ("pydantic", "networkx", "jinja2", "typer", "rich", "platformdirs", "fi
 LITTLE_DISK = 2 * 2**30
 
 
-class Gpu(BaseModel):
+class Gpu(Value):
     """One device that torch sees."""
 
     name: str
@@ -29,7 +28,7 @@ class Gpu(BaseModel):
     memory: int
 
 
-class Folder(BaseModel):
+class Folder(Value):
     """A folder that fills up, and what its disk has left."""
 
     purpose: str
@@ -37,14 +36,14 @@ class Folder(BaseModel):
     free: int
 
 
-class Problem(BaseModel):
+class Problem(Value):
     """Something that must be mended before `attnc` works."""
 
     message: str
     help: str
 
 
-class EnvironmentReport(BaseModel):
+class EnvironmentReport(Value):
     """What `attnc doctor --json` prints. A package that is not installed has no version."""
 
     schema_version: int = 1

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel
 
 from attnc.cli.exits import CommandError, Exit
 from attnc.cli.options import Json
 from attnc.cli.output import print_json, styled
 from attnc.cli.pages import SECTIONS, Page, pages
+from attnc.compiler.value import Value
 from attnc.dsl.examples import MODEL, whole
 
 HARD_SPACE = "\x00"
@@ -25,14 +25,14 @@ WIDEST = 96
 """Columns of running text: longer lines are hard to read, whatever the terminal."""
 
 
-class ExampleReport(BaseModel):
+class ExampleReport(Value):
     """Whole files: the wrong one gives the code, the right one checks."""
 
     wrong: str
     right: str
 
 
-class PageReport(BaseModel):
+class PageReport(Value):
     """One code."""
 
     code: str
@@ -41,7 +41,7 @@ class PageReport(BaseModel):
     example: ExampleReport | None
 
 
-class PagesReport(BaseModel):
+class PagesReport(Value):
     """What `attnc explain --json` prints."""
 
     schema_version: int = 1

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict
-from pydantic.alias_generators import to_camel
-
+from attnc.compiler.value import Value
 from attnc.dsl.diagnostic import Diagnostic, Edit
 from attnc.dsl.source import Source, Span
 
@@ -20,55 +18,49 @@ Severity = Literal[1, 3]
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
-class Shape(BaseModel):
-    """LSP's names have humps."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
-
-
-class Position(Shape):
+class Position(Value):
     """Both count from 0; characters are UTF-16 units."""
 
     line: int
     character: int
 
 
-class Range(Shape):
+class Range(Value):
     """The end is not part of it."""
 
     start: Position
     end: Position
 
 
-class Location(Shape):
+class Location(Value):
     """A range of a file."""
 
     uri: str
     range: Range
 
 
-class RelatedInformation(Shape):
+class RelatedInformation(Value):
     """Another place that matters."""
 
     location: Location
     message: str
 
 
-class TextEdit(Shape):
+class TextEdit(Value):
     """Put `newText` where `range` is."""
 
     range: Range
-    new_text: str
+    newText: str  # noqa: N815 LSP's names have humps
 
 
-class Fix(Shape):
+class Fix(Value):
     """Edits that belong together; `title` is what an editor's menu says."""
 
     title: str
     edits: list[TextEdit]
 
 
-class Data(Shape):
+class Data(Value):
     """What LSP has no field for."""
 
     expected: str
@@ -76,7 +68,7 @@ class Data(Shape):
     fixes: list[Fix]
 
 
-class LspDiagnostic(Shape):
+class LspDiagnostic(Value):
     """One mistake, as `textDocument/publishDiagnostics` would send it."""
 
     range: Range
@@ -84,11 +76,11 @@ class LspDiagnostic(Shape):
     code: str
     source: Literal["attnc"] = "attnc"
     message: str
-    related_information: list[RelatedInformation]
+    relatedInformation: list[RelatedInformation]  # noqa: N815
     data: Data
 
 
-class FileDiagnostics(Shape):
+class FileDiagnostics(Value):
     """All mistakes of one file, perhaps none."""
 
     uri: str
@@ -96,7 +88,7 @@ class FileDiagnostics(Shape):
     diagnostics: list[LspDiagnostic]
 
 
-class DiagnosticsReport(BaseModel):
+class DiagnosticsReport(Value):
     """What `--diagnostics json` prints."""
 
     schema_version: int = 1
@@ -126,7 +118,7 @@ def lsp(diagnostic: Diagnostic, severity: Severity = 1) -> LspDiagnostic:
         severity=severity,
         code=diagnostic.code,
         message="\n".join(parts),
-        related_information=[
+        relatedInformation=[
             RelatedInformation(location=Location(uri=uri(span.source.name), range=range_of(span)), message=text)
             for text, span in diagnostic.notes
         ],
@@ -177,7 +169,7 @@ def _escaped(text: str, more: str = "") -> str:
 
 
 def _fix(edit: Edit) -> Fix:
-    return Fix(title=fix_title(edit), edits=[TextEdit(range=range_of(edit.span), new_text=edit.text)])
+    return Fix(title=fix_title(edit), edits=[TextEdit(range=range_of(edit.span), newText=edit.text)])
 
 
 def _short(text: str) -> str:

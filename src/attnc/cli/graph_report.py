@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, SerializeAsAny
-
+from attnc.compiler.data import to_data
 from attnc.compiler.value import Value
 
 if TYPE_CHECKING:  # networkx
     from attnc.compiler.graph import Graph
 
 
-class NodeReport(BaseModel):
+class NodeReport(Value):
     """One node: its sort, what it says, and the nodes that it reads."""
 
     name: str
     sort: str
     inputs: list[str]
-    node: SerializeAsAny[Value]
+    node: dict[str, Any]
 
 
-class GraphReport(BaseModel):
+class GraphReport(Value):
     """All nodes, in the order in which they can run."""
 
     schema_version: int = 1
@@ -31,7 +30,7 @@ class GraphReport(BaseModel):
 def graph_report(graph: Graph) -> GraphReport:
     """The whole graph."""
     nodes = [
-        NodeReport(name=name, sort=type(node).__name__.lower(), inputs=graph.inputs(name), node=node)
+        NodeReport(name=name, sort=type(node).__name__.lower(), inputs=graph.inputs(name), node=to_data(node))
         for name, node in graph.nodes()
     ]
     return GraphReport(nodes=nodes)

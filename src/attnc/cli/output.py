@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from rich.console import Console
 
+    from attnc.compiler.value import Value
     from attnc.dsl.diagnostic import SpecError
 
 UNTRUNCATED = 400
@@ -39,9 +39,11 @@ class Format(StrEnum):
     github = "github"
 
 
-def print_json(report: BaseModel) -> None:
+def print_json(report: Value) -> None:
     """The one object that `--json` promises."""
-    typer.echo(report.model_dump_json(indent=2, by_alias=True))
+    from attnc.compiler.data import to_json
+
+    typer.echo(to_json(report, indent=2))
 
 
 def note(message: str) -> None:

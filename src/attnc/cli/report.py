@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
-
 from attnc.cli.fixing import Checked
+from attnc.compiler.value import Value
 from attnc.dsl.diagnostic import Diagnostic
 from attnc.dsl.source import Span
 
 
-class Place(BaseModel):
+class Place(Value):
     """A range of one file; lines and columns count from 1, the end is not part of it."""
 
     file: str
@@ -19,21 +18,21 @@ class Place(BaseModel):
     end_column: int
 
 
-class Note(BaseModel):
+class Note(Value):
     """Another place that matters."""
 
     message: str
     place: Place
 
 
-class Fix(BaseModel):
+class Fix(Value):
     """A correction that a program can make: put `text` where `place` is."""
 
     place: Place
     text: str
 
 
-class DiagnosticReport(BaseModel):
+class DiagnosticReport(Value):
     """One mistake."""
 
     code: str
@@ -45,7 +44,7 @@ class DiagnosticReport(BaseModel):
     fix: Fix | None
 
 
-class FileReport(BaseModel):
+class FileReport(Value):
     """One file and its mistakes, those that `--fix` corrected before, and what of a right one is not built yet."""
 
     file: str
@@ -56,7 +55,7 @@ class FileReport(BaseModel):
     unbuilt: list[DiagnosticReport]
 
 
-class CheckReport(BaseModel):
+class CheckReport(Value):
     """What `attnc check --json` prints."""
 
     schema_version: int = 1

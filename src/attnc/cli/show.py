@@ -198,6 +198,7 @@ def _layer_graph(spec: Spec) -> Graph:
 def _built_plan(folder: Path) -> Plan:
     """The plan by which a built folder runs on this machine."""
     from attnc.codegen.built import Built
+    from attnc.compiler.data import from_json
 
-    built = Built.model_validate_json((folder / "plan.json").read_text("utf-8"))
+    built = from_json(Built, (folder / "plan.json").read_text("utf-8"))
     return built.plans["cpu" if device_name(None) == "cpu" else "cuda"]

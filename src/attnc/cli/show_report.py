@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, SerializeAsAny
-
+from attnc.cli.verified import Unverified
 from attnc.compiler.causality import Refusal
 from attnc.compiler.laws import Law
 from attnc.compiler.mixer import Causality
 from attnc.compiler.picture import Picture
+from attnc.compiler.planned import Plan
 from attnc.compiler.recipe import Recipe, Retrieve
 from attnc.compiler.spec import BudgetSite, Model
 from attnc.compiler.table import TableRow
 from attnc.compiler.value import Value
 
 
-class TextReport(BaseModel):
+class TextReport(Value):
     """A stage whose text is its whole content."""
 
     schema_version: int = 1
@@ -22,7 +22,7 @@ class TextReport(BaseModel):
     text: str
 
 
-class TableReport(BaseModel):
+class TableReport(Value):
     """What `attnc show --json` prints: the resolved table; with a plan how each part runs, and which kernels no GPU has run.
 
     `causality` is the class of the spec's choices, `refused` what they forbid, `unbuilt` what this version cannot build yet.
@@ -38,11 +38,11 @@ class TableReport(BaseModel):
     laws: tuple[Law, ...]
     causality: Causality
     refused: tuple[Refusal, ...]
-    plan: SerializeAsAny[Value] | None
-    unverified: list[SerializeAsAny[BaseModel]]
+    plan: Plan | None
+    unverified: list[Unverified]
 
 
-class MaskReport(BaseModel):
+class MaskReport(Value):
     """What `attnc show --mask LAYER --json` prints."""
 
     schema_version: int = 1

@@ -8,14 +8,14 @@ import textwrap
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel
 
 from attnc.cli import shipped
 from attnc.cli.options import Json
 from attnc.cli.output import print_json, styled
+from attnc.compiler.value import Value
 
 
-class SpecReport(BaseModel):
+class SpecReport(Value):
     """One shipped spec."""
 
     name: str
@@ -23,7 +23,7 @@ class SpecReport(BaseModel):
     text: str
 
 
-class SpecsReport(BaseModel):
+class SpecsReport(Value):
     """What `attnc specs --json` prints."""
 
     schema_version: int = 1

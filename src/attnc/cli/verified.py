@@ -6,8 +6,6 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from attnc.codegen import kernels
 from attnc.codegen.triton import verified
 from attnc.codegen.triton.emit import emit
@@ -17,6 +15,7 @@ from attnc.compiler.graph import Graph, Mix
 from attnc.compiler.planned import Plan
 from attnc.compiler.show import numbers_text
 from attnc.compiler.spec import Model, Phase
+from attnc.compiler.value import Value
 
 RUN: dict[Phase, tuple[str, ...]] = {
     "train": ("softmax_prefill", *BACKWARD),
@@ -26,7 +25,7 @@ RUN: dict[Phase, tuple[str, ...]] = {
 """The kernels that a phase runs."""
 
 
-class Unverified(BaseModel):
+class Unverified(Value):
     """A generated kernel that a plan chose and that has no row in the record."""
 
     kernel: str
