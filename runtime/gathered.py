@@ -57,7 +57,8 @@ def gather(q: Tensor, parts: tuple[KeyPart, ...], first: int, last: int, batch: 
         rows = q.transpose(0, 1).unsqueeze(0)
         sequences = [s for s, size in enumerate(batch.sizes) if size]
         queries = tuple(Stretch(s, batch.pasts[s], batch.sizes[s]) for s in sequences)
-        whole = _packed(parts[0], first, last) if len(parts) == 1 else None
+        alone = len(parts) == 1 and all(size or not count for size, count in zip(batch.sizes, parts[0].counts, strict=True))
+        whole = _packed(parts[0], first, last) if alone else None
         if whole is not None:
             keys = zip(parts[0].bases, parts[0].counts, strict=True)
             return Gathered(rows, *whole, queries, tuple(Stretch(s, base, n) for s, (base, n) in enumerate(keys) if n))

@@ -20,7 +20,7 @@ ROOMS = {
         {"attnc", "attnc.dsl", "attnc.compiler", "attnc.codegen", "attnc.runtime"},
         {"pydantic", "networkx", "jinja2", "torch", "triton", "safetensors", "filelock", "platformdirs"},
     ),
-    "runtime": ("runtime", set(), {"torch", "triton", "safetensors"}),
+    "runtime": ("runtime", set(), {"torch", "triton", "safetensors", "flash_attn"}),
     "checkpoint": (
         "src/attnc/checkpoint",
         {"attnc.dsl", "attnc.compiler", "attnc.checkpoint"},
