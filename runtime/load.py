@@ -26,6 +26,12 @@ class _Unfilled(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def without_numbers(make: type[AnyModel]) -> AnyModel:
+    """An instance of a folder's `Model` whose parameters are on `meta`: it says what there is, and takes no memory."""
+    with torch.device("meta"), _Unfilled():
+        return make()
+
+
 def load_model(
     make: type[AnyModel],
     folder: Path,
@@ -39,8 +45,7 @@ def load_model(
     Raises WeightsError where the weights are missing or do not fit.
     """
     files = sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
-    with torch.device("meta"), _Unfilled():
-        model = make()
+    model = without_numbers(make)
     load_weights(model, files, device, dtype)
     model.rows = json.loads((folder / "plan.json").read_text("utf-8"))["cache"]
     model.kernels = kernels

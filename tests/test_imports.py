@@ -27,6 +27,11 @@ ROOMS = {
         {"pydantic", "torch", "safetensors", "transformers", "gguf", "numpy"},
     ),
     "lsp": ("src/attnc/lsp", {"attnc", "attnc.dsl", "attnc.compiler", "attnc.lsp"}, {"pygls", "lsprotocol"}),
+    "bench": (
+        "src/attnc/bench",
+        {"attnc", "attnc.dsl", "attnc.compiler", "attnc.codegen", "attnc.runtime", "attnc.bench"},
+        {"pydantic", "torch", "triton", "matplotlib", "platformdirs"},
+    ),
     "cli": (
         "src/attnc/cli",
         {
@@ -36,6 +41,7 @@ ROOMS = {
             "attnc.codegen",
             "attnc.lsp",
             "attnc.checkpoint",
+            "attnc.bench",
             "attnc.cli",
             "attnc.runtime.codes",
         },
@@ -44,7 +50,7 @@ ROOMS = {
 }
 """Room: its folder, the packages of ours that it may import (`attnc` itself is the front door), and those of others."""
 
-HEAVY = {"torch", "triton", "networkx", "jinja2", "transformers", "gguf", "rich", "pygls"}
+HEAVY = {"torch", "triton", "networkx", "jinja2", "transformers", "gguf", "rich", "pygls", "matplotlib"}
 LIGHT_ROOMS = ("dsl", "compiler", "cli", "checkpoint")
 GRAPH_FILES = {"compiler/graph.py", "compiler/passes.py", "compiler/verify.py"}
 """The layer graph is a networkx graph; no command imports these before it needs a graph."""

@@ -24,6 +24,7 @@ INSTALLABLE = {
     "transformers": "'attnc[hf]'",
     "gguf": "'attnc[hf]'",
     "tokenizers": "'attnc[hf]'",
+    "matplotlib": "'attnc[plot]'",
 }
 
 

@@ -24,6 +24,7 @@ COMMANDS = (
     "import",
     "graft",
     "run",
+    "bench",
     "explain",
     "schema",
     "lsp",

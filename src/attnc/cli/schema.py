@@ -24,6 +24,7 @@ SCHEMAS: dict[str, tuple[str, str, str]] = {
     "specs": ("attnc.cli.specs", "SpecsReport", "attnc specs --json"),
     "explain": ("attnc.cli.explain", "PagesReport", "attnc explain --json"),
     "import": ("attnc.checkpoint.report", "ImportReport", "attnc import --json"),
+    "bench": ("attnc.bench.report", "BenchReport", "attnc bench --json"),
     "doctor": ("attnc.cli.environment", "EnvironmentReport", "attnc doctor --json"),
     "gpu": ("attnc.codegen.triton.verified", "Verified", "one row of docs/gpu.json"),
 }

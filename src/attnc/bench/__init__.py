@@ -1,0 +1,1 @@
+"""Timing: the launches of a built folder beside other libraries, and what this machine can do."""

@@ -1,0 +1,152 @@
+"""The distinct launches of a built folder, without its weights: what there is to time.
+
+Legend: H query heads on G KV heads; D key width; E value width.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from attnc.codegen.built import Built
+from attnc.codegen.importing import import_folder
+from attnc.compiler.data import from_json
+from attnc.runtime.load import without_numbers
+
+ORIGIN = re.compile(r"^\s+\S+:\d+  (.+)$", re.MULTILINE)
+"""A line of a class's text that names the line of the spec which it comes from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """A built folder that is imported, and its model without numbers. Everything of its runtime is the folder's own copy."""
+
+    path: Path
+    package: ModuleType
+    built: Built
+    model: Any
+
+    def runtime(self, file: str) -> Any:
+        """A module of the folder's runtime."""
+        return importlib.import_module(f"{self.package.__name__}.runtime.{file}")
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """One launch, in all layers that run it.
+
+    words    its key sets, as the spec has them
+    mix      the runtime's Mix; `plan` its LayerPlan
+    plain    whether its weights are those of a softmax, at absolute positions
+    planned  phase -> provider, for CUDA devices and for the CPU
+    """
+
+    name: str
+    words: str
+    layers: tuple[int, ...]
+    heads: int
+    kv_heads: int
+    key_width: int
+    value_width: int
+    sink_logit: bool
+    plain: bool
+    planned: dict[str, dict[str, str]]
+    mix: Any
+    plan: Any
+    folder: Folder
+
+    @property
+    def repeat(self) -> int:
+        """Query heads of a KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for launches that differ in nothing that is timed: layers of two rules may do the same."""
+        mix, sizes = self.mix, (self.heads, self.kv_heads, self.key_width, self.value_width, self.sink_logit)
+        return (mix.variants, mix.form, mix.scale, mix.cap, mix.reference, self.plan.slots, *sizes)
+
+    def provider(self, name: str) -> Any:
+        """One of the runtime's providers for this launch."""
+        return self.folder.model.provider(self.mix, name)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A launch that no generated kernel says, and why."""
+
+    name: str
+    words: str
+    reason: str
+
+
+def open_folder(path: Path) -> Folder:
+    """Imports a built folder. Its weights are not read."""
+    package = import_folder(path)
+    name = package.__name__
+    made = without_numbers(package.Model)
+    made.kernels = importlib.import_module(f"{name}.kernels").kernel
+    return Folder(path, package, from_json(Built, (path / "plan.json").read_text("utf-8")), made)
+
+
+def launches(folder: Folder) -> tuple[list[Launch], list[Skipped]]:
+    """Every distinct launch once, in the order of the layers, and those that have no kernel."""
+    found: dict[str, tuple[Any, Any, Any, list[int]]] = {}
+    for index, layer in enumerate(folder.model.model.layers):
+        for module in layer.modules():
+            for mix, plan in zip(getattr(module, "mixes", ()), module.plans() if hasattr(module, "mixes") else (), strict=True):
+                found.setdefault(mix.name, (mix, plan, module, []))[3].append(index)
+    files: dict[str, tuple[str, ...]] = importlib.import_module(f"{folder.package.__name__}.kernels").FILES
+    known: dict[tuple[Any, ...], Launch] = {}
+    skipped = []
+    for name, (mix, plan, module, layers) in found.items():
+        words = ", ".join(ORIGIN.findall(type(module).__doc__ or "")) or name
+        if name not in files:
+            skipped.append(Skipped(name, words, _why_not(folder, name)))
+            continue
+        launch = _launch(folder, mix, plan, words, layers, files[name][0])
+        same = known.get(launch.key)
+        known[launch.key] = launch if same is None else replace(same, layers=tuple(sorted({*same.layers, *layers})))
+    return list(known.values()), skipped
+
+
+def _launch(folder: Folder, mix: Any, plan: Any, words: str, layers: list[int], kernel: str) -> Launch:
+    constants = _constants(folder.path / "kernels" / f"{kernel}.py")
+    kv_heads = mix.variants[0].groups[-1].last + 1
+    reference = folder.runtime("attention_reference").Reference()
+    return Launch(
+        name=mix.name,
+        words=words,
+        layers=tuple(layers),
+        heads=kv_heads * constants["GROUP"],
+        kv_heads=kv_heads,
+        key_width=constants["HEAD_WIDTH"],
+        value_width=constants["VALUE_WIDTH"],
+        sink_logit=bool(constants["SINK_LOGIT"]),
+        plain=mix.reference == reference,
+        planned={kind: dict(folder.model.providers[kind][mix.name]) for kind in ("cuda", "cpu")},
+        mix=mix,
+        plan=plan,
+        folder=folder,
+    )
+
+
+def _constants(path: Path) -> dict[str, Any]:
+    """The numbers at the top of a kernel's file, which is not imported: that would need triton."""
+    found = {}
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Constant):
+            found[node.targets[0].id] = node.value.value
+    return found
+
+
+def _why_not(folder: Folder, launch: str) -> str:
+    """The plan's reason why no generated kernel runs a launch."""
+    plan, node = folder.built.plans["cuda"], folder.built.launches[launch]
+    reasons = [refusal.reason for choice in plan.choices if choice.node == node for refusal in choice.refused]
+    return reasons[0] if reasons else "it has no generated kernel"
