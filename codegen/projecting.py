@@ -47,7 +47,7 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         template="attention.py.j2",
         summary=_summary(a),
         origins=tuple(origins),
-        modules=(*_modules(project, a, model), *_learned([mix for _, mix in mixes], model)),
+        modules=(*_modules(project, a, model), *_ropes(mixes), *_learned([mix for _, mix in mixes], model)),
         body=tuple(body),
         plans=plans,
         slots=len(mixes),
@@ -96,7 +96,8 @@ def routed(graph: Graph, layer: int, scope: str, names: Names, model: Model, vis
         f"self.join = nn.Linear({model.dim}, {a.heads} * {count}, bias=False)",
         f"self.route = TokenRoute(({', '.join(groups)},), scale={scale(a, model)!r}{cap})",
     )
-    turn = [f"turn = call.angles({rope_text(a)})", "q, k = rotate_by(q, *turn), rotate_by(k, *turn)"] if rope_text(a) else []
+    rope = [f"self.rope = {rope_text(a)}"] if rope_text(a) else []
+    turn = ["turn = call.angles(self.rope)", "q, k = rotate_by(q, *turn), rotate_by(k, *turn)"] if rope else []
     body = (
         *_project(project, a, handed=False),
         *turn,
@@ -108,7 +109,7 @@ def routed(graph: Graph, layer: int, scope: str, names: Names, model: Model, vis
     width = a.value_dim + count
     needs = {"route": {"TokenRoute", "routes"}, "intervals": {"HeadGroup"}, "cache": {"LayerPlan", "Slots", "Growing"}}
     if turn:
-        needs["rotary"] = {"Rope", "rotate_by", *(name for name in _WORDS["rotary"] if f"{name}(" in turn[0])}
+        needs["rotary"] = {"Rope", "rotate_by", *(name for name in _WORDS["rotary"] if f"{name}(" in rope[0])}
     if a.qk_norm is not None:
         needs["layers"] = {"RMSNorm" if a.qk_norm == "rms" else "l2_norm"}
     return Part(
@@ -117,7 +118,7 @@ def routed(graph: Graph, layer: int, scope: str, names: Names, model: Model, vis
         template="attention.py.j2",
         summary=_summary(a),
         origins=(str(node.origin),),
-        modules=(*_modules(project, a, model), *more),
+        modules=(*_modules(project, a, model), *rope, *more),
         body=body,
         plans=(f"LayerPlan((Slots(0, {a.kv_heads - 1}, Growing()),), key_width={a.head_dim}, value_width={width})",),
         slots=1,
@@ -227,13 +228,24 @@ def _launches(mixes: list[tuple[str, Mix]], a: Attributes) -> list[str]:
     return lines
 
 
+def _turns(mix: Mix) -> bool:
+    """Whether q and k are turned before the launch."""
+    return rope_text(mix.attributes) is not None and mix.attributes.positions != "consecutive"
+
+
+def _ropes(mixes: list[tuple[str, Mix]]) -> list[str]:
+    """The rotation of each launch, an attribute: what it multiplies positions by is made when a model is loaded."""
+    suffixes = [""] if len(mixes) == 1 else [str(at) for at in range(len(mixes))]
+    pairs = zip(suffixes, mixes, strict=True)
+    return [f"self.rope{suffix} = {rope_text(mix.attributes)}" for suffix, (_, mix) in pairs if _turns(mix)]
+
+
 def _positions(lines: list[str], mix: Mix, q: str, k: str, suffix: str) -> tuple[str, str]:
     """Adds the lines that turn and sharpen q and k; returns their names."""
     a = mix.attributes
-    rope = rope_text(a)
-    if rope is not None and a.positions != "consecutive":
+    if _turns(mix):
         every = "" if a.positions == "absolute" else f", every={chunk_size(mix)}"
-        lines.append(f"turn{suffix} = call.angles({rope}{every})  # cosines and sines, [T, rotated / 2]")
+        lines.append(f"turn{suffix} = call.angles(self.rope{suffix}{every})  # cosines and sines, [T, rotated / 2]")
         lines.append(f"q{suffix}, k{suffix} = rotate_by({q}, *turn{suffix}), rotate_by({k}, *turn{suffix})")
         q, k = f"q{suffix}", f"k{suffix}"
     if isinstance(a.temperature, LogPosition):
@@ -287,7 +299,7 @@ def _needs(project: Project, a: Attributes, mixes: list[Mix], launches: tuple[La
         text = repr(one) + plan_text(mix, project, 0) + (rope_text(mix.attributes) or "")
         for file, names in _WORDS.items():
             needs.setdefault(file, set()).update(name for name in names if f"{name}(" in text or f"{name}," in text)
-        if rope_text(mix.attributes) is not None and mix.attributes.positions != "consecutive":
+        if _turns(mix):
             needs.setdefault("rotary", set()).add("rotate_by")
         if isinstance(mix.attributes.temperature, LogPosition):
             needs.setdefault("layers", set()).add("log_position")

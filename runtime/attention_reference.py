@@ -17,7 +17,7 @@ from .batch import Batch
 from .intervals import Form, HeadGroup
 from .keys import KeyPart, Run
 from .rotary import Rope, angles, rotate_by
-from .spans import head_spans
+from .spans import exact, head_spans
 
 BLOCK = 64
 """Queries at a time, so that memory stays within BLOCK x L x D a head."""
@@ -63,6 +63,7 @@ class Reference:
         sink_logit: Tensor | None = None,
     ) -> Tensor:
         """q [T, H, D] -> [T, H, E]."""
+        batch, parts = exact(batch, parts)
         wide = torch.promote_types(q.dtype, torch.float32)
         repeat = q.shape[1] // sum(band.last - band.first + 1 for band in parts[0].bands)
         spans, rows = head_spans(groups, parts), []

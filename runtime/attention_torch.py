@@ -13,7 +13,7 @@ from torch import Tensor
 from .batch import Batch
 from .intervals import Form, HeadGroup
 from .keys import KeyPart, Run
-from .spans import Numbers, even, head_spans, indices, reach, visible
+from .spans import Numbers, even, exact, head_spans, indices, reach, visible
 
 BLOCK = 256
 """Queries that share one mask."""
@@ -30,6 +30,7 @@ def torch_attention(
     sink_logit: Tensor | None = None,
 ) -> Tensor:
     """A `Provider` (softmax.py): q [T, H, D] -> [T, H, E]. The keys of all parts are laid side by side and share a softmax."""
+    batch, parts = exact(batch, parts)
     width = parts[0].v_width
     if batch.tokens == 0:
         return q.new_zeros(0, q.shape[1], width)

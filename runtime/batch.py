@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .keys import KeyPart, packed_keys
-from .sizes import DECODE_TOKENS
+from .sizes import DECODE_TOKENS, alike, largest
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -64,17 +64,17 @@ class Batch:
     @property
     def max_new(self) -> int:
         """The most new tokens of a sequence."""
-        return max(self.sizes, default=0)
+        return largest(self.sizes)
 
     @property
     def max_past(self) -> int:
         """The most tokens of a sequence in the cache."""
-        return max(self.pasts, default=0)
+        return largest(self.pasts)
 
     @property
     def even(self) -> bool:
         """Whether all sequences have equally many new tokens and the same past, so that [T] is a plain [S, N]."""
-        return len(set(self.sizes)) == 1 and len(set(self.pasts)) == 1
+        return alike(self.sizes) and alike(self.pasts)
 
     @classmethod
     def of(
@@ -107,7 +107,7 @@ class Batch:
         targets = seen if total_lengths is None else _counts(total_lengths, len(sizes), "total_lengths")
         totals = tuple(max(pair) for pair in zip(seen, targets, strict=True))
         unfinished = total_lengths is not None and any(past < target for past, target in zip(pasts, targets, strict=True))
-        chosen = phase or decide_phase(cache is not None, max(pasts, default=0), max(sizes, default=0), unfinished)
+        chosen = phase or decide_phase(cache is not None, largest(pasts), largest(sizes), unfinished)
         if chosen not in PHASES:
             raise ValueError(f"phase is one of {', '.join(PHASES)}, not {chosen!r}")
         flat = inputs.reshape(shape[0] * shape[1], *inputs.shape[2:])
@@ -157,7 +157,7 @@ def lay_out(
     past: Tensor | None,
 ) -> Batch:
     """The tensors of a batch from its counts; equal sizes are laid out by arithmetic on the device, nothing is copied there."""
-    s, even = len(sizes), len(set(sizes)) == 1
+    s, even = len(sizes), alike(sizes)
     if past is None:
         past = torch.zeros(s, dtype=torch.int64, device=device)
     if even:

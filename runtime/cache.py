@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .sizes import Share
+from .sizes import Share, largest
 from .storage import Growing, LayerCache, LayerPlan, Ring, Slots, State
 
 __all__ = ["Cache", "CacheError", "Growing", "LayerCache", "LayerPlan", "Ring", "Slots", "Snapshot", "State"]
@@ -64,7 +64,7 @@ class Cache:
         """A call with that many new tokens of each sequence begins. A508 if they do not fit; rings and states never fill."""
         for layer in self.layers:
             layer.settle(keep=False)
-        longest = max((count + size for count, size in zip(self.counts, sizes, strict=True)), default=0)
+        longest = largest([count + size for count, size in zip(self.counts, sizes, strict=True)])
         if self.limited and longest > self.max_length:
             raise CacheError(
                 "A508", f"a sequence of {longest} tokens does not fit into a cache of max_length {self.max_length}"
@@ -84,12 +84,12 @@ class Cache:
 
     def snapshot(self) -> Snapshot:
         """A copy of what is stored; costs memory in proportion to the tokens stored, not to max_length."""
-        longest = max(self.counts, default=0)
+        longest = largest(self.counts)
         return Snapshot(self.counts, tuple(view.clone() for layer in self.layers for view in layer.used(longest)))
 
     def restore(self, state: Snapshot) -> None:
         """Make the cache what it was at `snapshot`. ValueError if the snapshot is of another cache's shape."""
-        views = [view for layer in self.layers for view in layer.used(max(state.counts, default=0))]
+        views = [view for layer in self.layers for view in layer.used(largest(state.counts))]
         if [view.shape for view in views] != [tensor.shape for tensor in state.tensors] or len(state.counts) != self.batch:
             raise ValueError("the snapshot was taken from a cache of another shape")
         for view, tensor in zip(views, state.tensors, strict=True):

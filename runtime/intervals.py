@@ -12,7 +12,7 @@ and j <= i if causal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -65,9 +65,9 @@ class Form:
     def of(cls, groups: Sequence[HeadGroup], causal: bool) -> Form:
         """The smallest form in which every one of `groups` fits."""
         return cls(
-            max((len(group.near) for group in groups), default=0),
-            max((len(group.strides) for group in groups), default=0),
-            max((len(group.powers) for group in groups), default=0),
+            max([0, *(len(group.near) for group in groups)]),
+            max([0, *(len(group.strides) for group in groups)]),
+            max([0, *(len(group.powers) for group in groups)]),
             causal,
         )
 
@@ -110,19 +110,50 @@ def has_shares(groups: Sequence[HeadGroup]) -> bool:
     )
 
 
+class HeadGroups(tuple[HeadGroup, ...]):
+    """The head groups of a launch, which keep the numbers of their rows: every call asks for them."""
+
+    shares: bool
+    made: dict[tuple[int, int, int, torch.device], Tensor]
+
+    def __new__(cls, groups: Iterable[HeadGroup]) -> HeadGroups:
+        """`groups` cover the KV heads in order."""
+        made = super().__new__(cls, groups)
+        made.shares, made.made = has_shares(made), {}
+        return made
+
+
 def rows(groups: tuple[HeadGroup, ...], form: Form, batch: Batch) -> Tensor:
     """The numbers of every sequence and KV head, [S, G, R] int32 on the batch's device. `groups` cover the KV heads in order.
 
     Without shares the [G, R] numbers are made once per device and expanded; with shares they follow each sequence's total.
     """
     device = batch.positions.device
-    if not has_shares(groups):
-        return _table(groups, form, (0,), device).expand(batch.sequences, -1, -1)
-    return _table(groups, form, batch.totals, device)
+    if groups.shares if isinstance(groups, HeadGroups) else has_shares(groups):
+        table = _table if torch.compiler.is_compiling() else _kept
+        return table(groups, form, batch.totals, device)
+    return fixed_rows(groups, form, device).expand(batch.sequences, -1, -1)
 
 
-@lru_cache(maxsize=1024)
+def fixed_rows(groups: tuple[HeadGroup, ...], form: Form, device: torch.device) -> Tensor:
+    """The rows [1, G, R] of groups without shares; `HeadGroups` keep them, and a compiled model reads them as constants."""
+    if not isinstance(groups, HeadGroups):
+        return _table(groups, form, (0,), device)
+    key = (form.nears, form.strides, form.powers, device)
+    if key in groups.made:
+        return groups.made[key]
+    if torch.compiler.is_compiling():  # nothing of a compiled graph may outlive it
+        return _table(groups, form, (0,), device)
+    with torch.inference_mode(False):  # a later call may train
+        groups.made[key] = _table(groups, form, (0,), device)
+    return groups.made[key]
+
+
 def _table(groups: tuple[HeadGroup, ...], form: Form, lengths: tuple[int, ...], device: torch.device) -> Tensor:
     heads = [group for group in groups for _ in range(group.first, group.last + 1)]
     table = [[row(group, form, length) for group in heads] for length in lengths]
     return torch.tensor(table, dtype=torch.int32, device=device).view(len(lengths), len(heads), form.width)
+
+
+_kept = lru_cache(maxsize=64)(torch.inference_mode(False)(_table))
+"""`_table`, for the layers of one call."""

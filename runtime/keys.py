@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from .sizes import UNBOUNDED
+from .sizes import UNBOUNDED, alike, largest
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class KeyPart:
             v_begin=self.v_begin[index],
             stored=self.stored[index],
             base=self.base[index],
-            max_stored=max(counts, default=0),
+            max_stored=largest(counts),
             counts=counts,
             bases=tuple(self.bases[s] for s in sequences),
             places=tuple(self.places[s] for s in sequences),
@@ -115,13 +115,13 @@ class KeyPart:
     @property
     def shared(self) -> bool:
         """Whether all sequences read the same keys."""
-        return len(self.places) > 1 and all(place == self.places[0] for place in self.places)
+        return len(self.places) > 1 and alike(self.places)
 
     @property
     def even(self) -> bool:
         """Whether all sequences hold equally many keys from the same position on, at equal distances: one view serves all."""
-        gaps = {after - before for before, after in pairwise(self.places)}
-        return len(set(self.counts)) == 1 and len(set(self.bases)) == 1 and len(gaps) <= 1 and min(gaps, default=0) >= 0
+        gaps = [after - before for before, after in pairwise(self.places)]
+        return alike(self.counts) and alike(self.bases) and (not gaps or (alike(gaps) and gaps[0] >= 0))
 
     def read(self, first: int, last: int, sequence: int | None = None) -> tuple[Run, ...]:
         """The stored keys of heads first..last (of one band) in rising order of position, as views; slots that hold nothing are
@@ -145,7 +145,7 @@ class KeyPart:
         gap = self.places[which[1]] - self.places[which[0]] if len(which) > 1 else 0
         begin = steps.offset + self.places[which[0]] * steps.place + (first - band.first) * steps.head + slot * steps.slot
         size = (len(which), last - first + 1, length, steps.width)
-        return flat.as_strided(size, (gap * steps.place, steps.head, steps.slot, 1), flat.storage_offset() + begin)
+        return flat[begin:].as_strided(size, (gap * steps.place, steps.head, steps.slot, 1))
 
 
 def slot_runs(stored: int, pinned: int, ring: int) -> tuple[tuple[int, int, int], ...]:
@@ -180,7 +180,7 @@ def packed_keys(k: Tensor, v: Tensor, offsets: Tensor, sizes: Sequence[int], pas
         base=past.to(torch.int32),
         pinned=torch.zeros(heads, dtype=torch.int32, device=k.device),
         ring=torch.full((heads,), UNBOUNDED, dtype=torch.int32, device=k.device),
-        max_stored=max(sizes, default=0),
+        max_stored=largest(sizes),
         k_width=k_width,
         v_width=v_width,
         bands=(band,),

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .autocast import cast
+from .autocast import cast, word
 from .batch import Batch
 from .intervals import Form
 from .keys import KeyPart
@@ -66,19 +66,15 @@ class Kernels:
         if (part.k_width, part.v_width) != (self.q_width, self.v_width):
             raise ValueError(f"k and v are {self.q_width} and {self.v_width} wide, got {part.k_width} and {part.v_width}")
         if q.dtype not in DTYPES:
-            raise ValueError(f"q is bfloat16, float16 or float32 in generated kernels, got {_word(q.dtype)}; use('torch')")
+            raise ValueError(f"q is bfloat16, float16 or float32 in generated kernels, got {word(q.dtype)}; use('torch')")
         for name, x in (("k", k), ("v", v)):
             if x.dtype != q.dtype:
-                raise ValueError(f"q, k and v have one dtype: q is {_word(q.dtype)}, {name} is {_word(x.dtype)}")
+                raise ValueError(f"q, k and v have one dtype: q is {word(q.dtype)}, {name} is {word(x.dtype)}")
         others = (("k", k), ("v", v), ("rows", rows), ("scale", scale), ("sink_logit", sink_logit))
         for name, other in others:
             if other is not None and other.device != q.device:
                 raise ValueError(f"all tensors are on one device: q is on {q.device}, {name} on {other.device}")
         if scale.shape != (heads,) or scale.dtype != torch.float32:
-            raise ValueError(f"scale is [{heads}] float32, got {list(scale.shape)} {_word(scale.dtype)}")
+            raise ValueError(f"scale is [{heads}] float32, got {list(scale.shape)} {word(scale.dtype)}")
         if sink_logit is not None and sink_logit.shape != (heads,):
             raise ValueError(f"sink_logit is [{heads}], got {list(sink_logit.shape)}")
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .attention_torch import torch_attention
+from .autocast import cast, enabled, word
 from .batch import Batch
 from .cache import Cache, CacheError
 from .call import Call
 from .generate import generate
 from .mix import Mix
 from .output import Output
+from .rotary import Rope, on_device
 from .sampling import Sampler
 from .softmax import Kernel, Provider, per_part
 from .storage import LayerPlan
@@ -60,8 +62,10 @@ class BuiltModel(nn.Module):
         phase          train, prefill or decode; found by itself otherwise
         total_lengths  [B] or one number: the whole prompts' lengths while they are read in chunks
 
+        Runs under torch.compile, torch.autocast and activation checkpointing; docs/architecture.md says how.
         Raises ValueError for inputs that do not fit, CacheError A508 where the cache is too short.
         """
+        tokens = self.fitting(tokens, cache)
         packed, batch = Batch.of(tokens, cache, lengths, offsets, phase, total_lengths)
         call = Call(batch, cache)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
@@ -70,6 +74,23 @@ class BuiltModel(nn.Module):
             cache.advance(batch)
         return Output(logits, cache, call.losses)
 
+    def fitting(self, inputs: Tensor, cache: Cache | None) -> Tensor:
+        """Tokens as int64 where an embedding cannot read theirs; raises ValueError for another device, width or dtype."""
+        weight: Tensor = self.model.embed_tokens.weight  # type: ignore[union-attr, assignment]
+        name = "embeddings" if inputs.is_floating_point() else "tokens"
+        if inputs.device != weight.device:
+            raise ValueError(f"{name} are on {inputs.device}, the model is on {weight.device}")
+        if cache is not None and cache.lengths.device != weight.device:
+            raise ValueError(f"the cache is on {cache.lengths.device}, the model is on {weight.device}")
+        if not inputs.is_floating_point():
+            plain = inputs.dtype in (torch.int64, torch.int32, torch.bool) or inputs.is_complex()
+            return inputs if plain else inputs.to(torch.int64)  # of the others `Batch.of` says what is wrong
+        if inputs.dim() == 3 and inputs.shape[2] != weight.shape[1]:
+            raise ValueError(f"embeddings are [B, N, {weight.shape[1]}], got {list(inputs.shape)}")
+        if inputs.dtype != weight.dtype and not enabled(inputs):
+            raise ValueError(f"embeddings are {word(inputs.dtype)}, the model is {word(weight.dtype)}")
+        return inputs
+
     def generate(self, tokens: Tensor, max_new: int, sampler: Sampler | None = None, **options: Any) -> Iterator[Tensor]:
         """Yield the next token of each sequence, [B] int64; `options` as of `generate` in generate.py."""
         return generate(self, tokens, max_new, sampler, **options)
@@ -77,12 +98,14 @@ class BuiltModel(nn.Module):
     def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` sequences of up to `max_length` tokens, on the model's device and in its dtype.
 
+        Within `torch.autocast` in that dtype, which keys and values then have.
         CacheError A509 where a mixer looks ahead: later tokens would change what was said of earlier ones.
         """
         if not all(mix.form.causal for mix in self.launches()):
             raise CacheError("A509", "the model looks ahead (causal = false), so it reads whole texts and keeps no cache")
         weight = next(self.parameters())
-        return Cache(self.plans(), batch, max_length, weight.dtype, weight.device)
+        dtype = cast(weight.detach()[:0])[0].dtype
+        return Cache(self.plans(), batch, max_length, dtype, weight.device)
 
     def cache_spec(self) -> list[dict[str, Any]]:
         """What decoding keeps, a row for each head group: as `Spec.cache_spec` says for the model's dtype."""
@@ -111,10 +134,21 @@ class BuiltModel(nn.Module):
         if way not in WAYS:
             raise ValueError(f"a model runs by one of {', '.join(WAYS)}, not {way!r}")
         planned = self.providers["cuda" if next(self.parameters()).device.type == "cuda" else "cpu"]
+        self.prepare()
         for mix in self.launches():
             phases = planned[mix.name]
             mix.providers = {phase: self.provider(mix, _way(way, name)) for phase, name in phases.items()}
         return self
+
+    def prepare(self) -> None:
+        """Make the constants of the model's device: what is compiled before it ran once reads them too."""
+        device = next(self.parameters()).device
+        for mix in self.launches():
+            mix.prepare(device)
+        for module in self.modules():
+            for rope in vars(module).values():
+                if isinstance(rope, Rope):
+                    on_device(rope, device)
 
     def provider(self, mix: Mix, name: str) -> Provider:
         """The provider called `name` for one launch."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,6 +48,19 @@ class Rope:
     base: float
     scale: LinearScale | Yarn | Llama3 | None = None
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same as plain values."""
+        match self.scale:
+            case None:
+                return (self.dim, self.base)
+            case LinearScale(factor):
+                return (self.dim, self.base, "linear", factor)
+            case Yarn(factor, original, fast, slow):
+                return (self.dim, self.base, "yarn", factor, original, fast, slow)
+            case Llama3(factor, low, high, original):
+                return (self.dim, self.base, "llama3", factor, low, high, original)
+
 
 def frequencies(rope: Rope) -> tuple[Tensor, float]:
     """(radians per position [dim / 2] fp32 on the CPU, factor of the rotated vectors: YaRN's attention factor, else 1)."""
@@ -86,15 +98,27 @@ def _llama3(llama: Llama3, radians: Tensor) -> Tensor:
     return torch.where(slow, radians / llama.factor, torch.where(fast, radians, between))
 
 
-@lru_cache(maxsize=256)
-def _on_device(rope: Rope, device: torch.device) -> tuple[Tensor, float]:
-    radians, factor = frequencies(rope)
-    return radians.to(device), factor
+_MADE: dict[tuple[object, ...], tuple[Tensor, float]] = {}
+"""What `on_device` has made: a compiled model reads it as a constant."""
+
+
+def on_device(rope: Rope, device: torch.device) -> tuple[Tensor, float]:
+    """`frequencies` on a device, made once."""
+    key = (*rope.key, device)
+    if key in _MADE:
+        return _MADE[key]
+    if torch.compiler.is_compiling():  # nothing of a compiled graph may outlive it
+        radians, factor = frequencies(rope)
+        return radians.to(device), factor
+    with torch.inference_mode(False):
+        radians, factor = frequencies(rope)
+        _MADE[key] = radians.to(device), factor
+    return _MADE[key]
 
 
 def angles(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines [..., dim / 2] fp32 at positions [...] (integers, or places that need not be)."""
-    radians, factor = _on_device(rope, positions.device)
+    radians, factor = on_device(rope, positions.device)
     turned = positions.unsqueeze(-1).to(torch.float32) * radians
     return turned.cos() * factor, turned.sin() * factor
 

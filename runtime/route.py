@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention_reference import keys, softmax_weights
+from .autocast import cast, enabled, off
 from .batch import Batch
 from .intervals import HeadGroup
 from .softmax import begin, finish
@@ -46,7 +47,11 @@ class TokenRoute:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, weights: Tensor, batch: Batch, cache: LayerCache | None
     ) -> Tensor:
-        """Sums the alternatives' outputs, weighed for each query and head."""
+        """Sums the alternatives' outputs, weighed for each query and head; under `torch.autocast` q, k and v in its dtype."""
+        if enabled(q):
+            q, k, v = cast(q, k, v)
+            with off(q):
+                return self(q, k, v, chosen, weights, batch, cache)
         values = torch.cat((v, chosen.to(v.dtype).unsqueeze(1).expand(-1, v.shape[1], -1)), dim=-1)
         parts = begin(k, values, batch, cache)
         wide = torch.promote_types(q.dtype, torch.float32)

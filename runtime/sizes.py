@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 UNBOUNDED = 2**30
@@ -30,3 +31,13 @@ Number = int | Share
 def resolve(number: Number, length: int) -> int:
     """`number` as a count of tokens, for a sequence of `length` tokens."""
     return number.of(length) if isinstance(number, Share) else number
+
+
+def largest(counts: Sequence[int]) -> int:
+    """The largest of some counts, 0 of none. (torch.compile cannot trace `default` of max, nor sets of lengths that vary.)"""
+    return max([0, *counts])
+
+
+def alike(counts: Sequence[int]) -> bool:
+    """Whether there are counts, all of them equal."""
+    return len(counts) > 0 and all(count == counts[0] for count in counts)

@@ -97,12 +97,16 @@ def head_scale(scale: float | Tensor, heads: int, device: torch.device) -> Tenso
     """`scale` as one float32 number per head, [H]."""
     if isinstance(scale, Tensor):
         return scale.to(device=device, dtype=torch.float32).expand(heads)
-    return _constant(scale, heads, device)
+    constant = _constant if torch.compiler.is_compiling() else _kept
+    return constant(scale, heads, device)
 
 
-@lru_cache(maxsize=256)
 def _constant(number: float, heads: int, device: torch.device) -> Tensor:
     return torch.full((heads,), number, dtype=torch.float32, device=device)
+
+
+_kept = lru_cache(maxsize=256)(torch.inference_mode(False)(_constant))
+"""`_constant`, made once; a later call may train."""
 
 
 def merge(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from .batch import Batch
 from .intervals import Form, HeadGroup, row
 from .keys import KeyPart, Run
-from .sizes import UNBOUNDED
+from .sizes import UNBOUNDED, alike
 
 Stretch = tuple[int, int]
 """First position (or index) and the one after the last."""
@@ -124,6 +124,21 @@ def head_spans(groups: Sequence[HeadGroup], parts: Sequence[KeyPart]) -> list[tu
     return spans
 
 
+def exact(batch: Batch, parts: Sequence[KeyPart]) -> tuple[Batch, tuple[KeyPart, ...]]:
+    """Both with counts that are plain numbers: while torch.compile traces, counts may be symbols, and host arithmetic
+    that loops and sorts needs a graph for each length.
+    """
+    if not torch.compiler.is_compiling():
+        return batch, tuple(parts)
+    sizes, pasts, totals = _plain(batch.sizes), _plain(batch.pasts), _plain(batch.totals)
+    kept = [replace(p, counts=_plain(p.counts), bases=_plain(p.bases), places=_plain(p.places)) for p in parts]
+    return replace(batch, sizes=sizes, pasts=pasts, totals=totals), tuple(kept)
+
+
+def _plain(counts: Sequence[int]) -> tuple[int, ...]:
+    return tuple(len(range(n)) if n >= 0 else -len(range(-n)) for n in counts)
+
+
 def even(batch: Batch, parts: Sequence[KeyPart]) -> bool:
     """Whether one view of q and of each part serves all sequences, with the same keys visible in each."""
-    return batch.even and len(set(batch.totals)) == 1 and all(part.even for part in parts)
+    return batch.even and alike(batch.totals) and all(part.even for part in parts)

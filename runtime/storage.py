@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .keys import Band, KeyPart, Steps
-from .sizes import DECODE_TOKENS, UNBOUNDED, Number, resolve
+from .sizes import DECODE_TOKENS, UNBOUNDED, Number, largest, resolve
 
 SPARE = DECODE_TOKENS - 1
 """Slots of a ring beyond `recent`: the first of 16 tokens written together still sees its whole window."""
@@ -175,7 +175,7 @@ class LayerCache:
             base=torch.zeros_like(stored, dtype=torch.int32),
             pinned=self._numbers[:, 0].contiguous(),
             ring=self._numbers[:, 1].contiguous(),
-            max_stored=max(counts, default=0),
+            max_stored=largest(counts),
             k_width=self.k_width,
             v_width=self.plan.value_width,
             bands=self.bands,

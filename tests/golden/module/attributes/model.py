@@ -57,6 +57,7 @@ class FullAttention(nn.Module):
         self.output_gate = nn.Linear(24, 6 * 8, bias=False)
         self.sink_logit = nn.Parameter(torch.zeros(6))
         self.scale = nn.Parameter(torch.full((24,), 0.5))
+        self.rope = Rope(8, 10000.0)
         self.mixes = (
             Mix(
                 "FullAttention",
@@ -86,7 +87,7 @@ class FullAttention(nn.Module):
         v = self.v_proj(x).unflatten(-1, (3, 8))  # [T, G, E]
         q = self.q_norm(q)
         k = self.k_norm(k)
-        turn = call.angles(Rope(8, 10000.0))  # cosines and sines, [T, rotated / 2]
+        turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         o = self.mixes[0](q, k, v, call.batch, call.slot(self.slot), self.sink_logit)  # [T, H, E]
         o = self.output_norm(o)
@@ -113,6 +114,7 @@ class FullAttention2(nn.Module):
         self.v_conv = ShortConv(3 * 8, 3)
         self.q_norm = RMSNorm(8, 1e-06)
         self.k_norm = RMSNorm(8, 1e-06)
+        self.rope = Rope(8, 10000.0)
         self.mixes = (
             Mix(
                 "FullAttention2",
@@ -150,7 +152,7 @@ class FullAttention2(nn.Module):
         v = v.unflatten(-1, (3, 8))  # [T, G, E]
         q = self.q_norm(q)
         k = self.k_norm(k)
-        turn = call.angles(Rope(8, 10000.0))  # cosines and sines, [T, rotated / 2]
+        turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         q = log_position(q, call.batch.positions, 8192.0, 0.1)
         o = self.mixes[0](q, k, v, call.batch, call.slot(self.slot))  # [T, H, E]

@@ -52,6 +52,7 @@ class FullAttention(nn.Module):
         self.k_proj = nn.Linear(24, 3 * 8, bias=False)
         self.v_proj = nn.Linear(24, 3 * 8, bias=False)
         self.o_proj = nn.Linear(6 * 8, 24, bias=False)
+        self.rope = Rope(8, 10000.0)
         self.mixes = (
             Mix(
                 "FullAttention",
@@ -78,7 +79,7 @@ class FullAttention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (6, 8))  # [T, H, D]
         k = self.k_proj(x).unflatten(-1, (3, 8))  # [T, G, D]
         v = self.v_proj(x).unflatten(-1, (3, 8))  # [T, G, E]
-        turn = call.angles(Rope(8, 10000.0))  # cosines and sines, [T, rotated / 2]
+        turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         o = self.mixes[0](q, k, v, call.batch, call.slot(self.slot))  # [T, H, E]
         o = o.flatten(-2)  # [T, heads * E]
@@ -133,6 +134,7 @@ class FullAttention2(nn.Module):
         self.k_proj = nn.Linear(24, 3 * 8, bias=False)
         self.v_proj = nn.Linear(24, 3 * 8, bias=False)
         self.o_proj = nn.Linear(6 * 8, 24, bias=False)
+        self.rope = Rope(8, 10000.0)
         self.mixes = (
             Mix(
                 "FullAttention2",
@@ -159,7 +161,7 @@ class FullAttention2(nn.Module):
         q = self.q_proj(x).unflatten(-1, (6, 8))  # [T, H, D]
         k = self.k_proj(x).unflatten(-1, (3, 8))  # [T, G, D]
         v = self.v_proj(x).unflatten(-1, (3, 8))  # [T, G, E]
-        turn = call.angles(Rope(8, 10000.0))  # cosines and sines, [T, rotated / 2]
+        turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         o = self.mixes[0](q, k, v, call.batch, call.slot(self.slot))  # [T, H, E]
         o = o.flatten(-2)  # [T, heads * E]
@@ -179,6 +181,7 @@ class WindowAttention(nn.Module):
         self.k_proj = nn.Linear(24, 3 * 8, bias=False)
         self.v_proj = nn.Linear(24, 3 * 8, bias=False)
         self.o_proj = nn.Linear(6 * 8, 24, bias=False)
+        self.rope = Rope(8, 10000.0)
         self.mixes = (
             Mix(
                 "WindowAttention",
@@ -205,7 +208,7 @@ class WindowAttention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (6, 8))  # [T, H, D]
         k = self.k_proj(x).unflatten(-1, (3, 8))  # [T, G, D]
         v = self.v_proj(x).unflatten(-1, (3, 8))  # [T, G, E]
-        turn = call.angles(Rope(8, 10000.0))  # cosines and sines, [T, rotated / 2]
+        turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         o = self.mixes[0](q, k, v, call.batch, call.slot(self.slot))  # [T, H, E]
         o = o.flatten(-2)  # [T, heads * E]
@@ -240,6 +243,7 @@ class FullAttention3(nn.Module):
         self.k_proj = nn.Linear(24, 3 * 8, bias=False)
         self.v_proj = nn.Linear(24, 3 * 8, bias=False)
         self.o_proj = nn.Linear(6 * 8, 24, bias=False)
+        self.rope = Rope(8, 10000.0)
         self.mixes = (
             Mix(
                 "FullAttention3",
@@ -266,7 +270,7 @@ class FullAttention3(nn.Module):
         q = self.q_proj(x).unflatten(-1, (6, 8))  # [T, H, D]
         k = self.k_proj(x).unflatten(-1, (3, 8))  # [T, G, D]
         v = self.v_proj(x).unflatten(-1, (3, 8))  # [T, G, E]
-        turn = call.angles(Rope(8, 10000.0))  # cosines and sines, [T, rotated / 2]
+        turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         o = self.mixes[0](q, k, v, call.batch, call.slot(self.slot))  # [T, H, E]
         o = o.flatten(-2)  # [T, heads * E]
@@ -286,6 +290,7 @@ class WindowAttention2(nn.Module):
         self.k_proj = nn.Linear(24, 3 * 8, bias=False)
         self.v_proj = nn.Linear(24, 3 * 8, bias=False)
         self.o_proj = nn.Linear(6 * 8, 24, bias=False)
+        self.rope = Rope(8, 10000.0)
         self.mixes = (
             Mix(
                 "WindowAttention2",
@@ -312,7 +317,7 @@ class WindowAttention2(nn.Module):
         q = self.q_proj(x).unflatten(-1, (6, 8))  # [T, H, D]
         k = self.k_proj(x).unflatten(-1, (3, 8))  # [T, G, D]
         v = self.v_proj(x).unflatten(-1, (3, 8))  # [T, G, E]
-        turn = call.angles(Rope(8, 10000.0))  # cosines and sines, [T, rotated / 2]
+        turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         o = self.mixes[0](q, k, v, call.batch, call.slot(self.slot))  # [T, H, E]
         o = o.flatten(-2)  # [T, heads * E]

@@ -45,6 +45,7 @@ class FullAttention(nn.Module):
         self.k_proj = nn.Linear(24, 3 * 8, bias=False)
         self.v_proj = nn.Linear(24, 3 * 8, bias=False)
         self.o_proj = nn.Linear(6 * 8, 24, bias=False)
+        self.rope = Rope(8, 10000.0)
         self.mixes = (
             Mix(
                 "FullAttention",
@@ -72,7 +73,7 @@ class FullAttention(nn.Module):
         k = self.k_proj(x).unflatten(-1, (3, 8))  # [T, G, D]
         v = self.v_proj(x).unflatten(-1, (3, 8))  # [T, G, E]
         call.handed["q"], call.handed["k"] = q, k
-        turn = call.angles(Rope(8, 10000.0))  # cosines and sines, [T, rotated / 2]
+        turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         o = self.mixes[0](q, k, v, call.batch, call.slot(self.slot))  # [T, H, E]
         o = o.flatten(-2)  # [T, heads * E]
@@ -90,6 +91,7 @@ class FullAttention2(nn.Module):
         self.slot, self.source = slot, source
         self.v_proj = nn.Linear(24, 3 * 8, bias=False)
         self.o_proj = nn.Linear(6 * 8, 24, bias=False)
+        self.rope = Rope(8, 10000.0)
         self.mixes = (
             Mix(
                 "FullAttention2",
@@ -115,7 +117,7 @@ class FullAttention2(nn.Module):
     def forward(self, x: Tensor, call: Call) -> Tensor:  # [T, W] -> [T, W]
         v = self.v_proj(x).unflatten(-1, (3, 8))  # [T, G, E]
         q, k = call.handed["q"], call.handed["k"]  # of the nearest earlier layer with its own
-        turn = call.angles(Rope(8, 10000.0))  # cosines and sines, [T, rotated / 2]
+        turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         o = self.mixes[0](q, k, v, call.batch, call.slot(self.slot))  # [T, H, E]
         o = o.flatten(-2)  # [T, heads * E]

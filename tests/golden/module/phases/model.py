@@ -46,6 +46,7 @@ class BlockLocalFullWindowAttention(nn.Module):
         self.k_proj = nn.Linear(24, 3 * 8, bias=False)
         self.v_proj = nn.Linear(24, 3 * 8, bias=False)
         self.o_proj = nn.Linear(6 * 8, 24, bias=False)
+        self.rope = Rope(8, 10000.0)
         self.mixes = (
             Mix(
                 "BlockLocalFullWindowAttention",
@@ -87,7 +88,7 @@ class BlockLocalFullWindowAttention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (6, 8))  # [T, H, D]
         k = self.k_proj(x).unflatten(-1, (3, 8))  # [T, G, D]
         v = self.v_proj(x).unflatten(-1, (3, 8))  # [T, G, E]
-        turn = call.angles(Rope(8, 10000.0))  # cosines and sines, [T, rotated / 2]
+        turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         o = self.mixes[0](q, k, v, call.batch, call.slot(self.slot))  # [T, H, E]
         o = o.flatten(-2)  # [T, heads * E]

@@ -41,6 +41,7 @@ class RoutedAttention(nn.Module):
         self.k_proj = nn.Linear(24, 3 * 8, bias=False)
         self.v_proj = nn.Linear(24, 3 * 8, bias=False)
         self.o_proj = nn.Linear(6 * 8, 24, bias=False)
+        self.rope = Rope(8, 10000.0)
         self.router = nn.Linear(24, 2, bias=False)  # to exact, near
         self.join = nn.Linear(24, 6 * 2, bias=False)
         self.route = TokenRoute((HeadGroup(0, 2, visible=reference.visible_0), HeadGroup(0, 2, visible=reference.visible_1),), scale=0.3535533905932738)
@@ -55,7 +56,7 @@ class RoutedAttention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (6, 8))  # [T, H, D]
         k = self.k_proj(x).unflatten(-1, (3, 8))  # [T, G, D]
         v = self.v_proj(x).unflatten(-1, (3, 8))  # [T, G, E]
-        turn = call.angles(Rope(8, 10000.0))
+        turn = call.angles(self.rope)
         q, k = rotate_by(q, *turn), rotate_by(k, *turn)
         chosen = routes(self.router(x), "gumbel", self.training)  # [T, 2], one-hot
         weights = self.join(x).unflatten(-1, (6, 2)).softmax(dim=-1)  # [T, H, 2]
