@@ -25,6 +25,7 @@ from attnc.compiler.device import device
 from attnc.compiler.graph import Graph
 from attnc.compiler.plan import choose
 from attnc.compiler.planned import Choice, Plan
+from attnc.compiler.providers import absent
 from attnc.compiler.spec import Spec
 from attnc.compiler.value import Value
 from attnc.dsl import SpecError
@@ -34,7 +35,9 @@ PORTABLE_GPU = "h100"
 
 
 class Options(Value):
-    """The words of the command line. `weights`: a folder with model.safetensors; `seed`: random weights instead."""
+    """The words of the command line. `weights`: a folder with model.safetensors; `seed`: random weights instead; `installed`:
+    optional providers that are there; `without`: providers that are not to be asked.
+    """
 
     device: str = "cpu"
     targets: tuple[str, ...] = ()
@@ -43,6 +46,8 @@ class Options(Value):
     strict: bool = False
     length: int = 8192
     batch: int = 1
+    installed: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
     """Writes `folder`. Raises SpecError: A401 with `strict` where a reference must run, A51x where files do not fit."""
     folders.refuse_strangers(folder)
     graph = passes.run(graphs.build(spec))
-    plans = plan_all(graph, options)
+    plans = plan_all(graph, options, cap=spec.model.score_cap is not None)
     chosen = plans["cpu" if options.device == "cpu" else "cuda"]
     decisions = tuple(dict.fromkeys(_decision(choice) for choice in chosen.references()))
     if options.strict and decisions:
@@ -88,11 +93,12 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
     return Report(folder, built, decisions)
 
 
-def plan_all(graph: Graph, options: Options) -> dict[str, Plan]:
+def plan_all(graph: Graph, options: Options, *, cap: bool = False) -> dict[str, Plan]:
     """The plan for each kind of device that a folder may be loaded on; the one that was not named gets the portable one."""
     gpu = options.device if device(options.device).is_gpu else PORTABLE_GPU
     load = Workload(length=options.length, batch=options.batch)
-    return {"cuda": choose(graph, device(gpu), load), "cpu": choose(graph, device("cpu"), load)}
+    out = absent(options.installed, options.without)
+    return {kind: choose(graph, device(name), load, out, cap=cap) for kind, name in (("cuda", gpu), ("cpu", "cpu"))}
 
 
 def write_texts(spec: Spec, graph: Graph, plans: Mapping[str, Plan]) -> tuple[dict[str, str], dict[str, str]]:

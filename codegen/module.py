@@ -13,7 +13,7 @@ from attnc.codegen.launching import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
 from attnc.compiler.graph import Graph
-from attnc.compiler.planned import Plan
+from attnc.compiler.planned import Choice, Plan
 from attnc.compiler.spec import PHASES, Chain, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
 
 Entry = tuple[int, Part, int, str]
@@ -105,6 +105,7 @@ def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, ve
         "digest": hashlib.sha256(spec.text.encode()).hexdigest()[:12],
         "imports": _imports(classes.parts, model),
         "providers": {device: _providers(plan, launches) for device, plan in plans.items()},
+        "split": any(choice.parts for plan in plans.values() for choice in plan.choices),
         "classes": classes.parts,
         "blocks": _blocks(table),
         "table": _runs(table),
@@ -168,7 +169,13 @@ def _imports(parts: list[Part], model: Model) -> list[str]:
 
 
 def _providers(plan: Plan, launches: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    return {launch: {phase: plan.provider(node, phase) for phase in PHASES} for launch, node in launches.items()}
+    """launch -> phase -> who runs it, as source."""
+    return {launch: {phase: _way(plan.choice(node, phase)) for phase in PHASES} for launch, node in launches.items()}
+
+
+def _way(choice: Choice) -> str:
+    parts = ", ".join(f'("{part.provider}", {part.first}, {part.last})' for part in choice.parts)
+    return f"({parts})" if parts else f'"{choice.provider}"'
 
 
 def _blocks(table: list[Entry]) -> list[dict[str, str]]:

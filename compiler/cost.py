@@ -46,7 +46,8 @@ class Alternative(NamedTuple):
 class Launch(NamedTuple):
     """All of a mix that its price depends on, so that equal ones are priced once; the groups of each variant cover its heads.
 
-    `ratio`: query heads a KV head. `unsaid`: why the softmax family cannot say it.
+    `ratio`: query heads a KV head. `unsaid`: why the softmax family cannot say it. `cap`, `sink_logit`: whether logits are
+    capped and each head has one more. `learned`: whether it has keys of its own. `ring`: whether decoding drops old ones.
     """
 
     ratio: int
@@ -54,6 +55,15 @@ class Launch(NamedTuple):
     value_dim: int
     unsaid: str | None
     variants: tuple[Alternative, ...]
+    cap: bool = False
+    sink_logit: bool = False
+    learned: bool = False
+    ring: bool = False
+
+    @property
+    def scored(self) -> bool:
+        """Whether its softmax is more than that of products."""
+        return self.cap or self.sink_logit
 
     @property
     def kv_heads(self) -> int:
@@ -79,14 +89,20 @@ def seconds(work: Work, device: Device, efficiency: float, *, matrix: bool = Tru
     return roof + work.launches * device.launch
 
 
-def tiled(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
+def tiled(
+    launch: Launch,
+    groups: tuple[Seen, ...],
+    phase: Phase,
+    load: Workload,
+    tiles: tuple[int, int] = (QUERY_TILE, KEY_TILE),
+) -> Work:
     """One launch that visits only key tiles with a visible key. Training counts the backward: 3.5 times the flops."""
     queries, keys = _sizes(phase, load)
     pairs = read = 0.0
     for group in groups:
         numbers = _numbers(group, load)
         edges = len(numbers.near) * 2 + len(numbers.strides) + len(numbers.powers) + (numbers.sink != 0)
-        waste = 0 if phase == "decode" else queries * edges * (QUERY_TILE + KEY_TILE) / 4
+        waste = 0 if phase == "decode" else queries * edges * sum(tiles) / 4
         shown = arithmetic.pairs(numbers, queries, keys)
         pairs += group.kv_heads * launch.ratio * min(queries * keys, shown + waste)
         read += group.kv_heads * min(keys, shown)
@@ -109,6 +125,17 @@ def blocked(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Worklo
     queries, _ = _sizes(phase, load)
     blocks = -(-queries // TORCH_QUERY_BLOCK)
     return replace(work, launches=TORCH_LAUNCHES_PER_BLOCK * blocks * load.batch * len(groups))
+
+
+def joining(launch: Launch, phase: Phase, load: Workload) -> Work:
+    """Heads that several calls serve: queries, keys, values and outputs of each are copied once, gradients likewise."""
+    queries, keys = _sizes(phase, load)
+    heads = launch.kv_heads * launch.ratio
+    numbers = heads * queries * (launch.head_dim + launch.value_dim)
+    if phase != "decode":  # a cache is read where it lies
+        numbers += launch.kv_heads * keys * (launch.head_dim + launch.value_dim)
+    moved = 2 * load.batch * load.width * numbers * (2 if phase == "train" else 1)
+    return Work(flops=0.0, exponentials=0.0, bytes=moved, launches=8 if phase == "train" else 4)
 
 
 def is_plain_causal(groups: tuple[Seen, ...]) -> bool:

@@ -8,11 +8,25 @@ from attnc.compiler.value import Value
 SCHEMA_VERSION = 1
 
 
+class HeadPart(Value):
+    """KV heads first..last of a launch, counted from its first, and who runs them."""
+
+    first: int
+    last: int
+    provider: str
+    how: str = ""
+
+
 class Price(Value):
-    """A candidate that could run, and what it would cost; None where it is the only one and is not priced."""
+    """A candidate that could run, and what it would cost; None where it is the only one and is not priced.
+
+    `how`: which of its ways a provider takes. `parts`: of `split`, who runs which heads.
+    """
 
     provider: str
     seconds: float | None
+    how: str = ""
+    parts: tuple[HeadPart, ...] = ()
 
 
 class Refusal(Value):
@@ -23,29 +37,36 @@ class Refusal(Value):
 
 
 class Choice(Value):
-    """How one node runs in one phase. `others` are sorted by price."""
+    """How one node runs in one phase. `how` and `parts` as of a `Price`; `others` are sorted by price."""
 
     node: str
     layer: int
     phase: Phase
     provider: str
     seconds: float | None
+    how: str = ""
+    parts: tuple[HeadPart, ...] = ()
     others: tuple[Price, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
 
 class Plan(Value):
-    """All choices for one device and workload."""
+    """All choices for one device and workload. `absent`: providers that were not asked, and why."""
 
     schema_version: int = SCHEMA_VERSION
     device: str
     length: int
     batch: int
     choices: tuple[Choice, ...]
+    absent: tuple[Refusal, ...] = ()
+
+    def choice(self, node: str, phase: Phase) -> Choice:
+        """How a node runs in a phase."""
+        return next(choice for choice in self.choices if choice.node == node and choice.phase == phase)
 
     def provider(self, node: str, phase: Phase) -> str:
         """The provider of a node in a phase."""
-        return next(choice.provider for choice in self.choices if choice.node == node and choice.phase == phase)
+        return self.choice(node, phase).provider
 
     def references(self) -> tuple[Choice, ...]:
         """The choices that run a reference because nothing faster can."""

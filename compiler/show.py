@@ -8,7 +8,7 @@ from itertools import groupby
 from attnc.compiler.fields import fields
 from attnc.compiler.graph import Apply, Combine, Graph, Guard, HeadGroup, Mix, Node, Project, RouteTokens, Variant
 from attnc.compiler.mixer import Kind
-from attnc.compiler.planned import Choice, Plan
+from attnc.compiler.planned import Choice, Plan, Price
 from attnc.compiler.spec import PHASES
 
 
@@ -22,7 +22,8 @@ def plan_text(plan: Plan) -> str:
     """The choice of every node and phase with its price, runners-up and refusals; equal layers once."""
     by_layer = groupby(plan.choices, key=lambda choice: choice.layer)
     blocks = _alike({layer: "\n".join(_choice_lines(tuple(choices))) for layer, choices in by_layer})
-    return f"plan for {plan.device}, {plan.batch} x {plan.length} tokens\n" + "".join(blocks)
+    left_out = "".join(f"; {refusal.provider} no: {refusal.reason}" for refusal in plan.absent)
+    return f"plan for {plan.device}, {plan.batch} x {plan.length} tokens{left_out}\n" + "".join(blocks)
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -115,6 +116,18 @@ def _choice_lines(choices: tuple[Choice, ...]) -> Iterator[str]:
     width = max(len(choice.node.partition("/")[2]) for choice in choices)
     for choice in sorted(choices, key=lambda one: (one.node, PHASES.index(one.phase))):
         node = choice.node.partition("/")[2]
-        others = "".join(f", {price.provider} {seconds_text(price.seconds)}" for price in choice.others)
+        best = f"{choice.provider:<9} {seconds_text(choice.seconds):>8}{_way_text(choice)}"
+        others = "".join(f", {price.provider} {seconds_text(price.seconds)}{_way_text(price)}" for price in choice.others)
         refused = "".join(f"; {refusal.provider} no: {refusal.reason}" for refusal in choice.refused)
-        yield f"  {node:<{width}}  {choice.phase:<8} {choice.provider:<9} {seconds_text(choice.seconds):>8}{others}{refused}"
+        yield f"  {node:<{width}}  {choice.phase:<8} {best}{others}{refused}"
+
+
+def _way_text(price: Choice | Price) -> str:
+    """` (cuDNN)`, ` (kv heads 0..1 torch, 2..7 triton)`, or nothing."""
+    parts = ", ".join(f"{_run_text(part.first, part.last)} {part.provider}" for part in price.parts)
+    text = f"kv heads {parts}" if parts else price.how
+    return f" ({text})" if text else ""
+
+
+def _run_text(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}..{last}"

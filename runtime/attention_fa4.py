@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .autocast import cast
 from .batch import Batch
 from .block_lists import Stretch
 from .gathered import Gathered, gather
 from .intervals import Form, HeadGroup, has_shares
 from .keys import KeyPart
-from .sizes import UNBOUNDED
-from .spans import Numbers, head_spans
+from .sizes import UNBOUNDED, Number, Share, resolve
+from .spans import head_spans
 
 ARCHITECTURES = ((9, 0), (10, 0))
 """Compute capabilities that it is meant for."""
@@ -69,7 +70,7 @@ def fa4_attention_lse(
     if batch.tokens == 0:
         return q.new_zeros(0, q.shape[1], parts[0].v_width), q.new_zeros(0, q.shape[1], dtype=torch.float32)
     if using is None:
-        complain(q, parts[0])
+        complain(cast(q)[0], parts[0])
         using = installed()
     if isinstance(scale, Tensor):
         wide = torch.promote_types(q.dtype, torch.float32)
@@ -119,16 +120,27 @@ def installed() -> Functions:
     return Functions(flash_attn_func, flash_attn_varlen_func)
 
 
+def fa4_refusal(group: HeadGroup, causal: bool) -> str | None:
+    """Why flash-attn-4 cannot see what the group sees, if it cannot."""
+    near = group.near[0] if len(group.near) == 1 else None
+    least = 0 if near is None else min(_least(near.back), 0 if causal else _least(near.ahead))
+    if near is None or group.sink != 0 or group.strides or group.powers or (near.align, near.shift) != (1, 0) or least < 0:
+        return "flash-attn-4 sees one window around the query, or everything"
+    return None
+
+
+def _least(number: Number) -> int:
+    return 0 if isinstance(number, Share) else number
+
+
 def window_of(group: HeadGroup, batch: Batch, causal: bool) -> tuple[int | None, int | None]:
     """(tokens back, tokens ahead) that every query of the group sees besides itself, None where there is no end."""
+    if (reason := fa4_refusal(group, causal)) is not None:
+        raise ValueError(reason)
     if has_shares((group,)) and len(set(batch.totals)) > 1:
         raise ValueError("flash-attn-4 takes one window for all sequences, not a share of each one's length")
-    numbers = Numbers.of(group, batch.totals[0], causal)
-    plain = numbers.sink == 0 and len(numbers.nears) == 1 and not numbers.strides and not numbers.powers
-    align, shift, back, ahead = numbers.nears[0] if numbers.nears else (0, 0, 0, 0)
+    back, ahead = (resolve(number, batch.totals[0]) for number in (group.near[0].back, group.near[0].ahead))
     ahead = 0 if causal else ahead
-    if not plain or (align, shift) != (1, 0) or back < 0 or ahead < 0:
-        raise ValueError("flash-attn-4 sees one window around the query, or everything")
     return None if back >= UNBOUNDED else back, None if ahead >= UNBOUNDED else ahead
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .autocast import cast
 from .batch import Batch
 from .block_lists import BLOCK, Stretch, block_lists
 from .flex_text import attend_code, mask_code, mask_text
@@ -63,7 +64,7 @@ def flex_attention_lse(
     if batch.tokens == 0:
         return q.new_zeros(0, q.shape[1], parts[0].v_width), q.new_zeros(0, q.shape[1], dtype=torch.float32)
     if using is None:
-        complain(q, parts[0])
+        complain(cast(q)[0], parts[0])
     if isinstance(scale, Tensor):
         wide = torch.promote_types(q.dtype, torch.float32)
         q, scale = (q.to(wide) * scale.to(wide).unsqueeze(-1)).to(q.dtype), 1.0

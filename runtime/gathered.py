@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .autocast import cast
 from .batch import Batch
 from .block_lists import Stretch
 from .keys import KeyPart
@@ -45,7 +46,8 @@ def head_ranges(parts: tuple[KeyPart, ...]) -> list[tuple[int, int]]:
 def gather(q: Tensor, parts: tuple[KeyPart, ...], first: int, last: int, batch: Batch) -> Gathered:
     """KV heads first..last of the parts, which lie in one band of each, and the query heads that read them. q [T, H, D].
 
-    Nothing is copied if the keys are one part of new keys, or one run of a cache whose sequences are alike.
+    Under `torch.autocast` they are in its dtype. Else nothing is copied if the keys are one part of new keys, or one run of a
+    cache whose sequences are alike.
     """
     repeat = q.shape[1] // (max(band.last for band in parts[0].bands) + 1)
     q = q[:, first * repeat : (last + 1) * repeat]
@@ -61,7 +63,8 @@ def gather(q: Tensor, parts: tuple[KeyPart, ...], first: int, last: int, batch: 
         whole = _packed(parts[0], first, last) if alone else None
         if whole is not None:
             keys = zip(parts[0].bases, parts[0].counts, strict=True)
-            return Gathered(rows, *whole, queries, tuple(Stretch(s, base, n) for s, (base, n) in enumerate(keys) if n))
+            rows, k, v = cast(rows, *whole)
+            return Gathered(rows, k, v, queries, tuple(Stretch(s, base, n) for s, (base, n) in enumerate(keys) if n))
         found = [run for s in sequences for run in _runs(parts, first, last, s, s)]
     heads = (rows.shape[0], last - first + 1)
     k, v = (
@@ -71,6 +74,7 @@ def gather(q: Tensor, parts: tuple[KeyPart, ...], first: int, last: int, batch: 
             ([v for _, _, v in found], parts[0].v_width),
         )
     )
+    rows, k, v = cast(rows, k, v)
     return Gathered(rows, k, v, queries, tuple(stretch for stretch, _, _ in found))
 
 

@@ -25,6 +25,10 @@ class Steps:
     slot: int
     width: int
 
+    def heads_on(self, count: int) -> Steps:
+        """The same without the first `count` heads."""
+        return replace(self, offset=self.offset + count * self.head)
+
 
 @dataclass(frozen=True)
 class Band:
@@ -106,6 +110,23 @@ class KeyPart:
             bases=tuple(self.bases[s] for s in sequences),
             places=tuple(self.places[s] for s in sequences),
         )
+
+    def heads(self, first: int, last: int) -> KeyPart:
+        """KV heads first..last of the same storage, counted from 0."""
+        bands = tuple(
+            replace(
+                band,
+                first=max(band.first, first) - first,
+                last=min(band.last, last) - first,
+                k=band.k.heads_on(max(0, first - band.first)),
+                v=band.v.heads_on(max(0, first - band.first)),
+            )
+            for band in self.bands
+            if band.first <= last and first <= band.last
+        )
+        k_begin, v_begin = (begin[:, first : last + 1].contiguous() for begin in (self.k_begin, self.v_begin))
+        pinned, ring = self.pinned[first : last + 1], self.ring[first : last + 1]
+        return replace(self, k_begin=k_begin, v_begin=v_begin, pinned=pinned, ring=ring, bands=bands)
 
     @property
     def rings(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch.overrides import TorchFunctionMode
 
+from .choosing import Planned
 from .model import BuiltModel
 from .softmax import Kernel
 from .weights import load_weights
@@ -47,7 +48,26 @@ def load_model(
     files = sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
     model = without_numbers(make)
     load_weights(model, files, device, dtype)
-    model.rows = json.loads((folder / "plan.json").read_text("utf-8"))["cache"]
+    built = json.loads((folder / "plan.json").read_text("utf-8"))
+    model.rows = built["cache"]
+    model.runners_up = {kind: _runners_up(plan, built["launches"]) for kind, plan in built["plans"].items()}
     model.kernels = kernels
     model.use(use)
     return model.eval()
+
+
+def _runners_up(plan: dict[str, Any], launches: dict[str, str]) -> dict[str, dict[str, list[Planned]]]:
+    """launch -> phase -> those that the plan did not choose, cheapest first; `launches` names the node of each."""
+    names = {node: launch for launch, node in launches.items()}
+    found: dict[str, dict[str, list[Planned]]] = {launch: {} for launch in launches}
+    for choice in plan["choices"]:
+        if choice["node"] in names:
+            found[names[choice["node"]]][choice["phase"]] = [_planned(price) for price in choice["others"]]
+    return found
+
+
+def _planned(price: dict[str, Any]) -> Planned:
+    parts = price.get("parts")
+    if not parts:
+        return str(price["provider"])
+    return tuple((str(part["provider"]), int(part["first"]), int(part["last"])) for part in parts)

@@ -9,20 +9,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .attention_fa4 import fa4_attention, fa4_refusal
+from .attention_flex import flex_attention
 from .attention_torch import torch_attention
 from .autocast import cast, enabled, word
 from .batch import Batch
 from .cache import Cache, CacheError
 from .call import Call
+from .choosing import Candidates, Planned, lacking, present, say
 from .generate import generate
 from .mix import Mix
 from .output import Output
 from .rotary import Rope, on_device
 from .sampling import Sampler
 from .softmax import Kernel, Provider, per_part
+from .split import split
 from .storage import LayerPlan
 
-WAYS = ("plan", "torch", "reference", "triton")
+WAYS = ("plan", "torch", "reference", "triton", "flex", "fa4")
 
 
 class BuiltModel(nn.Module):
@@ -32,10 +36,12 @@ class BuiltModel(nn.Module):
     reference  the folder's reference.py
     """
 
-    providers: ClassVar[Mapping[str, Mapping[str, Mapping[str, str]]]] = {}
+    providers: ClassVar[Mapping[str, Mapping[str, Mapping[str, Planned]]]] = {}
     reference: ClassVar[ModuleType]
     kernels: Callable[[str], Kernel] | None = None
     """launch name -> its generated kernel; set when a folder is loaded."""
+    runners_up: Mapping[str, Candidates] = {}
+    """kind of device -> launch -> phase -> who else can run it, cheapest first; set when a folder is loaded."""
 
     model: nn.Module
     rows: Sequence[dict[str, Any]] = ()
@@ -127,17 +133,32 @@ class BuiltModel(nn.Module):
         return [mix for module in self.modules() for mix in getattr(module, "mixes", ())]
 
     def use(self, way: str = "plan") -> BuiltModel:
-        """Who runs the launches: what was planned for this kind of device, or `torch`, `triton` or the `reference` for all.
+        """Who runs the launches: what was planned for this kind of device, or one of `torch`, `triton`, `flex`, `fa4` or the
+        `reference` for all. What no kernel can say stays with its reference, and what flash-attn-4 cannot see with its plan.
 
-        What no kernel can say stays with its reference.
+        A planned library that is not here is said on stderr, with who runs instead; asked for by name, it is a ValueError.
         """
         if way not in WAYS:
             raise ValueError(f"a model runs by one of {', '.join(WAYS)}, not {way!r}")
-        planned = self.providers["cuda" if next(self.parameters()).device.type == "cuda" else "cpu"]
         self.prepare()
+        weight = next(self.parameters())
+        kind = "cuda" if weight.device.type == "cuda" else "cpu"
+
+        def lacks(name: str) -> str | None:
+            return lacking(name, weight.device, weight.dtype)
+
+        if (reason := lacks(way)) is not None:
+            raise ValueError(f"{way} cannot run here: {reason}")
+        others = self.runners_up.get(kind, {})
+        decisions = []
         for mix in self.launches():
-            phases = planned[mix.name]
-            mix.providers = {phase: self.provider(mix, _way(way, name)) for phase, name in phases.items()}
+            for phase, planned in self.providers[kind][mix.name].items():
+                wanted = _way(way, planned, mix)
+                candidates = (wanted, *others.get(mix.name, {}).get(phase, ()), "reference")
+                chosen, passed = present(candidates, lacks)
+                decisions += [(mix.name, phase, reason, one, chosen) for one, reason in passed]
+                mix.providers[phase] = self.provider(mix, chosen)
+        say(decisions)
         return self
 
     def prepare(self) -> None:
@@ -150,21 +171,29 @@ class BuiltModel(nn.Module):
                 if isinstance(rope, Rope):
                     on_device(rope, device)
 
-    def provider(self, mix: Mix, name: str) -> Provider:
-        """The provider called `name` for one launch."""
-        match name:
+    def provider(self, mix: Mix, planned: Planned) -> Provider:
+        """The provider of one launch by its name, or of its heads by theirs."""
+        match planned:
             case "torch":
                 return torch_attention
+            case "flex":
+                return flex_attention
+            case "fa4":
+                return fa4_attention
             case "reference":
                 return mix.reference
             case "triton":
                 assert self.kernels is not None, "generated kernels come with a built folder"
                 return per_part(self.kernels(mix.name))
+            case tuple():
+                return split([(first, last, self.provider(mix, name)) for name, first, last in planned])
             case _:
-                raise ValueError(f"there is no provider {name!r}")
+                raise ValueError(f"there is no provider {planned!r}")
 
 
-def _way(wanted: str, planned: str) -> str:
+def _way(wanted: str, planned: Planned, mix: Mix) -> Planned:
     """The provider that runs where `wanted` was asked for."""
-    fixed = wanted == "plan" or planned == "reference"
-    return planned if fixed and wanted != "reference" else wanted
+    if wanted == "plan" or (planned == "reference" and wanted != "reference"):
+        return planned
+    groups = [group for variant in mix.variants for group in variant.groups]
+    return planned if wanted == "fa4" and any(fa4_refusal(group, mix.form.causal) for group in groups) else wanted

@@ -53,7 +53,7 @@ def text_of(name: str) -> str:
 
 def texts(spec) -> dict[str, str]:
     made = passes.run(graph.build(spec))
-    return write_texts(spec, made, plan_all(made, Options()))[0]
+    return write_texts(spec, made, plan_all(made, Options(), cap=spec.model.score_cap is not None))[0]
 
 
 @pytest.mark.parametrize("name", SPECS)

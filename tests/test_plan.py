@@ -18,20 +18,23 @@ from attnc.compiler import device as devices
 from attnc.compiler.cost import Workload
 from attnc.compiler.graph import Apply, Mix, RouteTokens
 from attnc.compiler.plan import choose
+from attnc.compiler.planned import HeadPart
+from attnc.compiler.providers import OPTIONAL, absent
 from attnc.compiler.reduce import reduce
 from attnc.compiler.show import plan_text
 from attnc.compiler.spec import PHASES
 from attnc.dsl import SpecError
 
 SPECS = Path(__file__).parent.parent / "specs"
-PROVIDERS = {"triton", "torch", "reference"}
+PROVIDERS = {"triton", "torch", "flex", "fa4", "reference"}
 HEAD = "model m {{ vocab = 64, dim = 64, layers = 1, heads = 4, head_dim = {width}, ffn = none, norm = rms(1e-6) }} "
 UNSAID = HEAD.format(width=16) + "layers { all: sink(2) | window(8) { positions = consecutive } }"
 WIDE = HEAD.format(width=512) + "layers { all: full }"
 
 
-def planned(spec, name="h100", length=8192, batch=1):
-    return choose(passes.run(graph.build(spec)), devices.device(name), Workload(length=length, batch=batch))
+def planned(spec, name="h100", length=8192, batch=1, installed=(), without=()):
+    load = Workload(length=length, batch=batch)
+    return choose(passes.run(graph.build(spec)), devices.device(name), load, absent(installed, without))
 
 
 @pytest.mark.parametrize("name", ["window-global", "streaming-llm", "softplus", "longlora"])
@@ -41,18 +44,31 @@ def test_the_plan_of_a_spec_is_as_accepted(name, device, golden):
 
 
 @settings(max_examples=max(1, settings.default.max_examples // 2))
-@given(spec_texts(Sizes(rich=True, route=True, causal=None)), st.sampled_from(devices.device_names()), st.integers(1, 100000))
-def test_every_part_is_chosen_priced_or_refused_in_every_phase(text, device, length):
+@given(
+    spec_texts(Sizes(rich=True, route=True, causal=None)),
+    st.sampled_from(devices.device_names()),
+    st.integers(1, 100000),
+    st.sets(st.sampled_from(sorted(OPTIONAL))),
+    st.sets(st.sampled_from(["triton", "torch", "flex"])),
+)
+def test_every_part_is_chosen_priced_or_refused_in_every_phase(text, device, length, installed, without):
     found = passes.run(graph.build(check_text(text)))
-    plan = choose(found, devices.device(device), Workload(length=length))
+    plan = choose(found, devices.device(device), Workload(length=length), absent(installed, without))
+    away = {refusal.provider for refusal in plan.absent}
+    assert away == (set(OPTIONAL) - installed) | without
     nodes = [name for name, node in found.nodes() if isinstance(node, Mix | Apply | RouteTokens)]
     assert [(choice.node, choice.phase) for choice in plan.choices] == [(name, phase) for name in nodes for phase in PHASES]
     for choice in plan.choices:
         assert all(len(refusal.reason.split()) > 3 for refusal in choice.refused), "a reason is a sentence"
         ways = [choice.provider, *(price.provider for price in choice.others), *(one.provider for one in choice.refused)]
         assert len(ways) == len(set(ways)), "each provider runs, waits or is refused, once"
-        if isinstance(found.network.nodes[choice.node]["node"], Mix):
-            assert set(ways) == PROVIDERS
+        node = found.network.nodes[choice.node]["node"]
+        if isinstance(node, Mix):
+            assert set(ways) - {"split"} == PROVIDERS - away
+            for price in (choice, *choice.others):
+                assert bool(price.parts) == (price.provider == "split")
+                covered = [head for part in price.parts for head in range(part.first, part.last + 1)]
+                assert covered in ([], list(range(node.last - node.first + 1))), "the parts cover the heads in order"
         fast = [price for price in choice.others if price.provider != "reference"]
         prices = [price.seconds for price in fast]
         if choice.provider != "reference":
@@ -133,3 +149,95 @@ def test_no_plan_changes_results(name, tmp_path):
         other.model.load_state_dict(case.model.state_dict())
         with poisoned():
             assert rms(other.model(case.texts).logits - before) <= FLOAT64 * case.rounding, options
+
+
+def rule(text, width=64, heads=32, kv_heads=8):
+    model = f"vocab = 64, dim = 64, layers = 1, heads = {heads}, kv_heads = {kv_heads}, head_dim = {width}, ffn = none"
+    return check_text(f"model m {{ {model}, norm = rms(1e-6) }} layers {{ all: {text} }}")
+
+
+def ways(spec, phase, device="h100", **options):
+    """provider -> seconds, or why not."""
+    (choice,) = (
+        choice for choice in planned(spec, device, installed=tuple(OPTIONAL), **options).choices if choice.phase == phase
+    )
+    priced = {price.provider: price.seconds for price in (choice, *choice.others)}
+    return priced | {refusal.provider: refusal.reason for refusal in choice.refused}
+
+
+@pytest.mark.parametrize(
+    ("text", "phase", "device", "provider", "reason"),
+    [
+        ("full", "prefill", "cpu", "flex", "need a GPU"),
+        ("full", "decode", "h100", "flex", "made anew for every token"),
+        ("sink(4) | window(64)", "prefill", "h100", "fa4", "one window around the query"),
+        ("window(25%)", "train", "h100", "fa4", "not a share of each one's length"),
+        ("window(64)", "decode", "h100", "fa4", "keys of a ring"),
+        ("full", "train", "a100", "fa4", "sm_90 and sm_100"),
+        ("persistent(4) | window(64)", "train", "h100", "fa4", "every query sees beside a window"),
+    ],
+)
+def test_what_a_library_cannot_do_is_refused_with_its_reason(text, phase, device, provider, reason):
+    assert reason in ways(rule(text), phase, device)[provider]
+
+
+def test_a_library_is_priced_where_it_can():
+    for text in ("full", "window(64)", "heads { 0..1: full, else: window(64) }"):
+        assert isinstance(ways(rule(text), "train")["fa4"], float)
+        assert isinstance(ways(rule(text), "train")["flex"], float)
+    assert "takes heads of 16 to 256" in ways(rule("full", width=8), "train")["flex"]
+    assert "no kernel for heads of 20" in ways(rule("full", width=20), "train")["fa4"]
+
+
+def test_dense_launches_follow_the_table_of_peers():
+    """B1 S16384 H32/8 D128 and its decoding at S131072, measured: ratios to cuDNN."""
+    spec = rule("full", width=128)
+    for phase, length, flex, fa4 in (("prefill", 16384, 5.1 / 3.72, 3.33 / 3.72), ("train", 16384, 19.1 / 14.1, 12.84 / 14.1)):
+        found = ways(spec, phase, length=length)
+        assert found["flex"] / found["torch"] == pytest.approx(flex, rel=0.06)
+        assert found["fa4"] / found["torch"] == pytest.approx(fa4, rel=0.06)
+    found = ways(spec, "decode", length=131072)
+    assert found["fa4"] / found["torch"] == pytest.approx(1.31 / 0.19, rel=0.1)
+
+
+def test_which_kernel_of_pytorch_runs_is_told():
+    def how(text, **options):
+        return {
+            choice.how for choice in planned(rule(text), without=("triton",), **options).choices if choice.phase != "decode"
+        }
+
+    assert how("full") == {"cuDNN"}
+    assert how("full", name="a100") == {"flash"}
+    assert how("full { sink_logit = learned }") == {"masks"}
+    assert how("window(64)") == {"masks"}
+
+
+MIXED = "heads { 0..1: full, else: sink(64) | window(1024) }"
+
+
+def test_a_launch_is_split_where_that_is_cheaper_than_one():
+    """8 full heads by cuDNN and 24 of sinks and windows by the generated kernel."""
+    spec = rule(MIXED, width=128)
+    (choice,) = (choice for choice in planned(spec, length=32768).choices if choice.phase == "prefill")
+    assert choice.provider == "split"
+    assert choice.parts == (
+        HeadPart(first=0, last=1, provider="torch", how="cuDNN"),
+        HeadPart(first=2, last=7, provider="triton"),
+    )
+    alone = {price.provider: price.seconds for price in choice.others}
+    assert choice.seconds < alone["triton"] < alone["torch"]
+    short = next(choice for choice in planned(spec, length=64).choices if choice.phase == "prefill")
+    assert short.provider == "triton", "for a short text the copies and launches cost more"
+    assert "split" in {price.provider for price in short.others} | {refusal.provider for refusal in short.refused}
+    decode = next(choice for choice in planned(spec, length=32768).choices if choice.phase == "decode")
+    assert decode.provider == "triton"
+
+
+def test_a_plan_asks_nobody_that_is_left_out():
+    spec = rule(MIXED, width=128)
+    for without in (("torch",), ("triton",), ("triton", "torch")):
+        for choice in planned(spec, length=32768, installed=("flex",), without=without).choices:
+            named = {choice.provider, *(price.provider for price in choice.others), *(part.provider for part in choice.parts)}
+            assert not named & set(without)
+    assert "refuse" not in plan_text(planned(spec, without=("triton",)))
+    assert "triton no: left out by --without" in plan_text(planned(spec, without=("triton",)))

@@ -159,7 +159,7 @@ def _soon(what: str, step: Callable[..., Any], *arguments: Any) -> Any:
 
 def _code(spec: Spec) -> dict[str, str]:
     whole = passes.run(graph.build(spec))
-    texts, _ = write_texts(spec, whole, plan_all(whole, Options(device="h100")))
+    texts, _ = write_texts(spec, whole, plan_all(whole, Options(device="h100"), cap=spec.model.score_cap is not None))
     return texts
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,18 +42,28 @@ def check(text_or_path: str | os.PathLike[str], overrides: Mapping[str, str] | N
     return compiler.check_path(text_or_path, overrides)
 
 
-def plan(spec: Spec, device: str = "cpu", length: int = 8192, batch: int = 1) -> Plan:
+def plan(
+    spec: Spec,
+    device: str = "cpu",
+    length: int = 8192,
+    batch: int = 1,
+    installed: Iterable[str] = (),
+    without: Iterable[str] = (),
+) -> Plan:
     """Which kernel runs each part of the model in each phase on `device`, its price, and what was refused and why.
 
-    `length` counts tokens, `batch` sequences; `device` is one of the tables of compiler/devices.
+    `length` counts tokens, `batch` sequences; `device` is one of the tables of compiler/devices. `installed` names the
+    optional providers that are there (`flex`, `fa4`), `without` those that are not to be asked.
     """
     from attnc.compiler import device as devices
     from attnc.compiler import graph, passes
     from attnc.compiler.cost import Workload
     from attnc.compiler.plan import choose
+    from attnc.compiler.providers import absent
 
-    load = Workload(length=length, batch=batch)
-    return choose(passes.run(graph.build(spec)), devices.device(device), load)
+    load, out = Workload(length=length, batch=batch), absent(installed, without)
+    cap = spec.model.score_cap is not None
+    return choose(passes.run(graph.build(spec)), devices.device(device), load, out, cap=cap)
 
 
 def build(
@@ -65,17 +75,26 @@ def build(
     weights: str | os.PathLike[str] | None = None,
     init: int | None = None,
     strict: bool = False,
+    installed: Iterable[str] = (),
+    without: Iterable[str] = (),
 ) -> Report:
     """Writes a folder that stands alone: readable PyTorch, kernels, and weights from a folder or started from the seed `init`.
 
-    `device` names the table of costs, `targets` the architectures compiled ahead (`sm_90`). Raises SpecError: A401 where
+    `device` names the table of costs, `targets` the architectures compiled ahead (`sm_90`), `installed` and `without` the
+    providers as in `plan`. Raises SpecError: A401 where
     `strict` and a reference would run in place of a kernel, A5 codes for weights that do not fit
     and a folder that holds other files.
     """
     from attnc.codegen import build as codegen
 
     options = codegen.Options(
-        device=device, targets=tuple(targets), weights=None if weights is None else Path(weights), seed=init, strict=strict
+        device=device,
+        targets=tuple(targets),
+        weights=None if weights is None else Path(weights),
+        seed=init,
+        strict=strict,
+        installed=tuple(installed),
+        without=tuple(without),
     )
     return codegen.build(spec, Path(folder), options)
 
@@ -85,8 +104,9 @@ def load(
 ) -> BuiltModel:
     """The model of a built folder, with its weights; runs the folder's own code. `dtype` None keeps that of the weights.
 
-    `use` says who runs the launches: `plan`, or `torch`, `triton` or `reference` for all. Raises FileNotFoundError where
-    there is no built folder, and the folder's WeightsError where weights are missing or do not fit.
+    `use` says who runs the launches: `plan`, or one of `torch`, `triton`, `flex`, `fa4`, `reference` for all. Raises
+    FileNotFoundError where there is no built folder, the folder's WeightsError where weights are missing or do not fit, and
+    ValueError where the provider of `use` cannot run here.
     """
     from attnc.codegen.importing import import_folder
 

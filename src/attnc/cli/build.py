@@ -9,7 +9,7 @@ import typer
 
 import attnc
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.options import Device, Diagnostics, Json, device_name, in_its_text, read_spec
+from attnc.cli.options import Device, Diagnostics, Json, With, Without, device_name, in_its_text, providers, read_spec
 from attnc.cli.output import Format, bytes_text, note, print_json, print_pairs
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def build(
         int | None,
         typer.Option(min=8, metavar="[TOKENS]", help=f"Make it small first; {TOKENS} tokens unless given.", show_default=False),
     ] = None,
+    wanted: With = "",
+    without: Without = "",
     strict: Annotated[bool, typer.Option("--strict", help="Refuse to run a reference where no kernel can.")] = False,
     diagnostics: Diagnostics = Format.text,
     json: Json = False,
@@ -51,7 +53,14 @@ def build(
         spec = _reduced(spec, reduce)
     with in_its_text(file):
         report = attnc.build(
-            spec, out, device=device_name(device), targets=targets(target), weights=weights, init=init, strict=strict
+            spec,
+            out,
+            device=device_name(device),
+            targets=targets(target),
+            weights=weights,
+            init=init,
+            strict=strict,
+            **providers(wanted, without),
         )
     for decision in report.decisions:
         note(f"note: {decision}")

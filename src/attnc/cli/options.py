@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +35,15 @@ Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="Table of costs; default: this GPU's, else cpu.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+With = Annotated[
+    str,
+    typer.Option("--with", metavar="P,P", help="Also plan with flex or fa4, as if they were installed.", show_default=False),
+]
+Without = Annotated[
+    str, typer.Option("--without", metavar="P,P", help="Plan without triton, torch, flex or fa4.", show_default=False)
+]
 
 
 @dataclass
@@ -95,6 +106,31 @@ def in_its_text(file: str) -> Iterator[None]:
         raise SpecError(placed(one, source) for one in error.diagnostics) from error
 
 
+def providers(wanted: str, unwanted: str) -> dict[str, tuple[str, ...]]:
+    """`installed` and `without` of a plan: the optional providers of this machine and of `--with`, and those of `--without`."""
+    from attnc.compiler.providers import OPTIONAL, PROVIDERS
+
+    there = _words("--with", wanted, tuple(OPTIONAL))
+    out = _words("--without", unwanted, tuple(name for name in PROVIDERS if name != "reference"))
+    return {"installed": (*_libraries(), *there), "without": out}
+
+
+def _words(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    found = tuple(word.strip() for word in text.split(",") if word.strip())
+    for word in found:
+        if word not in known:
+            raise CommandError(Exit.USAGE, f"there is no provider {word}", f"{option} takes {', '.join(known)}")
+    return found
+
+
+def _libraries() -> tuple[str, ...]:
+    """The optional providers that can run here: they need a GPU and their packages."""
+    if _present() == "cpu":
+        return ()
+    packages = {"flex": ("torch", "triton"), "fa4": ("flash_attn", "flash_attn.cute")}
+    return tuple(name for name, needs in packages.items() if all(find_spec(need) for need in needs))
+
+
 def device_name(given: str | None) -> str:
     """The table of costs that is meant: the one given, or that of the GPU present, or the CPU's."""
     from attnc.compiler.device import device_names
@@ -106,6 +142,7 @@ def device_name(given: str | None) -> str:
     return given
 
 
+@cache
 def _present() -> str:
     from attnc.compiler.device import device_names
 

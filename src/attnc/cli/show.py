@@ -12,10 +12,23 @@ import typer
 
 import attnc
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.options import Device, Diagnostics, Json, device_name, in_its_text, read_spec, read_tree
+from attnc.cli.options import (
+    Device,
+    Diagnostics,
+    Json,
+    With,
+    Without,
+    device_name,
+    in_its_text,
+    providers,
+    read_spec,
+    read_tree,
+)
 from attnc.cli.output import UNTRUNCATED, Format, note, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from attnc.cli.verified import Unverified
     from attnc.compiler.graph import Graph
     from attnc.compiler.planned import Plan
@@ -52,6 +65,8 @@ def show(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences at once, for prices.")] = 1,
+    wanted: With = "",
+    without: Without = "",
     diagnostics: Diagnostics = Format.text,
     json: Json = False,
 ) -> None:
@@ -70,11 +85,15 @@ def show(
             case Stage.graph:
                 _graph(read_spec(source), json)
             case Stage.module:
-                _module(source, folder, device, json)
+                _module(source, folder, device, providers(wanted, without), json)
             case Stage.plan:
                 spec = read_spec(source)
-                plan = _built_plan(folder) if folder and device is None else None
-                _spec(spec, plan or attnc.plan(spec, device_name(device), length or PRICED_TOKENS, batch), json)
+                planned = folder is not None and device is None and not (wanted or without)
+                plan = _built_plan(folder) if folder and planned else None
+                if plan is None:
+                    asked = providers(wanted, without)
+                    plan = attnc.plan(spec, device_name(device), length or PRICED_TOKENS, batch, **asked)
+                _spec(spec, plan, json)
 
 
 def _mask(spec: Spec, layer: int, length: int, json: bool) -> None:
@@ -171,7 +190,7 @@ def _graph(spec: Spec, json: bool) -> None:
         typer.echo(graph_text(graph), nl=False)
 
 
-def _module(source: str, folder: Path | None, device: str | None, json: bool) -> None:
+def _module(source: str, folder: Path | None, device: str | None, asked: Mapping[str, tuple[str, ...]], json: bool) -> None:
     if folder is not None:
         text = (folder / "model.py").read_text("utf-8")
     else:
@@ -179,7 +198,8 @@ def _module(source: str, folder: Path | None, device: str | None, json: bool) ->
 
         spec = read_spec(source)
         graph = _layer_graph(spec)
-        texts, _ = write_texts(spec, graph, plan_all(graph, Options(device=device_name(device))))
+        options = Options(device=device_name(device), installed=asked["installed"], without=asked["without"])
+        texts, _ = write_texts(spec, graph, plan_all(graph, options, cap=spec.model.score_cap is not None))
         text = texts["model.py"]
     if json:
         from attnc.cli.show_report import TextReport

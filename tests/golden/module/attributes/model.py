@@ -28,7 +28,7 @@ from .runtime.stateful import convolve
 # How each launch runs, by kind of device and phase; plan.json has the prices, the runners-up and the refusals.
 PROVIDERS = {
     "cuda": {
-        "FullAttention": {"train": "torch", "prefill": "triton", "decode": "triton"},
+        "FullAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
         "FullAttention2": {"train": "reference", "prefill": "reference", "decode": "reference"},
     },
     "cpu": {

@@ -1,0 +1,205 @@
+"""Who can run a launch, and what each would ask for it: one function for each provider, which prices a task or refuses it.
+
+| name | is |
+|---|---|
+| triton | generated kernels |
+| torch | PyTorch's scaled_dot_product_attention: cuDNN or flash where a launch is plain, else blocks of queries with masks |
+| flex | PyTorch's flex_attention, compiled by torch.compile |
+| fa4 | the package flash-attn-4 |
+| split | some heads by one of these and some by another, outputs joined |
+| reference | masks and formulas as they are written |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from attnc.compiler import intervals as arithmetic
+from attnc.compiler.cost import Launch, Seen, Workload, blocked, dense, is_plain_causal, joining, seconds, tiled
+from attnc.compiler.device import Device
+from attnc.compiler.planned import HeadPart, Price, Refusal
+from attnc.compiler.spec import Phase
+
+OPTIONAL = {"flex": "torch with triton", "fa4": "flash-attn-4"}
+"""Providers that a machine may lack, and what they come with."""
+
+KERNEL_WIDTHS = (1, 256)
+FLEX_WIDTHS = (16, 256)
+FLEX_TILES = (128, 128)
+UNMEASURED = "the table of this device has no efficiency for it"
+
+
+class Task(NamedTuple):
+    """A launch in one phase; `groups` are those of the variant that holds."""
+
+    launch: Launch
+    groups: tuple[Seen, ...]
+    phase: Phase
+    device: Device
+    load: Workload
+
+
+Ask = Callable[[Task], Price | str]
+"""What a provider asks for a task, or why it cannot do it."""
+
+
+def absent(installed: Iterable[str] = (), without: Iterable[str] = ()) -> tuple[Refusal, ...]:
+    """The providers that a plan leaves out: optional ones that are not `installed`, and those it is to do `without`."""
+    there, refused = frozenset(installed), frozenset(without)
+    return tuple(
+        Refusal(provider=name, reason="left out by --without" if name in refused else "not installed")
+        for name in PROVIDERS
+        if name in refused or (name in OPTIONAL and name not in there)
+    )
+
+
+def candidates(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple[Refusal, ...]]:
+    """(those that can, cheapest first and the reference last; those that cannot), without the ones that are left `out`."""
+    away = {refusal.provider for refusal in out}
+    found = [(name, ask(task)) for name, ask in PROVIDERS.items() if name not in away]
+    priced = [price for _, price in found if isinstance(price, Price)]
+    refused = [Refusal(provider=name, reason=reason) for name, reason in found if isinstance(reason, str)]
+    fast = [price for price in priced if price.provider != "reference"]
+    if len(fast) > 1 and len({group.intervals for group in task.groups}) > 1:
+        divided = split(task, out)
+        if isinstance(divided, Price):
+            priced.append(divided)
+        else:
+            refused.append(Refusal(provider="split", reason=divided))
+    fast = sorted((price for price in priced if price.provider != "reference"), key=lambda price: price.seconds or 0.0)
+    return [*fast, *(price for price in priced if price.provider == "reference")], tuple(refused)
+
+
+def split(task: Task, out: tuple[Refusal, ...]) -> Price | str:
+    """Neighbouring heads that see alike by whoever is cheapest for them, each of these at once with like neighbours."""
+    if len(task.launch.variants) > 1:
+        return "its heads see other keys at other lengths or phases"
+    parts: list[tuple[Price, tuple[Seen, ...]]] = []
+    for group in task.groups:
+        best, *_ = candidates(replace_groups(task, (group,)), out)[0]
+        if parts and parts[-1][0].provider == best.provider:
+            groups = (*parts[-1][1], group)
+            again = PROVIDERS[best.provider](replace_groups(task, groups))
+            assert isinstance(again, Price), "who can do each of two groups can do both"
+            parts[-1] = (again, groups)
+        else:
+            parts.append((best, (group,)))
+    if len(parts) == 1:
+        return f"{parts[0][0].provider} is the cheapest for each of its heads"
+    first, rows, total = 0, [], seconds(joining(task.launch, task.phase, task.load), task.device, 1.0)
+    for price, groups in parts:
+        heads = sum(group.kv_heads for group in groups)
+        rows.append(HeadPart(first=first, last=first + heads - 1, provider=price.provider, how=price.how))
+        first += heads
+        total += price.seconds or 0.0
+    return Price(provider="split", seconds=total, parts=tuple(rows))
+
+
+def replace_groups(task: Task, groups: tuple[Seen, ...]) -> Task:
+    """The task for some of its heads alone."""
+    variants = (task.launch.variants[0]._replace(groups=groups),)
+    return task._replace(launch=task.launch._replace(variants=variants), groups=groups)
+
+
+def _triton(task: Task) -> Price | str:
+    launch, device = task.launch, task.device
+    if not device.is_gpu:
+        return "generated kernels need a GPU"
+    if launch.unsaid:
+        return launch.unsaid
+    if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
+        return f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"
+    work = tiled(launch, task.groups, task.phase, task.load)
+    return Price(provider="triton", seconds=seconds(work, device, device.efficiency["triton"][task.phase]))
+
+
+def _torch(task: Task) -> Price | str:
+    launch, device = task.launch, task.device
+    if launch.unsaid:
+        return launch.unsaid
+    plain = is_plain_causal(task.groups) and not (launch.cap or launch.sink_logit or launch.learned)
+    work = (tiled if plain else blocked)(launch, task.groups, task.phase, task.load)
+    price = seconds(work, device, device.efficiency["torch"][task.phase])
+    return Price(
+        provider="torch", seconds=price, how=_backend(launch, device) if plain else "" if task.phase == "decode" else "masks"
+    )
+
+
+def _backend(launch: Launch, device: Device) -> str:
+    """Which of its kernels PyTorch takes for a plain causal launch in 16 bits."""
+    widths = launch.head_dim, launch.value_dim
+    if not device.is_gpu:
+        return "flash" if widths[0] == widths[1] else "plain"
+    most = 256 if device.architecture == "sm_90" else 128
+    if device.architecture in ("sm_90", "sm_100") and max(widths) <= most and not any(width % 8 for width in widths):
+        return "cuDNN"
+    return "flash" if widths[0] == widths[1] and widths[0] <= 256 else "memory-efficient"
+
+
+def _flex(task: Task) -> Price | str:
+    launch, device = task.launch, task.device
+    if not device.is_gpu or "flex" not in device.efficiency:
+        return UNMEASURED if device.is_gpu else "flex_attention's kernels need a GPU"
+    if launch.unsaid:
+        return launch.unsaid
+    if task.phase == "decode":
+        return "its lists of blocks would be made anew for every token"
+    if not all(FLEX_WIDTHS[0] <= width <= FLEX_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
+        return f"flex_attention takes heads of {FLEX_WIDTHS[0]} to {FLEX_WIDTHS[1]}"
+    work = tiled(launch, task.groups, task.phase, task.load, FLEX_TILES)
+    return Price(provider="flex", seconds=seconds(work, device, device.efficiency["flex"][task.phase]))
+
+
+def _fa4(task: Task) -> Price | str:
+    launch, device = task.launch, task.device
+    if device.architecture not in ("sm_90", "sm_100"):
+        return "flash-attn-4 is for sm_90 and sm_100"
+    if "fa4" not in device.efficiency:
+        return UNMEASURED
+    if launch.unsaid:
+        return launch.unsaid
+    for reason in (_fa4_keys(launch), _fa4_widths(launch, device)):
+        if reason:
+            return reason
+    if task.phase == "decode" and launch.ring:
+        return "the keys of a ring would be put in order for every token"
+    work = tiled(launch, task.groups, task.phase, task.load)
+    price = seconds(replace(work, launches=work.launches * len(task.groups)), device, device.efficiency["fa4"][task.phase])
+    if len(task.groups) > 1:
+        price += seconds(joining(launch, task.phase, task.load), device, 1.0)
+    return Price(provider="fa4", seconds=price, how="" if len(task.groups) == 1 else f"{len(task.groups)} calls")
+
+
+def _fa4_keys(launch: Launch) -> str | None:
+    """Why flash-attn-4 cannot see what some variant's heads see."""
+    if launch.learned:
+        return "flash-attn-4 has no keys that every query sees beside a window"
+    for group in (group for variant in launch.variants for group in variant.groups):
+        assert group.intervals is not None, "only static key sets are priced"
+        union = group.intervals
+        near = union.near[0] if union.near else None
+        window = near is not None and len(union.near) == 1 and (near.align, near.shift) == (1, 0)
+        if not window or union.sink != 0 or union.strides or union.powers:
+            return "flash-attn-4 sees one window around the query, or everything"
+        if arithmetic.has_shares(union):
+            return "flash-attn-4 takes one window for all sequences, not a share of each one's length"
+    return None
+
+
+def _fa4_widths(launch: Launch, device: Device) -> str | None:
+    widths = launch.head_dim, launch.value_dim
+    standard = max(widths) <= (256 if device.architecture == "sm_90" else 128)
+    special = device.architecture == "sm_100" and (widths == (192, 128) or (widths == (256, 256) and not launch.scored))
+    if any(width % 8 for width in widths) or not (standard or special):
+        return f"flash-attn-4 has no kernel for heads of {widths[0]} and values of {widths[1]}"
+    return None
+
+
+def _reference(task: Task) -> Price | str:
+    work = dense(task.launch, task.groups, task.phase, task.load)
+    return Price(provider="reference", seconds=seconds(work, task.device, 0.3, matrix=False))
+
+
+PROVIDERS: dict[str, Ask] = {"triton": _triton, "torch": _torch, "flex": _flex, "fa4": _fa4, "reference": _reference}
