@@ -75,7 +75,8 @@ def flex_attention_lse(
         some = tuple(group for group in groups if group.first <= last and first <= group.last)
         sink = None if sink_logit is None else sink_logit[first * repeat : (last + 1) * repeat]
         heads = tuple(group for group in some for _ in range(max(group.first, first), min(group.last, last) + 1))
-        lengths = batch.totals if has_shares(some) and len(set(batch.totals)) > 1 else batch.totals[:1]
+        own = batch.totals[found.queries[0].sequence]
+        lengths = batch.totals if has_shares(some) and len(found.queries) > 1 else (own,)
         table = tuple(tuple(row(group, Form.of(some, form.causal), length) for group in heads) for length in lengths)
         outputs.append(_launch(found, table, Form.of(some, form.causal), repeat, (scale, cap, sink), using))
     o, lse = zip(*outputs, strict=True)

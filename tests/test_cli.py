@@ -270,7 +270,7 @@ def test_show_gives_every_layer_its_kernel_price_cache_and_refusals(attnc_run):
     _, out, _ = attnc_run("show", GEMMA, "--device", "h100")
     assert "growing, 8192 B a token" in out
     assert "ring of 1039" in out
-    assert "train    torch      1.94 ms, triton 3.59 ms, reference 192 ms" in out
+    assert "train    torch      1.94 ms (masks), triton 3.59 ms, reference 192 ms" in out
     _, on_cpu, _ = attnc_run("show", GEMMA, "--device", "cpu")
     assert "triton no: generated kernels need a GPU" in on_cpu
     _, out, _ = attnc_run("show", GEMMA, "--device", "h100", "--json")
@@ -279,6 +279,19 @@ def test_show_gives_every_layer_its_kernel_price_cache_and_refusals(attnc_run):
     assert {(choice["layer"], choice["phase"]) for choice in report["plan"]["choices"]} == {
         (layer, phase) for layer in range(48) for phase in ("train", "prefill", "decode")
     }
+
+
+def test_providers_that_a_machine_lacks_are_planned_with_and_others_without(attnc_run):
+    asked = ("show", GEMMA, "--device", "h100")
+    assert "; flex no: not installed; fa4 no: not installed" in attnc_run(*asked)[1]
+    out = attnc_run(*asked, "--with", "flex,fa4", "--without", "torch")[1]
+    assert "8192 tokens; torch no: left out by --without\n" in out
+    assert "train    fa4" in out
+    for option, known in (("--with", "flex, fa4"), ("--without", "triton, torch, flex, fa4")):
+        code, _, err = attnc_run(*asked, option, "cudnn")
+        assert code == 2
+        assert "there is no provider cudnn" in err
+        assert f"{option} takes {known}" in err
 
 
 @pytest.mark.parametrize(
