@@ -13,6 +13,16 @@ CODES: dict[str, Code] = {
         "Without `--strict` the reference runs in its place: right, slow, and printed as a decision. The message says why each "
         "kernel was refused.",
     ),
+    "A402": Code(
+        "a kernel is wrong",
+        "`attnc verify` compared the folder's kernels with the reference on this machine. The table says which one failed, on "
+        "which inputs, and how. Meanwhile `attnc.load(DIR, use='torch')` and `attnc run --reference` do without kernels. One "
+        "that nobody edited and that is wrong is a mistake of ours or of a Triton version: please report the table.",
+    ),
+    "A403": Code(
+        "kernels cannot be run",
+        "No process came as far as a kernel; the message says how it ended. `attnc doctor` says what this machine lacks.",
+    ),
     "A510": Code(
         "the output folder holds other files",
         "A build replaces only what a build wrote: `plan.json` lists its files. Name another folder with `-o`.",

@@ -35,5 +35,6 @@ def check(inputs: Inputs, o: Tensor, lse: Tensor, block: int = 1024) -> tuple[fl
 def check_gradients(inputs: Inputs, flat: Gradients, o_grad: Tensor, lse_grad: Tensor) -> dict[str, tuple[float, float]]:
     """The kernels' error and torch's for every gradient."""
     verdicts = judge_gradients(inputs, flat, o_grad, lse_grad)
+    assert set(verdicts) == {"q", "k", "v"} | ({"sink_logit"} if inputs.sink_logit is not None else set())
     assert not any(verdict.wrong for verdict in verdicts.values()), verdicts
     return {name: (verdict.error, verdict.torch_error) for name, verdict in verdicts.items()}

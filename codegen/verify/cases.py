@@ -35,6 +35,10 @@ class KeySet(Protocol):
         """[queries, keys] of positions i [queries], j [keys]."""
         ...
 
+    def reach(self) -> int:
+        """Tokens after which no number of it matters any more."""
+        ...
+
 
 @dataclass(frozen=True)
 class Union:
@@ -68,6 +72,11 @@ class Union:
             for exponent in range(31):
                 seen = seen | (apart == 2**exponent)
         return seen & (j <= i) if causal else seen
+
+    def reach(self) -> int:
+        """Tokens after which no number of it matters any more."""
+        near = [number for part in self.nears for number in part if number < UNBOUNDED]
+        return max([self.sink, *near, *self.strides, *self.powers])
 
 
 @dataclass(frozen=True)

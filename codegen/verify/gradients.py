@@ -15,7 +15,7 @@ from attnc.codegen.verify.dense import logits, reference, rows_of, torch_own
 Gradients = dict[str, Tensor]
 Forward = Callable[[Inputs], tuple[Tensor, Tensor]]
 Launch = Callable[..., tuple[Tensor, Tensor]]
-"""The kernels of a launch as one differentiable function (runtime/gradients.py)."""
+"""The kernels of a launch as one differentiable function (runtime/launch.py)."""
 
 
 def outer_gradients(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def gradients(launch: Launch, inputs: Inputs, o_grad: Tensor, lse_grad: Tensor) 
 
 
 def kernel_gradients(inputs: Inputs, flat: Gradients) -> Gradients:
-    """The kernels' flat gradients of a part, laid out as `dense_gradients` lays them."""
+    """Flat gradients of a part, as many as there are, laid out as `dense_gradients` lays them."""
     part, kernel = inputs.part, inputs.case.kernel
     heads = torch.arange(len(inputs.case.unions), device=inputs.q.device)
     found: Gradients = {name: flat[name] for name in ("q", "sink_logit") if name in flat}
@@ -73,6 +73,8 @@ def kernel_gradients(inputs: Inputs, flat: Gradients) -> Gradients:
         ("k", part.k_begin, part.k_stride, kernel.head_width),
         ("v", part.v_begin, part.v_stride, kernel.value_width),
     ):
+        if name not in flat:
+            continue
         columns = torch.arange(width, device=inputs.q.device)
         rows = []
         for s, count in enumerate(part.counts):
@@ -109,20 +111,27 @@ def own_errors(inputs: Inputs, o_grad: Tensor, lse_grad: Tensor) -> dict[str, fl
 
 
 def formula(inputs: Inputs, o_grad: Tensor, lse_grad: Tensor) -> Gradients:
-    """FlashAttention-2's backward pass (arXiv 2307.08691, algorithm 2) on whole rows: operands in q's dtype, the rest fp32."""
+    """FlashAttention-2's backward pass (arXiv 2307.08691, algorithm 2) on whole rows: operands in q's dtype, the rest fp32.
+
+    The log-sum-exp is that of another pass: its logits come from scaled q and k, as in PyTorch's operator, summed in another
+    order, and it counts in base 2, as fused kernels do. So a weight is not exactly 1 where there is one key.
+    """
     dtype, wide = inputs.q.dtype, torch.promote_types(inputs.q.dtype, torch.float32)
     q_grad = torch.zeros(inputs.q.shape, dtype=wide, device=inputs.q.device)
     k_grad, v_grad = (
         [torch.zeros(x.shape, dtype=wide, device=x.device) for x in part] for part in (inputs.keys, inputs.values)
     )
     sink_grad = None if inputs.sink_logit is None else torch.zeros_like(inputs.sink_logit, dtype=torch.float64)
+    plain = replace(inputs, scale=torch.ones_like(inputs.scale))
     for s, head, group, place, seen in rows_of(inputs, 1024):
         q, key, value = inputs.q[place, head], inputs.keys[s][:, group], inputs.values[s][:, group]
         score = logits(inputs, q.to(wide), key.to(wide), head, seen)
         sink = [logit[head].to(wide).expand(len(score), 1) for logit in (inputs.sink_logit,) if logit is not None]
         if not score.shape[1] and not sink:
             continue
-        sums = torch.cat([score, *sink], 1).logsumexp(1, keepdim=True)
+        root = inputs.scale[head].to(wide).sqrt()
+        passed = logits(plain, (q.to(wide) * root).flip(1), (key.to(wide) * root).flip(1), head, seen)
+        sums = base_two_logsumexp(torch.cat([passed, *sink], 1))
         weight = torch.exp(score - torch.where(torch.isneginf(sums), 0, sums))
         o = (weight.to(dtype) @ value).to(dtype)
         grad = o_grad[place, head]
@@ -138,6 +147,13 @@ def formula(inputs: Inputs, o_grad: Tensor, lse_grad: Tensor) -> Gradients:
             sink_grad[head] -= (torch.exp(sink[0] - sums) * delta).sum(dtype=torch.float64)
     found = {"q": q_grad.to(dtype), "k": torch.cat(k_grad).to(dtype), "v": torch.cat(v_grad).to(dtype)}
     return found if sink_grad is None else found | {"sink_logit": sink_grad.to(torch.float32)}
+
+
+def base_two_logsumexp(score: Tensor) -> Tensor:
+    """[n, 1] of score [n, L], rounded to base 2 and back."""
+    logits = score / math.log(2)
+    top = logits.amax(1, keepdim=True).nan_to_num(neginf=0.0)
+    return (top + torch.log2(torch.exp2(logits - top).sum(1, keepdim=True))) * math.log(2)
 
 
 def rms(got: Tensor, want: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,21 +19,25 @@ from attnc.codegen.verify.gradients import (
     rms,
     twice_rounded,
 )
+from attnc.codegen.verify.report import LIMIT
 
-LIMIT = 1.5
-"""Times PyTorch's error."""
-
-COUNTED = 256
-"""Numbers from which on one draw says enough of PyTorch's error; of fewer it is the worst of several draws."""
+COUNTED, FEW = 1024, 65536
+"""Of so many numbers one draw says enough of PyTorch's largest error, and of its mean; of fewer the worst of several does."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Errors of a kernel and of PyTorch against float64, and what is wrong, or nothing."""
+    """Errors of a kernel and of PyTorch against float64, how large the first may be, and what is wrong, or nothing."""
 
     error: float
     torch_error: float
+    allowed: float
     wrong: str = ""
+
+    def rank(self) -> tuple[bool, float]:
+        """The worse, the higher: wrong ones first, then by the share of what is allowed."""
+        ratio = self.error / self.allowed if self.allowed else 0.0
+        return bool(self.wrong), ratio if math.isfinite(ratio) else math.inf
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -45,13 +50,14 @@ def judge(inputs: Inputs, o: Tensor, lse: Tensor, block: int = 1024) -> Verdict:
     """Of a forward kernel.
 
     The kernels count in base 2: their log-sum-exp is rounded three times more than torch's, to the scale, and there and back.
-    Torch's is the worst of so many draws of the case that 256 rows are counted: a call of two rows says little about either.
+    Torch's is the worst of so many draws of the case that COUNTED rows are seen: a call of two rows says little about either,
+    and so does a sharp softmax, whose largest error is that of the one row where two keys are nearly alike.
     """
     want, want_lse = reference(inputs, block)
     ours, ours_lse = error(o, want), error(lse, want_lse)
     torchs, torchs_lse = torch_error(inputs, want, want_lse, block)
-    rows = max(1, want_lse.numel())
-    for draw in range(1, min(16, -(-COUNTED // rows))):
+    draws = max(-(-COUNTED // max(1, want_lse.numel())), 8 if inputs.case.magnitude > 1 else 1)
+    for draw in range(1, min(16, draws)):
         other = build(replace(inputs.case, seed=inputs.case.seed + draw))
         more = torch_error(other, *reference(other, block), block)
         torchs, torchs_lse = max(torchs, more[0]), max(torchs_lse, more[1])
@@ -68,7 +74,7 @@ def judge(inputs: Inputs, o: Tensor, lse: Tensor, block: int = 1024) -> Verdict:
         (ours_lse <= LIMIT * torchs_lse + based, f"log-sum-exp's error {ours_lse:.3g}, PyTorch's {torchs_lse:.3g}"),
         (_is_exact(inputs, o, want, block), "integers are not exact"),
     )
-    return Verdict(ours, torchs, next((fault for holds, fault in faults if not holds), ""))
+    return Verdict(ours, torchs, LIMIT * torchs, next((fault for holds, fault in faults if not holds), ""))
 
 
 def _is_exact(inputs: Inputs, o: Tensor, want: Tensor, block: int) -> bool:
@@ -91,18 +97,19 @@ def torch_error(inputs: Inputs, want: Tensor, want_lse: Tensor, block: int) -> t
 
 
 def judge_gradients(inputs: Inputs, flat: Gradients, o_grad: Tensor, lse_grad: Tensor) -> dict[str, Verdict]:
-    """Of q, k, v and, where there is one, sink_logit; `flat` as autograd gives them.
+    """Of those of q, k, v and sink_logit that `flat` holds, as autograd gives them.
 
     PyTorch's error is the larger one of two: autograd of its own attention, and the fused backward pass's formula in its
     operations, whose weights come from a log-sum-exp (coarse where logits are large) and whose `delta` comes from a rounded
     result. Errors are root mean squares: one wrong number among thousands is far above rounding, and luck of one draw is not.
     Where gradients have few numbers, PyTorch's error is the worst of several draws of the case.
     """
-    want = dense_gradients(inputs, o_grad, lse_grad, reference, torch.float64)
     got = kernel_gradients(inputs, flat)
-    assert set(got) == set(want)
+    want = dense_gradients(inputs, o_grad, lse_grad, reference, torch.float64)
+    want = {name: want[name] for name in got}
     own = own_errors(inputs, o_grad, lse_grad)
-    for draw in range(1, min(8, -(-COUNTED // max(1, min(x.numel() for x in want.values()))))):
+    numbers = max(1, min(x.numel() for x in want.values()))
+    for draw in range(1, min(8, max(-(-COUNTED // numbers), 8 if numbers < FEW else 1))):
         other = build(replace(inputs.case, seed=inputs.case.seed + draw))
         more = own_errors(other, *outer_gradients(other))
         own = {name: max(own[name], more[name]) for name in own}
@@ -112,10 +119,11 @@ def judge_gradients(inputs: Inputs, flat: Gradients, o_grad: Tensor, lse_grad: T
 
 def _gradient(inputs: Inputs, name: str, got: Tensor, want: Tensor, own: float, twice: float) -> Verdict:
     ours = rms(got, want)
+    allowed = LIMIT * own + twice * rms(want, torch.zeros_like(want))
     faults = (
         (not torch.isnan(got).any(), f"the gradient of {name} holds NaN"),
         (
-            ours <= LIMIT * own + twice * rms(want, torch.zeros_like(want)),
+            ours <= allowed,
             f"the gradient of {name} is off by {ours:.3g}, PyTorch's by {own:.3g}",
         ),
         (
@@ -123,4 +131,4 @@ def _gradient(inputs: Inputs, name: str, got: Tensor, want: Tensor, own: float, 
             f"the gradient of {name} is not exact in integers",
         ),
     )
-    return Verdict(ours, own, next((fault for holds, fault in faults if not holds), ""))
+    return Verdict(ours, own, allowed, next((fault for holds, fault in faults if not holds), ""))

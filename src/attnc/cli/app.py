@@ -24,6 +24,7 @@ COMMANDS = (
     "import",
     "graft",
     "run",
+    "verify",
     "bench",
     "explain",
     "schema",

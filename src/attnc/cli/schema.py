@@ -26,6 +26,7 @@ SCHEMAS: dict[str, tuple[str, str, str]] = {
     "import": ("attnc.checkpoint.report", "ImportReport", "attnc import --json"),
     "bench": ("attnc.bench.report", "BenchReport", "attnc bench --json"),
     "doctor": ("attnc.cli.environment", "EnvironmentReport", "attnc doctor --json"),
+    "verify": ("attnc.codegen.verify.report", "VerifyReport", "attnc verify --json"),
     "gpu": ("attnc.codegen.triton.verified", "Verified", "one row of docs/gpu.json"),
 }
 """Name: module, class, and what is of that shape."""

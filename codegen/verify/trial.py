@@ -1,0 +1,84 @@
+"""One kernel on one case: run by itself, with exact results of the others where it reads them, and judged."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.codegen.verify.cases import Case, Inputs, build, poisoned
+from attnc.codegen.verify.dense import reference
+from attnc.codegen.verify.gradients import Gradients, outer_gradients
+from attnc.codegen.verify.judge import Verdict, judge, judge_gradients
+from attnc.compiler.families import BACKWARD
+
+Blocks = tuple[int, ...]
+
+
+def run(module: ModuleType, skeleton: str, case: Case, blocks: Blocks | None = None) -> Verdict:
+    """The verdict on a kernel file's kernel; of gradients that on the worst. What it raises is a reason too.
+
+    blocks: instead of those that the file would take.
+    """
+    inputs = build(case)
+    options = {} if blocks is None else {"blocks": blocks}
+    try:
+        if skeleton not in BACKWARD:
+            with poisoned():
+                o, lse = module.attend(*inputs.arguments, **options)
+            return judge(inputs, o, lse)
+        outer = outer_gradients(inputs)
+        flat = gradients(module, skeleton, inputs, *outer, options)
+        verdicts = judge_gradients(inputs, flat, *outer)
+    except Exception as error:
+        return Verdict(math.nan, math.nan, math.nan, f"{type(error).__name__}: {one_line(str(error))}")
+    return max(verdicts.values(), key=Verdict.rank)
+
+
+def gradients(
+    module: ModuleType, skeleton: str, inputs: Inputs, o_grad: Tensor, lse_grad: Tensor, options: dict[str, Any]
+) -> Gradients:
+    """What one backward kernel computes: of q, or of k and v (flat)."""
+    o, lse = exact(inputs)
+    outer = torch.where(torch.isneginf(lse), 0.0, lse_grad)
+    common = inputs.arguments[:-1]
+    with poisoned():
+        if skeleton == BACKWARD[0]:
+            q_grad, _ = module.attend_backward_queries(*common, o, lse, o_grad, outer, **options)
+            return {"q": q_grad}
+        delta = (o.double() * o_grad.double()).sum(-1).float() - outer
+        k_grad, v_grad = module.attend_backward_keys(*common, lse, delta, o_grad, **options)
+        return {"k": k_grad, "v": v_grad}
+
+
+def exact(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """o and the log-sum-exp as a forward kernel without errors would leave them."""
+    o, lse = reference(inputs)
+    return o.to(inputs.q.dtype), lse.float()
+
+
+def blocks(module: ModuleType, device: torch.device, dtype: torch.dtype) -> Blocks:
+    """The blocks that a kernel file takes on this device."""
+    found: Blocks = module.BLOCKS[module.architecture(device), dtype.itemsize]
+    return found
+
+
+def words(case: Case) -> str:
+    """The case, for a reader."""
+    texts = [f"{'+'.join(map(str, case.sizes))} tokens"]
+    if any(case.pasts):
+        texts.append(f"after {'+'.join(map(str, case.pasts))}")
+    texts.append(f"{len(case.unions) * case.kernel.group} heads")
+    if case.keeps is not None and any(case.keeps):
+        texts.append("rings")
+    if case.found:
+        texts.append("one key found")
+    return ", ".join(texts)
+
+
+def one_line(text: str) -> str:
+    """The first line of a message that says something."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")[:200]
