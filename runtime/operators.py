@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +116,8 @@ def _implementations(functions: Functions, form: Form, v_width: int) -> dict[str
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         part = Part(k, v, *places, *sizes, rings, shared, v_width)  # type: ignore[call-arg, arg-type]
         run = functions.decode if part.max_new <= DECODE_TOKENS else functions.prefill
-        return run(q, part, rows, form, part, scale, cap, sink_logit)
+        with device_of(q):
+            return run(q, part, rows, form, part, scale, cap, sink_logit)
 
     def later(run: Function) -> Function:
         def gradient(
@@ -123,7 +125,8 @@ def _implementations(functions: Functions, form: Form, v_width: int) -> dict[str
             rings: bool, shared: bool, cap: float | None, *results: Tensor,
         ) -> tuple[Tensor, Tensor]:  # fmt: skip
             part = Part(k, v, *places, *sizes, rings, shared, v_width)  # type: ignore[call-arg, arg-type]
-            return run(q, part, rows, form, part, scale, cap, *results)
+            with device_of(q):
+                return run(q, part, rows, form, part, scale, cap, *results)
 
         return gradient
 
@@ -132,6 +135,13 @@ def _implementations(functions: Functions, form: Form, v_width: int) -> dict[str
         "backward_queries": later(functions.backward_queries),
         "backward_keys": later(functions.backward_keys),
     }
+
+
+def device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """The context in which Triton launches on x's device: it takes the current one."""
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
 
 
 def _fakes(v_width: int) -> dict[str, Function]:

@@ -27,6 +27,9 @@ BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, 
     ("any", 4): (16, 16, 4, 1),
 }
 
+KNOWN = {}  # device -> its row of BLOCKS
+READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
+
 LOG2E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1e30)  # exponent of a key that is not seen
 EMPTY = tl.constexpr(1e30)  # log-sum-exp of a query without keys: exp(logit - EMPTY) = 0
@@ -172,11 +175,37 @@ def queries_kernel(
 
 def architecture(device):
     """The row of BLOCKS that serves a device."""
-    if device.type != "cuda":
-        return "any"
-    if torch.version.hip:
-        return "gfx942"
-    return {8: "sm_80", 9: "sm_90"}.get(torch.cuda.get_device_capability(device)[0], "sm_100")
+    if device not in KNOWN:
+        if device.type != "cuda":
+            KNOWN[device] = "any"
+        elif torch.version.hip:
+            KNOWN[device] = "gfx942"
+        else:
+            KNOWN[device] = {8: "sm_80", 9: "sm_90"}.get(torch.cuda.get_device_capability(device)[0], "sm_100")
+    return KNOWN[device]
+
+
+def run(kernel, programs, tensors, numbers, strides, key, constants):
+    """kernel[(programs,)](*tensors, *numbers, **constants()), without Triton's long look at every argument.
+
+    It compiles for types, and for which numbers are multiples of 16, or 1. Where all pointers and `strides` (the bits of all
+    that are compiled for, together) are multiples of 16, `key` says the rest, and what was compiled for it runs at once.
+    """
+    if programs == 0:
+        return
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    bits = strides
+    for pointer in pointers:
+        bits |= pointer
+    plain = bits % 16 == 0 and strides < 2**31
+    if plain and key in READY:
+        compiled, rest = READY[key]
+        compiled[programs, 1, 1](*pointers, *numbers, *rest)
+        return
+    settings = constants()
+    compiled = kernel[(programs,)](*tensors, *numbers, **settings)
+    if plain and compiled is not None:  # Triton's interpreter compiles nothing
+        READY[key] = compiled, [settings[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
 
 
 def settings(block_q, block_k, warps, stages):
@@ -221,11 +250,16 @@ def attend_backward_queries(q, part, rows, form, batch, scale, cap, o, lse, o_gr
     q_grad = torch.empty(tokens, heads, width, dtype=q.dtype, device=q.device)
     delta = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
-    grid = (triton.cdiv(batch.max_new, chosen[0]) * sequences * heads,)
-    queries_kernel[grid](
+    token_stride, head_stride, _ = q.stride()
+    tensors = (
         q, part.k, part.v, o.contiguous(), lse.contiguous(), o_grad.contiguous(), lse_grad.contiguous(), q_grad, delta, rows,
         batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin, scale.contiguous(),
-        0.0 if cap is None else cap, sequences, kv_heads, q.stride(0), q.stride(1), part.k_stride, part.v_stride,
-        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0), **settings(*chosen),
     )  # fmt: skip
+    numbers = (
+        0.0 if cap is None else cap, sequences, kv_heads, token_stride, head_stride, part.k_stride, part.v_stride,
+        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
+    )  # fmt: skip
+    programs = -(-batch.max_new // chosen[0]) * sequences * heads
+    strides = token_stride | head_stride | part.k_stride | part.v_stride
+    run(queries_kernel, programs, tensors, numbers, strides, (q.device, q.dtype, chosen), lambda: settings(*chosen))
     return q_grad, delta

@@ -33,6 +33,10 @@ BLOCKS = {  # (architecture, bytes of an element): keys of a block, warps, warps
 MOST_ROWS = 64  # of a tile
 MOST_SPLITS = 64
 
+PROCESSORS = {}  # device -> how many it has
+KNOWN = {}  # device -> its row of BLOCKS
+READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1e30)  # score of a key that is not seen
@@ -228,11 +232,37 @@ def combine_kernel(
 
 def architecture(device):
     """The row of BLOCKS that serves a device."""
-    if device.type != "cuda":
-        return "any"
-    if torch.version.hip:
-        return "gfx942"
-    return {8: "sm_80", 9: "sm_90"}.get(torch.cuda.get_device_capability(device)[0], "sm_100")
+    if device not in KNOWN:
+        if device.type != "cuda":
+            KNOWN[device] = "any"
+        elif torch.version.hip:
+            KNOWN[device] = "gfx942"
+        else:
+            KNOWN[device] = {8: "sm_80", 9: "sm_90"}.get(torch.cuda.get_device_capability(device)[0], "sm_100")
+    return KNOWN[device]
+
+
+def run(kernel, programs, tensors, numbers, strides, key, constants):
+    """kernel[(programs,)](*tensors, *numbers, **constants()), without Triton's long look at every argument.
+
+    It compiles for types, and for which numbers are multiples of 16, or 1. Where all pointers and `strides` (the bits of all
+    that are compiled for, together) are multiples of 16, `key` says the rest, and what was compiled for it runs at once.
+    """
+    if programs == 0:
+        return
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    bits = strides
+    for pointer in pointers:
+        bits |= pointer
+    plain = bits % 16 == 0 and strides < 2**31
+    if plain and key in READY:
+        compiled, rest = READY[key]
+        compiled[programs, 1, 1](*pointers, *numbers, *rest)
+        return
+    settings = constants()
+    compiled = kernel[(programs,)](*tensors, *numbers, **settings)
+    if plain and compiled is not None:  # Triton's interpreter compiles nothing
+        READY[key] = compiled, [settings[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
 
 
 def split_settings(block_r, block_k, warps, most_warps, stages):
@@ -273,8 +303,15 @@ def variants(architecture, element_size):
 
 def count_splits(programs, most, device):
     """How many programs share the keys of a tile: enough for two on every processor, each with a block to read."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    return max(1, min(MOST_SPLITS, most, triton.cdiv(2 * processors, max(1, programs))))
+    if device not in PROCESSORS:
+        cuda = device.type == "cuda"
+        PROCESSORS[device] = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 4
+    return max(1, min(MOST_SPLITS, most, -(-2 * PROCESSORS[device] // max(1, programs))))
+
+
+def power_of_2(number):
+    """The least power of two that is not below a number."""
+    return 1 << max(0, number - 1).bit_length()
 
 
 def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, blocks=None, splits=None):
@@ -295,22 +332,30 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     assert (cap is not None, sink_logit is not None) == (CAP, SINK_LOGIT)
     assert q.dtype == part.k.dtype == part.v.dtype
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
-    block_r = min(MOST_ROWS, max(16, triton.next_power_of_2(GROUP * batch.max_new)))
-    tiles = triton.cdiv(GROUP * batch.max_new, block_r)
-    most = triton.cdiv(part.max_stored, chosen[0])
+    block_r = min(MOST_ROWS, max(16, power_of_2(GROUP * batch.max_new)))
+    tiles = -(-GROUP * batch.max_new // block_r)
+    most = -(-part.max_stored // chosen[0])
     splits = splits or count_splits(sequences * kv_heads * tiles, most, q.device)
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     part_o = torch.empty(tokens, heads, splits, VALUE_WIDTH, dtype=torch.float32, device=q.device)
     part_norm = torch.empty(tokens, heads, splits, 2, dtype=torch.float32, device=q.device)
     scale = scale.contiguous()
-    split_kernel[(sequences * kv_heads * tiles * splits,)](
+    sink_logit = scale if sink_logit is None else sink_logit
+    token_stride, head_stride, _ = q.stride()
+    tensors = (
         q, part.k, part.v, part_o, part_norm, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin,
-        part.v_begin, part.pinned, part.ring, scale, 0.0 if cap is None else cap,
-        kv_heads, tiles, splits, q.stride(0), q.stride(1), part.k_stride, part.v_stride,
-        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0), **split_settings(block_r, *chosen),
+        part.v_begin, part.pinned, part.ring, scale,
     )  # fmt: skip
-    combine_kernel[(tokens * heads,)](
-        part_o, part_norm, o, lse, scale if sink_logit is None else sink_logit, heads, splits, **combine_settings(splits)
-    )
+    numbers = (
+        0.0 if cap is None else cap, kv_heads, tiles, splits, token_stride, head_stride, part.k_stride, part.v_stride,
+        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
+    )  # fmt: skip
+    programs = sequences * kv_heads * tiles * splits
+    strides = token_stride | head_stride | part.k_stride | part.v_stride
+    key = (q.device, q.dtype, block_r, chosen)
+    run(split_kernel, programs, tensors, numbers, strides, key, lambda: split_settings(block_r, *chosen))
+    tensors = (part_o, part_norm, o, lse, sink_logit)
+    key = (q.device, q.dtype, sink_logit.dtype, power_of_2(splits))
+    run(combine_kernel, tokens * heads, tensors, (heads, splits), 0, key, lambda: combine_settings(splits))
     return o, lse

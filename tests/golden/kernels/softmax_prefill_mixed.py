@@ -29,6 +29,9 @@ BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, 
     ("any", 4): (32, 32, 4, 1),
 }
 
+KNOWN = {}  # device -> its row of BLOCKS
+READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1e30)  # score of a key that is not seen
@@ -115,7 +118,7 @@ def position(slot, base, stored, pinned, ring, slots, RINGS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["sequences", "kv_heads", "row_stride", "k_begin_stride", "v_begin_stride"])
 def attend_kernel(
-    q, k, v, o, lse, rows, offsets, past, stored, base, k_begin, v_begin, pinned, ring, scale, cap, sink_logit,
+    q, k, v, o, lse, rows, offsets, past, stored, base, k_begin, v_begin, pinned, ring, scale, sink_logit, cap,
     sequences, kv_heads, q_token_stride, q_head_stride, k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
     ROW: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     RINGS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -204,11 +207,37 @@ def attend_kernel(
 
 def architecture(device):
     """The row of BLOCKS that serves a device."""
-    if device.type != "cuda":
-        return "any"
-    if torch.version.hip:
-        return "gfx942"
-    return {8: "sm_80", 9: "sm_90"}.get(torch.cuda.get_device_capability(device)[0], "sm_100")
+    if device not in KNOWN:
+        if device.type != "cuda":
+            KNOWN[device] = "any"
+        elif torch.version.hip:
+            KNOWN[device] = "gfx942"
+        else:
+            KNOWN[device] = {8: "sm_80", 9: "sm_90"}.get(torch.cuda.get_device_capability(device)[0], "sm_100")
+    return KNOWN[device]
+
+
+def run(kernel, programs, tensors, numbers, strides, key, constants):
+    """kernel[(programs,)](*tensors, *numbers, **constants()), without Triton's long look at every argument.
+
+    It compiles for types, and for which numbers are multiples of 16, or 1. Where all pointers and `strides` (the bits of all
+    that are compiled for, together) are multiples of 16, `key` says the rest, and what was compiled for it runs at once.
+    """
+    if programs == 0:
+        return
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    bits = strides
+    for pointer in pointers:
+        bits |= pointer
+    plain = bits % 16 == 0 and strides < 2**31
+    if plain and key in READY:
+        compiled, rest = READY[key]
+        compiled[programs, 1, 1](*pointers, *numbers, *rest)
+        return
+    settings = constants()
+    compiled = kernel[(programs,)](*tensors, *numbers, **settings)
+    if plain and compiled is not None:  # Triton's interpreter compiles nothing
+        READY[key] = compiled, [settings[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
 
 
 def settings(rings, block_q, block_k, warps, stages):
@@ -255,11 +284,18 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
-    grid = (triton.cdiv(batch.max_new, chosen[0]) * sequences * heads,)
-    attend_kernel[grid](
+    sink_logit = scale if sink_logit is None else sink_logit
+    token_stride, head_stride, _ = q.stride()
+    tensors = (
         q, part.k, part.v, o, lse, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin,
-        part.pinned, part.ring, scale.contiguous(), 0.0 if cap is None else cap, scale if sink_logit is None else sink_logit,
-        sequences, kv_heads, q.stride(0), q.stride(1), part.k_stride, part.v_stride,
-        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0), **settings(part.rings, *chosen),
+        part.pinned, part.ring, scale.contiguous(), sink_logit,
     )  # fmt: skip
+    numbers = (
+        0.0 if cap is None else cap, sequences, kv_heads, token_stride, head_stride, part.k_stride, part.v_stride,
+        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
+    )  # fmt: skip
+    programs = -(-batch.max_new // chosen[0]) * sequences * heads
+    strides = token_stride | head_stride | part.k_stride | part.v_stride
+    key = (q.device, q.dtype, sink_logit.dtype, part.rings, chosen)
+    run(attend_kernel, programs, tensors, numbers, strides, key, lambda: settings(part.rings, *chosen))
     return o, lse

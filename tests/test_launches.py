@@ -1,0 +1,125 @@
+"""How emitted kernels are launched: by what was compiled for arguments alike, which must be what Triton itself would choose.
+
+No GPU is needed: Triton compiles for one, and a driver of ours notes each launch instead of making it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from attnc.codegen.triton.compile import load
+from attnc.codegen.triton.emit import emit
+from attnc.codegen.verify.cases import Case, Inputs, Union, build
+from attnc.compiler.families import Softmax
+
+pytestmark = pytest.mark.triton
+KERNEL = Softmax(1, head_width=16, value_width=16, group=2)
+HEADS = (Union(nears=((1, 0, 9, 0),)),) * 3
+Launch = tuple[Any, ...]
+
+
+class Driver:
+    """What Triton asks of a GPU; `launches` has what was compiled, the grid, and the arguments."""
+
+    def __init__(self) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.launches: list[Launch] = []
+        self.compiled: list[Any] = []
+        self.target = GPUTarget("cuda", 90, 32)
+        limits = {"max_shared_mem": 232_448}
+        self.utils = SimpleNamespace(
+            load_binary=lambda *_: (1, 1, 32, 0, 1024), get_device_properties=lambda _: limits, unload_module=lambda _: None
+        )
+
+    def launcher_cls(self, source: Any, _metadata: Any) -> Any:
+        self.compiled.append(source)
+        number = len(self.compiled)
+
+        def launch(x: int, y: int, z: int, *rest: Any) -> None:
+            arguments = [arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in rest[6:]]
+            self.launches.append((number, (x, y, z), *arguments))
+
+        return launch
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int = 0) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    from triton.runtime import driver as drivers
+
+    monkeypatch.setattr(drivers, "_active", Driver())
+    return drivers.active
+
+
+def inputs_of(kernel: Softmax = KERNEL, dtype: torch.dtype = torch.float16, tokens: int = 20, **rest: Any) -> Inputs:
+    return build(Case(kernel, HEADS, (tokens,), (0 if tokens > 16 else 40,), dtype=dtype, cache=tokens <= 16, **rest))
+
+
+def moved(x: torch.Tensor, by: int) -> torch.Tensor:
+    """The same numbers, `by` elements further in their storage than its beginning."""
+    return torch.empty(x.numel() + by, dtype=x.dtype)[by:].copy_(x.flatten()).view(x.shape)
+
+
+def calls(tokens: int) -> dict[str, Inputs]:
+    """Calls that Triton tells apart, and some that it does not."""
+    plain = inputs_of(tokens=tokens)
+    wide = torch.empty(tokens, 6, 24, dtype=plain.q.dtype)[..., :16].copy_(plain.q)
+    few = inputs_of(tokens=tokens, seed=1)
+    return {
+        "plain": plain,
+        "again": few,
+        "float32": inputs_of(dtype=torch.float32, tokens=tokens),
+        "odd strides of q": replace(plain, q=wide),
+        "q not aligned": replace(plain, q=moved(plain.q, 1)),
+        "k not aligned": replace(plain, part=replace(plain.part, k=moved(plain.part.k, 4))),
+        "offsets not aligned": replace(plain, batch=replace(plain.batch, offsets=moved(plain.batch.offsets, 1))),
+        "rows not aligned": replace(plain, rows=moved(plain.rows[0], 1)[None]),
+        "rings": inputs_of(tokens=tokens, keeps=((3, 20),) * 3) if tokens <= 16 else plain,
+        "one token": inputs_of(tokens=1) if tokens <= 16 else plain,
+    }
+
+
+def launched(module: ModuleType, driver: Driver, inputs: Inputs) -> list[Launch]:
+    """Which kernels were launched and how; results and partial ones lie elsewhere at every call."""
+    driver.launches.clear()
+    module.attend(*inputs.arguments)
+    passed = {x.data_ptr() for x in (inputs.q, inputs.part.k, inputs.part.v, inputs.rows, inputs.scale)}
+    return [tuple(x for x in launch if not isinstance(x, int) or x < 2**40 or x in passed) for launch in driver.launches]
+
+
+@pytest.mark.parametrize(("skeleton", "tokens"), [("softmax_prefill", 20), ("softmax_decode", 5)])
+def test_what_runs_at_once_is_what_triton_would_choose(skeleton: str, tokens: int, driver: Driver, tmp_path: Path) -> None:
+    module = load(emit(skeleton, KERNEL), tmp_path, f"launched_{skeleton}")
+    chosen = []
+    for name, inputs in calls(tokens).items():
+        known = dict(module.READY)
+        module.READY.clear()
+        want = launched(module, driver, inputs)
+        module.READY.update(known)
+        assert launched(module, driver, inputs) == want, name
+        assert launched(module, driver, inputs) == want, name
+        chosen.append(want[0][0])
+    assert len(set(chosen)) >= 4, "the calls differ in what is compiled for them"
+    assert 2 <= len(module.READY) <= len(chosen)
+
+
+def test_a_call_without_queries_launches_nothing(driver: Driver, tmp_path: Path) -> None:
+    for skeleton in ("softmax_prefill", "softmax_decode"):
+        module = load(emit(skeleton, KERNEL), tmp_path, f"empty_{skeleton}")
+        nothing = build(Case(KERNEL, HEADS, (0, 0), (5, 0), dtype=torch.float16, cache=True))
+        assert launched(module, driver, nothing) == []
