@@ -14,7 +14,6 @@ from kernel_cases import KERNELS
 
 from attnc.codegen.triton.blocks import DECODE, PREFILL, TABLES, WIDTHS, blocks
 from attnc.codegen.triton.emit import SKELETONS, emit, fill, functions_of
-from attnc.codegen.triton.known_bugs import BUGS, Candidate, features_of, known
 from attnc.compiler.families import BACKWARD, FAMILIES, Softmax
 from attnc.compiler.intervals import Intervals, Near
 
@@ -102,18 +101,6 @@ def test_a_kernel_has_room_for_every_head_of_its_launch() -> None:
         Intervals(strides=(3, 5)),
     ]
     assert Softmax.of(unions, 64, 32, 4, False, True) == Softmax(2, 2, 1, True, 64, 32, 4, False, True)
-
-
-def test_no_emitted_kernel_meets_a_known_bug() -> None:
-    for kernel in KERNELS.values():
-        for skeleton in NAMES:
-            candidate = Candidate(features_of(emit(skeleton, kernel)))
-            assert not known(candidate, (3, 6, 0), "sm_90"), (skeleton, kernel)
-    wrong = Candidate(features_of("tl.dot(tl.trans(p), v)"))
-    assert [bug.name for bug in known(wrong, (3, 6, 0), "sm_90")] == ["dot of a transposed dot result"]
-    assert known(wrong, (3, 7, 1), "sm_90") == ()
-    assert known(wrong, (3, 6, 0), "sm_80") == ()
-    assert all(bug.evidence and bug.instead for bug in BUGS)
 
 
 def test_every_row_of_the_block_tables_is_complete() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attnc.codegen.triton.blocks import blocks
 from attnc.codegen.triton.holes import made_holes
-from attnc.codegen.triton.known_bugs import BUGS, Candidate, features_of
+from attnc.codegen.triton.known_bugs import refusals
 from attnc.compiler.families import BACKWARD, FAMILIES, Softmax
 
 SKELETONS = Path(__file__).parent / "skeletons"
@@ -24,6 +24,7 @@ def emit(skeleton: str, kernel: Softmax) -> str:
     assert skeleton in FAMILIES["softmax"], skeleton
     source = (SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")
     functions = gather(functions_of(source), made_holes(kernel), [read_holes(name) for name in chosen_holes(skeleton, kernel)])
+    rows = blocks(skeleton, max(kernel.head_width, kernel.value_width))
     constants = {
         "FORM": repr((kernel.nears, kernel.strides, kernel.powers, kernel.causal)),
         "HEAD_WIDTH": repr(kernel.head_width),
@@ -31,11 +32,11 @@ def emit(skeleton: str, kernel: Softmax) -> str:
         "GROUP": repr(kernel.group),
         "CAP": repr(kernel.cap),
         **({} if skeleton in BACKWARD else {"SINK_LOGIT": repr(kernel.sink_logit)}),
-        "BLOCKS": _table(blocks(skeleton, max(kernel.head_width, kernel.value_width))),
+        "BLOCKS": _table(rows),
     }
     text = fill(source, functions, constants)
-    met = [bug.name for bug in BUGS if bug.meets(Candidate(features_of(text), head_width=kernel.head_width))]
-    assert not met, f"{skeleton} would meet {met}"
+    met = refusals(text, rows)
+    assert not met, f"{skeleton} would meet {', '.join(met)}"
     return text
 
 

@@ -6,7 +6,8 @@ Rows that concern no kernel of this project yet stay: they are what a new skelet
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Version = tuple[int, ...]
@@ -16,11 +17,11 @@ Version = tuple[int, ...]
 class Candidate:
     """A kernel about to be emitted or launched: what of it matters to the rows below.
 
-    features  words for constructs in its text: see `features_of`
+    features    words for constructs in its text: see `features_of`
+    block_rows  rows of a block
     """
 
     features: frozenset[str]
-    head_width: int = 0
     block_rows: int = 0
     warps: int = 0
 
@@ -39,6 +40,8 @@ class Bug:
 
 
 LATER: Version = (99,)
+SUPPORTED: tuple[Version, Version] = ((3, 6, 0), (3, 10, 0))
+"""The first version of Triton that is supported, and the first that is not."""
 
 BUGS = (
     Bug(
@@ -87,17 +90,71 @@ WATCHED = (
         "fla-org/flash-linear-attention issue 1262",
     ),
 )
-"""Cases whose trigger is not known, so that no kernel can be refused; tests/gpu compares products of integers exactly."""
+"""Cases whose trigger is not known, so that no kernel can be refused: `attnc verify` and tests/gpu compare integers exactly."""
 
 
 def features_of(text: str) -> frozenset[str]:
-    """The constructs of an emitted text that a row may name."""
-    words = {
-        "warp_specialize": "warp_specialize",
-        "block_pointer": "make_block_ptr",
-        "dot_of_transposed_result": "tl.dot(tl.trans(",
-    }
-    return frozenset(feature for feature, word in words.items() if word in text)
+    """The constructs of a kernel's text that a row may name; those that no text shows are in its constant CONSTRUCTS."""
+    tree = ast.parse(text)
+    found = {name for node in tree.body if isinstance(node, ast.Assign) for name in _declared(node)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.keyword(arg="warp_specialize", value=value):
+                found |= {"warp_specialize"} if not (isinstance(value, ast.Constant) and not value.value) else set()
+            case ast.Attribute(attr="make_block_ptr"):
+                found.add("block_pointer")
+            case ast.FunctionDef() if _dots_transposed_result(node):
+                found.add("dot_of_transposed_result")
+    return frozenset(found)
+
+
+def _declared(node: ast.Assign) -> tuple[str, ...]:
+    """The words of CONSTRUCTS = (...)."""
+    named = any(isinstance(target, ast.Name) and target.id == "CONSTRUCTS" for target in node.targets)
+    return tuple(ast.literal_eval(node.value)) if named else ()
+
+
+def _dots_transposed_result(function: ast.FunctionDef) -> bool:
+    """Whether some product's first operand is a transposed value that comes, perhaps through arithmetic, from a product."""
+    results: set[str] = set()
+    while True:
+        more = {
+            target.id
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value is not None
+            if _is_result(node.value, results)
+            for target in ast.walk(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+            if isinstance(target, ast.Name)
+        }
+        if more <= results:
+            break
+        results |= more
+    products = (node for node in ast.walk(function) if _calls(node, "dot") and isinstance(node, ast.Call))
+    return any(_transposes_result(node.args[0], results) for node in products if node.args)
+
+
+def _is_result(value: ast.AST, results: set[str]) -> bool:
+    """Whether a product, or a name that holds one, is part of an expression; what is loaded from memory is none."""
+    if _calls(value, "load"):
+        return False
+    if _calls(value, "dot") or (isinstance(value, ast.Name) and value.id in results):
+        return True
+    return any(_is_result(child, results) for child in ast.iter_child_nodes(value))
+
+
+def _transposes_result(operand: ast.AST, results: set[str]) -> bool:
+    for node in ast.walk(operand):
+        turned = node.value if isinstance(node, ast.Attribute) and node.attr == "T" else None
+        if isinstance(node, ast.Call) and (_calls(node, "trans") or _calls(node, "permute")):
+            turned = node
+        if turned is not None and _is_result(turned, results):
+            return True
+    return False
+
+
+def _calls(node: ast.AST, name: str) -> bool:
+    """Whether a node is a call of tl.NAME, or of a tensor's method of that name."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
 
 
 def known(kernel: Candidate, version: Version, architecture: str) -> tuple[Bug, ...]:
@@ -109,3 +166,21 @@ def known(kernel: Candidate, version: Version, architecture: str) -> tuple[Bug, 
         and (not bug.architectures or architecture in bug.architectures)
         and bug.meets(kernel)
     )
+
+
+def refusals(text: str, rows: Mapping[tuple[str, int], tuple[int, ...]]) -> tuple[str, ...]:
+    """The names of the cases that a kernel's text would meet, with these blocks, on any supported version of Triton.
+
+    rows: (architecture, bytes of an element) -> blocks, of which the first counts rows and the third warps.
+    """
+    features = features_of(text)
+    first, end = SUPPORTED
+    met = [
+        bug.name
+        for (architecture, _), blocks in rows.items()
+        for bug in BUGS
+        if bug.since < end and bug.until > first
+        if not bug.architectures or architecture in bug.architectures
+        if bug.meets(Candidate(features, block_rows=blocks[0], warps=blocks[2]))
+    ]
+    return tuple(dict.fromkeys(met))

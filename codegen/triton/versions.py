@@ -9,9 +9,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 VERSION: tuple[int, ...] = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:3])
-SUPPORTED = ((3, 6, 0), (3, 10, 0))
-"""The first supported version, and the first that is not."""
-
 INTERPRETS: bool = triton.knobs.runtime.interpret
 """Whether kernels made in this process run in Triton's interpreter (TRITON_INTERPRET=1), where nothing can be compiled."""
 
