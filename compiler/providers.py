@@ -3,7 +3,7 @@
 | name | is |
 |---|---|
 | triton | generated kernels |
-| torch | PyTorch's scaled_dot_product_attention: cuDNN or flash where a launch is plain, else blocks of queries with masks |
+| torch | PyTorch's scaled_dot_product_attention, its flash kernel for windows, else masks of 256 queries |
 | flex | PyTorch's flex_attention, compiled by torch.compile |
 | fa4 | the package flash-attn-4 |
 | split | some heads by one of these and some by another, outputs joined |
@@ -39,6 +39,11 @@ class Task(NamedTuple):
     phase: Phase
     device: Device
     load: Workload
+
+    @property
+    def counted(self) -> tuple[Launch, tuple[Seen, ...], Phase, Workload]:
+        """What work is counted from."""
+        return self.launch, self.groups, self.phase, self.load
 
 
 Ask = Callable[[Task], Price | str]
@@ -111,7 +116,7 @@ def _triton(task: Task) -> Price | str:
         return launch.unsaid
     if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
         return f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"
-    work = tiled(launch, task.groups, task.phase, task.load)
+    work = tiled(*task.counted)
     return Price(provider="triton", seconds=seconds(work, device, device.efficiency["triton"][task.phase]))
 
 
@@ -119,12 +124,28 @@ def _torch(task: Task) -> Price | str:
     launch, device = task.launch, task.device
     if launch.unsaid:
         return launch.unsaid
-    plain = is_plain_causal(task.groups) and not (launch.cap or launch.sink_logit or launch.learned)
-    work = (tiled if plain else blocked)(launch, task.groups, task.phase, task.load)
-    price = seconds(work, device, device.efficiency["torch"][task.phase])
-    return Price(
-        provider="torch", seconds=price, how=_backend(launch, device) if plain else "" if task.phase == "decode" else "masks"
-    )
+    products = not (launch.scored or launch.learned)
+    if products and is_plain_causal(task.groups):
+        price = seconds(tiled(*task.counted), device, device.efficiency["torch"][task.phase])
+        return Price(provider="torch", seconds=price, how=_backend(launch, device))
+    windows = task.phase != "decode" and not any(_no_window(group) for group in task.groups)
+    if products and windows and "flash" in device.efficiency and _flash_widths(launch):
+        return Price(provider="torch", seconds=_by_groups(task, "flash"), how="flash")
+    price = seconds(blocked(*task.counted), device, device.efficiency["torch"][task.phase])
+    return Price(provider="torch", seconds=price, how="" if task.phase == "decode" else "masks")
+
+
+def _flash_widths(launch: Launch) -> bool:
+    return launch.head_dim == launch.value_dim <= 256 and launch.head_dim % 8 == 0
+
+
+def _by_groups(task: Task, name: str) -> float:
+    """Seconds of a call for each group of heads, at the efficiency `name`, and of joining them."""
+    launch, device = task.launch, task.device
+    work = tiled(*task.counted)
+    price = seconds(replace(work, launches=work.launches * len(task.groups)), device, device.efficiency[name][task.phase])
+    alone = len(task.groups) == 1
+    return price if alone else price + seconds(joining(launch, task.phase, task.load), device, 1.0)
 
 
 def _backend(launch: Launch, device: Device) -> str:
@@ -148,7 +169,7 @@ def _flex(task: Task) -> Price | str:
         return "its lists of blocks would be made anew for every token"
     if not all(FLEX_WIDTHS[0] <= width <= FLEX_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
         return f"flex_attention takes heads of {FLEX_WIDTHS[0]} to {FLEX_WIDTHS[1]}"
-    work = tiled(launch, task.groups, task.phase, task.load, FLEX_TILES)
+    work = tiled(*task.counted, FLEX_TILES)
     return Price(provider="flex", seconds=seconds(work, device, device.efficiency["flex"][task.phase]))
 
 
@@ -165,26 +186,27 @@ def _fa4(task: Task) -> Price | str:
             return reason
     if task.phase == "decode" and launch.ring:
         return "the keys of a ring would be put in order for every token"
-    work = tiled(launch, task.groups, task.phase, task.load)
-    price = seconds(replace(work, launches=work.launches * len(task.groups)), device, device.efficiency["fa4"][task.phase])
-    if len(task.groups) > 1:
-        price += seconds(joining(launch, task.phase, task.load), device, 1.0)
-    return Price(provider="fa4", seconds=price, how="" if len(task.groups) == 1 else f"{len(task.groups)} calls")
+    calls = len(task.groups)
+    return Price(provider="fa4", seconds=_by_groups(task, "fa4"), how="" if calls == 1 else f"{calls} calls")
 
 
 def _fa4_keys(launch: Launch) -> str | None:
     """Why flash-attn-4 cannot see what some variant's heads see."""
     if launch.learned:
         return "flash-attn-4 has no keys that every query sees beside a window"
-    for group in (group for variant in launch.variants for group in variant.groups):
-        assert group.intervals is not None, "only static key sets are priced"
-        union = group.intervals
-        near = union.near[0] if union.near else None
-        window = near is not None and len(union.near) == 1 and (near.align, near.shift) == (1, 0)
-        if not window or union.sink != 0 or union.strides or union.powers:
-            return "flash-attn-4 sees one window around the query, or everything"
-        if arithmetic.has_shares(union):
-            return "flash-attn-4 takes one window for all sequences, not a share of each one's length"
+    groups = (group for variant in launch.variants for group in variant.groups)
+    return next((reason for group in groups if (reason := _no_window(group)) is not None), None)
+
+
+def _no_window(group: Seen) -> str | None:
+    """Why a flash kernel cannot see what the heads see."""
+    assert group.intervals is not None, "only static key sets are priced"
+    union = group.intervals
+    near = union.near[0] if len(union.near) == 1 else None
+    if near is None or (near.align, near.shift) != (1, 0) or union.sink != 0 or union.strides or union.powers:
+        return "flash kernels see one window around the query, or everything"
+    if arithmetic.has_shares(union):
+        return "flash kernels take one window for all sequences, not a share of each one's length"
     return None
 
 
@@ -198,7 +220,7 @@ def _fa4_widths(launch: Launch, device: Device) -> str | None:
 
 
 def _reference(task: Task) -> Price | str:
-    work = dense(task.launch, task.groups, task.phase, task.load)
+    work = dense(*task.counted)
     return Price(provider="reference", seconds=seconds(work, task.device, 0.3, matrix=False))
 
 

@@ -21,10 +21,10 @@ from .autocast import cast
 from .batch import Batch
 from .block_lists import Stretch
 from .gathered import Gathered, gather
-from .intervals import Form, HeadGroup, has_shares
+from .intervals import Form, HeadGroup
 from .keys import KeyPart
-from .sizes import UNBOUNDED, Number, Share, resolve
 from .spans import head_spans
+from .windows import window_of
 
 ARCHITECTURES = ((9, 0), (10, 0))
 """Compute capabilities that it is meant for."""
@@ -118,30 +118,6 @@ def installed() -> Functions:
     from flash_attn.cute import flash_attn_func, flash_attn_varlen_func
 
     return Functions(flash_attn_func, flash_attn_varlen_func)
-
-
-def fa4_refusal(group: HeadGroup, causal: bool) -> str | None:
-    """Why flash-attn-4 cannot see what the group sees, if it cannot."""
-    near = group.near[0] if len(group.near) == 1 else None
-    least = 0 if near is None else min(_least(near.back), 0 if causal else _least(near.ahead))
-    if near is None or group.sink != 0 or group.strides or group.powers or (near.align, near.shift) != (1, 0) or least < 0:
-        return "flash-attn-4 sees one window around the query, or everything"
-    return None
-
-
-def _least(number: Number) -> int:
-    return 0 if isinstance(number, Share) else number
-
-
-def window_of(group: HeadGroup, batch: Batch, causal: bool) -> tuple[int | None, int | None]:
-    """(tokens back, tokens ahead) that every query of the group sees besides itself, None where there is no end."""
-    if (reason := fa4_refusal(group, causal)) is not None:
-        raise ValueError(reason)
-    if has_shares((group,)) and len(set(batch.totals)) > 1:
-        raise ValueError("flash-attn-4 takes one window for all sequences, not a share of each one's length")
-    back, ahead = (resolve(number, batch.totals[0]) for number in (group.near[0].back, group.near[0].ahead))
-    ahead = 0 if causal else ahead
-    return None if back >= UNBOUNDED else back, None if ahead >= UNBOUNDED else ahead
 
 
 def _in_order(found: Gathered, window: tuple[int | None, int | None], causal: bool) -> None:

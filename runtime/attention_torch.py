@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention_flash import flash_attention, suits
 from .batch import Batch
 from .intervals import Form, HeadGroup
 from .keys import KeyPart, Run
@@ -39,6 +40,9 @@ def torch_attention(
         q, scale = (q.to(wide) * scale.to(wide).unsqueeze(-1)).to(q.dtype), 1.0
     elif scale == 0.0:  # a plain mean; PyTorch's kernels multiply their own -inf by the scale, and 0 * -inf is NaN
         q, scale = torch.zeros_like(q), 1.0
+    plain = cap is None and sink_logit is None
+    if plain and suits(q, parts, groups, form, batch) and not (even(batch, parts) and _all_before(groups, form, batch)):
+        return flash_attention(q, parts[0], groups, form, batch, scale)
     score = _Score(scale, cap, sink_logit, q.shape[1] // sum(band.last - band.first + 1 for band in parts[0].bands))
     spans = head_spans(groups, parts)
     if even(batch, parts):
@@ -50,6 +54,13 @@ def torch_attention(
         if len(tokens):
             outputs.append(_sequences(tokens.unsqueeze(0), parts, spans, form, batch, s, score).squeeze(0))
     return torch.cat(outputs)
+
+
+def _all_before(groups: tuple[HeadGroup, ...], form: Form, batch: Batch) -> bool:
+    """Whether every query sees all keys up to its own, for which scaled_dot_product_attention chooses among more kernels."""
+    last = batch.pasts[0] + batch.max_new - 1
+    numbers = (Numbers.of(group, batch.totals[0], form.causal) for group in groups)
+    return form.causal and all(number.sees_all_before(batch.pasts[0], last) for number in numbers)
 
 
 class _Score:

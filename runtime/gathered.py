@@ -60,7 +60,7 @@ def gather(q: Tensor, parts: tuple[KeyPart, ...], first: int, last: int, batch: 
         sequences = [s for s, size in enumerate(batch.sizes) if size]
         queries = tuple(Stretch(s, batch.pasts[s], batch.sizes[s]) for s in sequences)
         alone = len(parts) == 1 and all(size or not count for size, count in zip(batch.sizes, parts[0].counts, strict=True))
-        whole = _packed(parts[0], first, last) if alone else None
+        whole = packed(parts[0], first, last) if alone else None
         if whole is not None:
             keys = zip(parts[0].bases, parts[0].counts, strict=True)
             rows, k, v = cast(rows, *whole)
@@ -88,8 +88,10 @@ def _runs(
             yield Stretch(which, run.start, run.k.shape[2]), run.k, run.v
 
 
-def _packed(part: KeyPart, first: int, last: int) -> tuple[Tensor, Tensor] | None:
-    """k [1, G, L, D] and v [1, G, L, E] of all sequences as one view, where they follow each other slot by slot."""
+def packed(part: KeyPart, first: int, last: int) -> tuple[Tensor, Tensor] | None:
+    """k [1, G, L, D] and v [1, G, L, E] of KV heads first..last of all sequences as one view each, where they follow each other
+    slot by slot; else None.
+    """
     band = next(band for band in part.bands if band.first <= first and last <= band.last)
     ends = [place + count for place, count in zip(part.places, part.counts, strict=True)]
     if band.k.place != band.k.slot or any(end != place for end, place in zip(ends, part.places[1:], strict=False)):

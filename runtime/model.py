@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .attention_fa4 import fa4_attention, fa4_refusal
+from .attention_fa4 import fa4_attention
 from .attention_flex import flex_attention
 from .attention_torch import torch_attention
 from .autocast import cast, enabled, word
@@ -25,6 +25,7 @@ from .sampling import Sampler
 from .softmax import Kernel, Provider, per_part
 from .split import split
 from .storage import LayerPlan
+from .windows import no_window
 
 WAYS = ("plan", "torch", "reference", "triton", "flex", "fa4")
 
@@ -196,4 +197,4 @@ def _way(wanted: str, planned: Planned, mix: Mix) -> Planned:
     if wanted == "plan" or (planned == "reference" and wanted != "reference"):
         return planned
     groups = [group for variant in mix.variants for group in variant.groups]
-    return planned if wanted == "fa4" and any(fa4_refusal(group, mix.form.causal) for group in groups) else wanted
+    return planned if wanted == "fa4" and any(no_window(group, mix.form.causal) for group in groups) else wanted

@@ -209,7 +209,8 @@ def test_which_kernel_of_pytorch_runs_is_told():
     assert how("full") == {"cuDNN"}
     assert how("full", name="a100") == {"flash"}
     assert how("full { sink_logit = learned }") == {"masks"}
-    assert how("window(64)") == {"masks"}
+    assert how("window(64)") == {"flash"}
+    assert how("window(25%)") == how("sink(4) | window(64)") == how("window(64) { sink_logit = learned }") == {"masks"}
 
 
 MIXED = "heads { 0..1: full, else: sink(64) | window(1024) }"

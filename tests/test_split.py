@@ -189,7 +189,7 @@ def test_what_the_plan_lets_flash_attn_4_do_it_can_see(case, causal, tmp_path):
     runtime = type(mix).__module__.rpartition(".")[0]
     refusal, has_shares = (
         getattr(sys.modules[f"{runtime}.{file}"], name)
-        for file, name in (("attention_fa4", "fa4_refusal"), ("intervals", "has_shares"))
+        for file, name in (("windows", "no_window"), ("intervals", "has_shares"))
     )
     seen = [refusal(group, mix.form.causal) for variant in mix.variants for group in variant.groups]
     shares = [has_shares(variant.groups) for variant in mix.variants]
