@@ -25,9 +25,9 @@ PROVIDERS = {
     "cuda": {
         "FullAttention": {"train": "torch", "prefill": "triton", "decode": "triton"},
         "FullAttention2": {"train": "torch", "prefill": "triton", "decode": "triton"},
-        "WindowAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
+        "WindowAttention": {"train": "torch", "prefill": "triton", "decode": "triton"},
         "FullAttention3": {"train": "torch", "prefill": "triton", "decode": "triton"},
-        "WindowAttention2": {"train": "triton", "prefill": "triton", "decode": "triton"},
+        "WindowAttention2": {"train": "torch", "prefill": "triton", "decode": "triton"},
     },
     "cpu": {
         "FullAttention": {"train": "torch", "prefill": "torch", "decode": "torch"},
