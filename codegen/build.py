@@ -21,7 +21,7 @@ from attnc.compiler import parameters, passes
 from attnc.compiler.cache_spec import cache_spec
 from attnc.compiler.cost import Workload
 from attnc.compiler.data import to_data
-from attnc.compiler.device import device
+from attnc.compiler.device import device, shipped
 from attnc.compiler.graph import Graph
 from attnc.compiler.plan import choose
 from attnc.compiler.planned import Choice, Plan
@@ -48,6 +48,8 @@ class Options(Value):
     batch: int = 1
     installed: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    measured: bool = True
+    """Whether tables that `attnc calibrate` measured count."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,11 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
 
 def plan_all(graph: Graph, options: Options, *, cap: bool = False) -> dict[str, Plan]:
     """The plan for each kind of device that a folder may be loaded on; the one that was not named gets the portable one."""
-    gpu = options.device if device(options.device).is_gpu else PORTABLE_GPU
+    table = device if options.measured else shipped
+    gpu = options.device if table(options.device).is_gpu else PORTABLE_GPU
     load = Workload(length=options.length, batch=options.batch)
     out = absent(options.installed, options.without)
-    return {kind: choose(graph, device(name), load, out, cap=cap) for kind, name in (("cuda", gpu), ("cpu", "cpu"))}
+    return {kind: choose(graph, table(name), load, out, cap=cap) for kind, name in (("cuda", gpu), ("cpu", "cpu"))}
 
 
 def write_texts(spec: Spec, graph: Graph, plans: Mapping[str, Plan]) -> tuple[dict[str, str], dict[str, str]]:

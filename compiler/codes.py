@@ -100,4 +100,9 @@ CODES: dict[str, Code] = {
         "`merge` and `select` compare all tokens of a sequence with one another, so in a causal model earlier outputs would "
         "depend on later tokens. Both are for encoders, with `causal = false`.",
     ),
+    "A519": Code(
+        "a device table that cannot be used",
+        "`attnc calibrate` writes tables into the user's folder for settings, and `--device` finds them there. This one is "
+        "damaged or of another version; the message says how. Measure again, or remove the file.",
+    ),
 }

@@ -104,5 +104,6 @@ UNSHOWN: dict[str, str] = {
     "A110": "an expression of more than 256 kinds",
     "A111": "an option of the command line",
     "A113": "an option of the command line",
+    "A519": "a file of settings",
 }
 """Codes without an example, and what one would be."""

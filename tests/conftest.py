@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: small tensors, several workers on few cores
 
 HERE = Path(__file__).parent
+os.environ["ATTNC_CONFIG_DIR"] = str(HERE / "nothing")  # tables that a user measured would change prices
 ROOMS = ("dsl", "compiler", "codegen", "runtime")
 
 # Shared machines stall: a test that is slow now and then is not wrong. The same examples are drawn in every run of `ci`.

@@ -14,7 +14,7 @@ TOP = Path(__file__).parent.parent
 
 ROOMS = {
     "dsl": ("dsl", {"attnc.dsl"}, set()),
-    "compiler": ("compiler", {"attnc.dsl", "attnc.compiler"}, {"pydantic", "networkx", "torch"}),
+    "compiler": ("compiler", {"attnc.dsl", "attnc.compiler"}, {"pydantic", "networkx", "torch", "platformdirs"}),
     "codegen": (
         "codegen",
         {"attnc", "attnc.dsl", "attnc.compiler", "attnc.codegen", "attnc.runtime"},

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from attnc import cli
-from attnc.bench import timing
+from attnc.bench import calibrate, timing
 from attnc.bench.report import BenchReport
+from attnc.bench.tables_report import CalibrationReport
 from attnc.compiler.data import from_json
 
 SPECS = Path(__file__).parents[2] / "docs" / "bench"
@@ -62,3 +63,21 @@ def test_a_time_is_the_devices_own_and_not_that_of_the_host() -> None:
     roof = timing.roof(torch.device("cuda"), torch.bfloat16, 0.2)
     assert 1e13 < roof.flops < 1e16
     assert 1e11 < roof.bandwidth < 2e13
+
+
+def test_this_gpu_is_measured_and_plans_use_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ATTNC_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setitem(calibrate.LENGTHS, "cuda", {"forward": 4096, "backward": 4096, "decode": 16384})
+    code = cli.invoke(["calibrate", "--seconds", "0.05", "--json"])
+    found = from_json(CalibrationReport, capsys.readouterr().out)
+    assert code == 0, found.failures
+    assert found.new.title == torch.cuda.get_device_name()
+    assert {(lack.provider, lack.reason) for lack in found.lacks} <= {("fa4", "it is not installed")}
+    for name in ("matrix_flops", "vector_flops", "bandwidth", "exponentials", "launch"):
+        old, new = getattr(found.old, name), getattr(found.new, name)
+        assert 0.2 < new / old < 5, (name, old, new)
+    assert all(0.01 < share < 1.2 for provider in ("triton", "torch") for share in found.new.efficiency[provider].values())
+    assert cli.invoke(["show", str(SPECS / "dense.attn")]) == 0
+    assert f"plan for {found.new.name}" in capsys.readouterr().out

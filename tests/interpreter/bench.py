@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import attnc
-from attnc.bench import exact, run
+from attnc.bench import exact, exponentials, run
 from attnc.bench import work as works
 from attnc.bench.launches import launches, open_folder
 from attnc.bench.peers import Provided
@@ -41,3 +41,12 @@ def test_generated_kernels_are_what_the_bench_takes_for_right(tmp_path: Path) ->
             right = exact.answer(work)
             errors = exact.errors(work, right, run.outcome(work, Provided("triton").prepare(work), right))
             assert all(errors[name] <= right.allowed[name] for name in errors), (launch.words, phase, errors, right.allowed)
+
+
+def test_exponentials_are_taken_as_often_as_is_counted() -> None:
+    x = torch.rand(2 * exponentials.BLOCK)
+    want = x.clone()
+    for _ in range(3):
+        want = torch.exp2(-want)
+    exponentials.run(x, 3)
+    torch.testing.assert_close(x, want)

@@ -43,7 +43,7 @@ class Launch:
     words    its key sets, as the spec has them
     mix      the runtime's Mix; `plan` its LayerPlan
     plain    whether its weights are those of a softmax, at absolute positions
-    planned  phase -> provider, for CUDA devices and for the CPU
+    planned  phase -> provider or providers of its heads, for CUDA devices and for the CPU
     """
 
     name: str
@@ -55,7 +55,7 @@ class Launch:
     value_width: int
     sink_logit: bool
     plain: bool
-    planned: dict[str, dict[str, str]]
+    planned: dict[str, dict[str, Any]]
     mix: Any
     plan: Any
     folder: Folder
@@ -71,9 +71,23 @@ class Launch:
         mix, sizes = self.mix, (self.heads, self.kv_heads, self.key_width, self.value_width, self.sink_logit)
         return (mix.variants, mix.form, mix.scale, mix.cap, mix.reference, self.plan.slots, *sizes)
 
-    def provider(self, name: str) -> Any:
-        """One of the runtime's providers for this launch."""
-        return self.folder.model.provider(self.mix, name)
+    def groups(self, phase: str, length: int) -> tuple[Any, ...] | None:
+        """What the KV heads see in a phase of the runtime at a length; None where the launch does nothing then."""
+        for variant in self.mix.variants:
+            if all(guard.agrees(phase, length) for guard in variant.guards):
+                found: tuple[Any, ...] = variant.groups
+                return found
+        return None
+
+    def provider(self, planned: Any) -> Any:
+        """One of the runtime's providers for this launch, or several for its heads."""
+        return self.folder.model.provider(self.mix, planned)
+
+    def lacking(self, planned: Any, device: Any, dtype: Any) -> str | None:
+        """Why a provider cannot run on this machine, whatever the launch."""
+        choosing = self.folder.runtime("choosing")
+        reasons = (choosing.lacking(name, device, dtype) for name in choosing.names(planned))
+        return next((str(reason) for reason in reasons if reason is not None), None)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,11 @@ from attnc.bench.report import Machine
 DRIVER = Path("/sys/module/nvidia/version")
 
 
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def machine(device: torch.device) -> Machine:
     """The facts of this run."""
     gpu = device.type == "cuda"

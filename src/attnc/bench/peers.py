@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -73,16 +73,17 @@ class Provided:
 
     name: str
 
-    def provider(self, work: Work) -> str:
-        """Which of them."""
+    def provider(self, work: Work) -> Any:
+        """Which of them, or which of them for which heads."""
         del work
         return self.name
 
     def refuse(self, work: Work) -> str | None:
         """Kernels need a GPU, and a folder can only do what its runtime holds."""
-        if self.provider(work) == "triton" and work.q.device.type != "cuda":
+        provider = self.provider(work)
+        if provider == "triton" and work.q.device.type != "cuda":
             return "generated kernels need a GPU"
-        return None
+        return work.launch.lacking(provider, work.q.device, work.q.dtype)
 
     def prepare(self, work: Work) -> Prepared:
         """The part's tables of numbers are made once: they are the same in all layers."""
@@ -107,7 +108,7 @@ class Planned(Provided):
         provider = self.provider(work)
         return f"is {provider}" if provider == ours(work.q.device) else super().refuse(work)
 
-    def provider(self, work: Work) -> str:
+    def provider(self, work: Work) -> Any:
         """As the folder's plan for this kind of device says."""
         return work.planned
 

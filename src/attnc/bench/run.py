@@ -19,6 +19,7 @@ from attnc.bench.peers import Peer, Prepared, Provided, ours
 from attnc.bench.report import Result, Row, Status, Timed
 from attnc.bench.timing import Clock, Roof, Times, interleaved
 from attnc.bench.work import Work
+from attnc.runtime.choosing import way_text
 
 Say = Callable[[str], None]
 """Takes a line of progress."""
@@ -81,7 +82,7 @@ def row(
         "phase": phase,
         "length": length,
         "batch": options.batch,
-        "planned": launch.planned[options.device.type][works.RUNTIME[phase]],
+        "planned": way_text(launch.planned[options.device.type][works.RUNTIME[phase]]),
     }
     with _Failures() as failed:
         work = works.make(launch, phase, length, options.batch, options.dtype, options.device)

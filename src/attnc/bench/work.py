@@ -54,14 +54,14 @@ class Work:
         return self.launch.mix.form
 
     @property
-    def planned(self) -> str:
-        """The provider that a built model would run on this kind of device."""
+    def planned(self) -> Any:
+        """The provider, or the providers of its heads, that a built model would run on this kind of device."""
         return self.launch.planned[self.q.device.type][RUNTIME[self.phase]]
 
     @property
     def unions(self) -> tuple[tuple[int, Intervals], ...]:
         """(KV heads, what they see in numbers), for each group."""
-        return tuple((group.last - group.first + 1, _intervals(group, self.launch, self.length)) for group in self.groups)
+        return unions(self.launch, self.groups, self.length)
 
     @property
     def pairs(self) -> float:
@@ -99,11 +99,10 @@ class Work:
 
 def make(launch: Launch, phase: str, length: int, batch: int, dtype: torch.dtype, device: torch.device) -> Work | str:
     """The work with drawn inputs, or why the launch has none in this phase at this length."""
-    mix = launch.mix
-    if phase == "decode" and not mix.form.causal:
+    if phase == "decode" and not launch.mix.form.causal:
         return "a layer that looks ahead does not decode"
-    variant = mix.variant(RUNTIME[phase], length)
-    if variant is None:
+    groups = launch.groups(RUNTIME[phase], length)
+    if groups is None:
         return f"the layer does nothing in this phase at {length} tokens"
     generator = torch.Generator(device).manual_seed(0)
 
@@ -112,7 +111,7 @@ def make(launch: Launch, phase: str, length: int, batch: int, dtype: torch.dtype
 
     sink = torch.randn(launch.heads, generator=generator, device=device) if launch.sink_logit else None
     maker = _decode if phase == "decode" else _whole
-    return maker(launch, phase, length, batch, draw, sink, variant.groups)
+    return maker(launch, phase, length, batch, draw, sink, groups)
 
 
 def _whole(launch: Launch, phase: str, length: int, batch: int, draw: Any, sink: Tensor | None, groups: Any) -> Work:
@@ -144,6 +143,11 @@ def _decode(launch: Launch, phase: str, length: int, batch: int, draw: Any, sink
     _, laid = launch.folder.runtime("batch").Batch.of(places, cache, phase=phase)
     part = layer.part(laid, written=True)
     return Work(launch, phase, length, q, None, None, None, sink, part, groups, laid)
+
+
+def unions(launch: Launch, groups: tuple[Any, ...], length: int) -> tuple[tuple[int, Intervals], ...]:
+    """(KV heads, what they see in numbers), for each group of a launch at a length."""
+    return tuple((group.last - group.first + 1, _intervals(group, launch, length)) for group in groups)
 
 
 def _intervals(group: Any, launch: Launch, length: int) -> Intervals:

@@ -26,6 +26,7 @@ COMMANDS = (
     "run",
     "verify",
     "bench",
+    "calibrate",
     "explain",
     "schema",
     "lsp",

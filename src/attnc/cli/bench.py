@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import attnc
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.options import Diagnostics, Json, in_its_text, read_spec
+from attnc.cli.options import Diagnostics, Json, device_name, in_its_text, providers, read_spec
 from attnc.cli.output import Format, note, print_json
 
 if TYPE_CHECKING:
-    import torch
-
     from attnc.bench.launches import Folder
     from attnc.bench.report import BenchReport
     from attnc.bench.run import Options
@@ -56,10 +53,11 @@ def bench(
     counts = _numbers(length)
     if plot is not None:
         _can_draw(plot)  # before the work, not after it
+    from attnc.bench.machine import default_device
     from attnc.bench.run import Options
     from attnc.cli.run import number_type
 
-    device = _device()
+    device = default_device()
     found = number_type(dtype or DTYPES[device.type])
     assert found is not None, "there is a default"
     options = Options(
@@ -104,7 +102,7 @@ def _report(file: str, options: Options) -> BenchReport:
     from attnc.bench.report import BenchReport, Ceiling, Skip
 
     with ExitStack() as stack:
-        folder = _folder(file, stack)
+        folder = _folder(file, options, stack)
         known, skipped = launching.launches(folder)
         for launch in skipped:
             note(f"note: {launch.name} ({launch.words}) is not timed: {launch.reason}")
@@ -126,23 +124,21 @@ def _report(file: str, options: Options) -> BenchReport:
     )
 
 
-def _folder(file: str, stack: ExitStack) -> Folder:
-    """The built folder, or one built from the spec for this run."""
+def _folder(file: str, options: Options, stack: ExitStack) -> Folder:
+    """The built folder, or one built from the spec for this run and planned for this machine and the first length."""
     from attnc.bench import launches as launching
+    from attnc.codegen import build
 
     if (Path(file) / "plan.json").is_file():
         return launching.open_folder(Path(file))
     spec = read_spec(file)
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attnc-bench-"))) / "built"
     with in_its_text(file):
-        attnc.build(spec, place)
+        words = build.Options(
+            device=device_name(None), length=options.lengths[0], batch=options.batch, installed=providers("", "")["installed"]
+        )
+        build.build(spec, place, words)
     return launching.open_folder(place)
-
-
-def _device() -> torch.device:
-    import torch
-
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _words(text: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:

@@ -136,8 +136,11 @@ def _driver() -> str | None:
 def _folders() -> list[Folder]:
     from platformdirs import user_cache_path
 
+    from attnc.compiler.device import measured_folder
+
     places = {
         "attnc's tuned tables": Path(os.environ.get("ATTNC_CACHE_DIR") or user_cache_path("attnc")),
+        "measured devices": measured_folder(),
         "Triton's kernels": Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"),
     }
     return [Folder(purpose=name, path=str(path), free=_free(path)) for name, path in places.items()]

@@ -28,9 +28,6 @@ NVIDIA = Path("/dev/nvidiactl")
 STDIN = "<stdin>"
 """What messages call a text that `-` stands for."""
 
-PORTABLE = "h100"
-"""The table for a GPU that has none of its own."""
-
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="Table of costs; default: this GPU's, else cpu.", show_default=False)
 ]
@@ -144,7 +141,7 @@ def device_name(given: str | None) -> str:
 
 @cache
 def _present() -> str:
-    from attnc.compiler.device import device_names
+    from attnc.compiler.device import PORTABLE, device_of
 
     if not NVIDIA.exists():
         return "cpu"
@@ -152,8 +149,8 @@ def _present() -> str:
 
     if not torch.cuda.is_available():
         return "cpu"
-    words = torch.cuda.get_device_name().lower().replace("-", " ").split()
-    known = [name for name in device_names() if name in words]
-    if not known:
-        note(f"note: there is no table of costs for {torch.cuda.get_device_name()}; {PORTABLE}'s is used")
-    return known[0] if known else PORTABLE
+    title = torch.cuda.get_device_name()
+    known = device_of(title)
+    if known is None:
+        note(f"note: there is no table of costs for {title}; {PORTABLE}'s is used (`attnc calibrate` measures one)")
+    return known or PORTABLE

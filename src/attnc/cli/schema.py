@@ -25,6 +25,7 @@ SCHEMAS: dict[str, tuple[str, str, str]] = {
     "explain": ("attnc.cli.explain", "PagesReport", "attnc explain --json"),
     "import": ("attnc.checkpoint.report", "ImportReport", "attnc import --json"),
     "bench": ("attnc.bench.report", "BenchReport", "attnc bench --json"),
+    "calibrate": ("attnc.bench.tables_report", "CalibrationReport", "attnc calibrate --json"),
     "doctor": ("attnc.cli.environment", "EnvironmentReport", "attnc doctor --json"),
     "verify": ("attnc.codegen.verify.report", "VerifyReport", "attnc verify --json"),
     "gpu": ("attnc.codegen.triton.verified", "Verified", "one row of docs/gpu.json"),

@@ -1,0 +1,241 @@
+"""A machine's device table, measured: its peaks, and the share of them that each provider reaches in each phase.
+
+Shares come from a few usual launches: each is compared with float64 and timed as in a bench, and its price at full share
+(compiler/cost.py) is divided by its time. A table says what a launch costs on this machine, not what a data sheet promises.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import attnc
+from attnc.bench.launches import Launch, launches, open_folder
+from attnc.bench.machine import processor
+from attnc.bench.peers import Peer, Provided
+from attnc.bench.rates import measure
+from attnc.bench.report import Row
+from attnc.bench.run import Options, row
+from attnc.bench.tables_report import Lack
+from attnc.bench.timing import Roof, clock
+from attnc.bench.work import unions
+from attnc.codegen.build import Options as BuildOptions
+from attnc.codegen.build import build
+from attnc.compiler import cost, device
+from attnc.compiler.cost import Seen, Workload
+from attnc.compiler.device import Device
+from attnc.compiler.providers import PROVIDERS, Task
+from attnc.compiler.spec import Phase
+
+TEXT = """model usual {{
+  vocab = 256, dim = {dim}, layers = 3, ffn = swiglu(64), norm = rms(1e-6)
+  heads = {heads}, kv_heads = {kv_heads}, head_dim = {width}, rope = 10000
+}}
+layers {{
+  0: full
+  1: sink({sink}) | window({window})
+  2: heads {{ 0: full, else: sink({sink}) | window({window}) }}
+}}
+"""
+
+SIZES = {
+    "cuda": {"dim": 4096, "heads": 32, "kv_heads": 8, "width": 128, "sink": 64, "window": 1024},
+    "cpu": {"dim": 256, "heads": 8, "kv_heads": 2, "width": 64, "sink": 4, "window": 64},
+}
+LENGTHS = {
+    "cuda": {"forward": 16384, "backward": 16384, "decode": 65536},
+    "cpu": {"forward": 512, "backward": 512, "decode": 4096},
+}
+"""Long enough that a launch's cost is small beside the work."""
+
+PHASES: dict[Phase, tuple[str, ...]] = {"train": ("forward", "backward"), "prefill": ("forward",), "decode": ("decode",)}
+"""A plan's phase is the sum of what the bench times."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The table, what of it is not measured, and which providers were wrong or failed."""
+
+    table: Device
+    lacks: tuple[Lack, ...]
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How it is measured: on which device, for how many seconds each, who hears of progress, and tokens by bench phase."""
+
+    where: torch.device
+    budget: float
+    say: Say
+    lengths: Mapping[str, int]
+
+    @property
+    def kind(self) -> str:
+        """`cuda` or `cpu`."""
+        return "cuda" if self.where.type == "cuda" else "cpu"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which numbers the peaks are counted."""
+        return torch.bfloat16 if self.kind == "cuda" else torch.float32
+
+
+def calibrate(
+    name: str | None, where: torch.device, budget: float, say: Say, lengths: Mapping[str, int] | None = None
+) -> Found:
+    """Measures the machine. `name` None: that of the shipped table for it, or a new one from its title."""
+    kind = "cuda" if where.type == "cuda" else "cpu"
+    asked = Asked(where, budget, say, lengths or LENGTHS[kind])
+    rates = measure(where, budget, say)
+    base = basis(where)
+    with tempfile.TemporaryDirectory(prefix="attnc-calibrate-") as place:
+        build(attnc.check(TEXT.format(**SIZES[kind])), Path(place) / "built", BuildOptions(measured=False))  # it may be damaged
+        usual, _ = launches(open_folder(Path(place) / "built"))
+        rows = list(_rows(usual, base, asked))
+    peaks = Device(
+        name=name or own_name(where),
+        title=title(where),
+        architecture="sm_{}{}".format(*torch.cuda.get_device_capability(where)) if kind == "cuda" else "cpu",
+        matrix_flops=rounded(rates.matrix_flops),
+        vector_flops=rounded(rates.vector_flops),
+        bandwidth=rounded(rates.bandwidth),
+        exponentials=rounded(rates.exponentials),
+        memory=rounded(rates.memory),
+        launch=rounded(rates.launch),
+        efficiency={},
+    )
+    efficiency, lacks = _efficiency(usual, base, peaks, rows, asked)
+    wrong = [
+        f"{result.name} in {one.words}, {one.phase}: {result.reason}"
+        for _, one in rows
+        for result in one.results
+        if result.status in ("wrong", "failed")
+    ]
+    return Found(replace(peaks, efficiency=efficiency), lacks, tuple(wrong))
+
+
+def title(where: torch.device) -> str:
+    """What the device calls itself; a table is found by it."""
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else processor()
+
+
+def own_name(where: torch.device) -> str:
+    """The name under which `--device` finds the machine's table."""
+    if where.type != "cuda":
+        return "cpu"
+    words = re.findall(r"[a-z0-9]+", title(where).lower())
+    return next((name for name in device.shipped_names() if name in words), "-".join(words))
+
+
+def basis(where: torch.device) -> Device:
+    """The shipped table for the machine, or the one that stands for it."""
+    if where.type != "cuda":
+        return device.shipped("cpu")
+    name = own_name(where)
+    return device.shipped(name if name in device.shipped_names() else device.PORTABLE)
+
+
+Rows = list[tuple[Launch, Row]]
+
+DENSE = ("torch",)
+"""Providers whose other prices are those of launching: only a dense layer tells their share of the peak."""
+
+
+def _rows(usual: list[Launch], base: Device, asked: Asked) -> Iterator[tuple[Launch, Row]]:
+    """Every usual launch in every phase: compared and timed."""
+    for launch in usual:
+        for phase, length in asked.lengths.items():
+            able = [name for name in base.efficiency if _lack(name, _plan_phase(phase), launch, base, asked) is None]
+            if able:
+                asked.say(f"{launch.words}: {phase}, {length} tokens")
+                options = Options((length,), (phase,), (), 1, asked.dtype, asked.where, asked.budget)
+                peers: list[Peer] = [Provided(name) for name in able]
+                yield launch, row(launch, phase, length, peers, options, Roof(1.0, 1.0), clock(asked.where), asked.say)
+
+
+def _efficiency(
+    usual: list[Launch], base: Device, peaks: Device, rows: Rows, asked: Asked
+) -> tuple[dict[str, dict[str, float]], tuple[Lack, ...]]:
+    """provider -> phase -> share, the geometric mean over the launches; one that could not be measured is the basis's."""
+    shares: dict[str, dict[str, float]] = {}
+    lacks = []
+    for provider, phases in base.efficiency.items():
+        shares[provider] = dict(phases)
+        for phase in PHASES:
+            found = [_share(provider, phase, launch, peaks, rows, asked) for launch in usual]
+            logs = [math.log(share) for share in found if share is not None]
+            if logs:
+                shares[provider][phase] = rounded(math.exp(sum(logs) / len(logs)))
+            else:
+                reason = _lack(provider, phase, usual[0], base, asked) or _reason(provider, phase, rows)
+                lacks.append(Lack(provider=provider, phase=phase, reason=reason))
+    return shares, tuple(lacks)
+
+
+def _plan_phase(phase: str) -> Phase:
+    return next(plan for plan, parts in reversed(PHASES.items()) if phase in parts)
+
+
+def _lack(provider: str, phase: Phase, launch: Launch, table: Device, asked: Asked) -> str | None:
+    """Why a provider is not asked for a usual launch: it is not here, or a plan would not ask it either."""
+    if (reason := launch.lacking(provider, asked.where, asked.dtype)) is not None:
+        return reason
+    if provider in DENSE and launch.words != "full":
+        return "its price is that of a dense layer"
+    found = price(provider, phase, launch, table, 1, asked)
+    return found if isinstance(found, str) else None
+
+
+def _share(provider: str, phase: Phase, launch: Launch, peaks: Device, rows: Rows, asked: Asked) -> float | None:
+    """At which share of the peaks the plan's price is the time that was measured; None where none was."""
+    parts = [one for owner, one in rows if owner is launch and one.phase in PHASES[phase]]
+    times = [result.timed.median for one in parts for result in one.results if result.name == provider and result.timed]
+    if len(times) < len(PHASES[phase]):
+        return None
+    low, lower = (_at(share, provider, phase, launch, peaks, parts[0].length, asked) for share in (SMALL, SMALL / 2))
+    full = (lower - low) * SMALL  # a price is full / share + what launching costs
+    launching = low - full / SMALL
+    seconds = sum(times)
+    return full / (seconds - min(launching, seconds / 2))  # behind one another launches cost the device less
+
+
+SMALL = 1e-3
+"""A share at which the peaks alone decide the price, not exponentials."""
+
+
+def _at(share: float, provider: str, phase: Phase, launch: Launch, peaks: Device, length: int, asked: Asked) -> float:
+    found = price(provider, phase, launch, replace(peaks, efficiency={provider: {phase: share}}), length, asked)
+    assert isinstance(found, float), found
+    return found
+
+
+def price(provider: str, phase: Phase, launch: Launch, table: Device, length: int, asked: Asked) -> float | str:
+    """What a plan would say of a usual launch: seconds, or why the provider is not asked."""
+    seen = launch.groups(phase, length)
+    assert seen is not None, "a usual launch runs in every phase"
+    groups = tuple(Seen(heads, union) for heads, union in unions(launch, seen, length))
+    counted = cost.Launch(launch.repeat, launch.key_width, launch.value_width, None, (cost.Alternative((), groups),))
+    task = Task(counted, groups, phase, table, Workload(length=length, width=asked.dtype.itemsize))
+    found = PROVIDERS[provider](task)
+    return found if isinstance(found, str) else float(found.seconds or 0.0)
+
+
+def _reason(provider: str, phase: Phase, rows: Rows) -> str:
+    """What the rows say of a provider that has no time."""
+    found = [one for _, one in rows if one.phase in PHASES[phase]]
+    told = [result.reason for one in found for result in one.results if result.name == provider and result.reason]
+    return [*told, *(one.reason for one in found if one.reason), "it was not timed"][0]
+
+
+def rounded(number: float) -> float:
+    """Three significant digits: more is noise."""
+    return float(f"{number:.3g}")
