@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tomllib
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -93,7 +94,7 @@ def measured() -> tuple[Path, ...]:
 
 
 def read(path: Path) -> Device:
-    """A measured table. Providers that it lacks have the shares of the shipped one. Raises SpecError A519."""
+    """A measured table. Shares that it lacks are those of the shipped one. Raises SpecError A519."""
     try:
         data = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
@@ -109,9 +110,8 @@ def read(path: Path) -> Device:
     if wrong := _wrong(found, path):
         raise _damaged(path, wrong)
     base = shipped(found.name if found.name in shipped_names() else PORTABLE if found.is_gpu else "cpu")
-    if found.efficiency.keys() >= base.efficiency.keys():
-        return found
-    return from_data(Device, data | {"efficiency": base.efficiency | found.efficiency})
+    names = [*found.efficiency, *(name for name in base.efficiency if name not in found.efficiency)]
+    return replace(found, efficiency={name: base.efficiency.get(name, {}) | found.efficiency.get(name, {}) for name in names})
 
 
 def _wrong(found: Device, path: Path) -> str | None:
@@ -120,8 +120,8 @@ def _wrong(found: Device, path: Path) -> str | None:
         return f"it is named {found.name!r}, and its file {path.stem!r}"
     sizes: dict[str, Any] = {name: number for name, number in vars(found).items() if isinstance(number, float)}
     for provider, phases in found.efficiency.items():
-        if set(phases) != {"train", "prefill", "decode"}:
-            return f"efficiency.{provider} has not the phases train, prefill and decode"
+        if unknown := sorted(set(phases) - {"train", "prefill", "decode"}):
+            return f"efficiency.{provider} has the phase {unknown[0]!r}; phases are train, prefill and decode"
         sizes |= {f"efficiency.{provider}.{phase}": share for phase, share in phases.items()}
     wrong = [name for name, number in sizes.items() if not (math.isfinite(number) and number > 0)]
     return f"{wrong[0]} is not above 0" if wrong else None

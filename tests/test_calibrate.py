@@ -106,26 +106,31 @@ def timed(name, seconds):
 
 
 @pytest.mark.parametrize("phase", calibrate.PHASES)
-@pytest.mark.parametrize("provider", ["triton", "torch", "flex", "fa4"])
+@pytest.mark.parametrize("provider", ["triton", "torch", "flash", "flex", "fa4"])
 def test_the_measured_share_makes_the_plans_price_the_measured_time(tmp_path, provider, phase):
     attnc.build(attnc.check(calibrate.TEXT.format(**calibrate.SIZES["cuda"])), tmp_path / "built")
     usual, _ = launches(open_folder(tmp_path / "built"))
-    assert [launch.words.count("full") for launch in usual] == [1, 0, 1]
+    assert [launch.words.count("full") for launch in usual] == [1, 0, 1, 0]
     peaks, asked, asked_for = replace(devices.shipped("h100"), efficiency={}), calibrate.Asked(CPU, 1.0, print, {}), 0
     for launch in usual:
         length, seconds = 16384, 3e-2
-        table = devices.shipped("h100")
-        if isinstance(calibrate.price(provider, phase, launch, table, length, asked), str):
+        table, runs = devices.shipped("h100"), calibrate.KERNELS.get(provider, provider)
+        refused = isinstance(calibrate.price(runs, phase, launch, table, length, asked), str)
+        if refused or phase not in table.efficiency[provider] or not calibrate._tells(provider, launch):
             continue
         asked_for += 1
         about = {name: getattr(launch, name) for name in ("words", "layers", "heads", "kv_heads", "key_width", "value_width")}
         about |= {"launch": launch.name, "length": length, "batch": 1, "planned": "triton", "flops": 1.0, "bytes": 1.0}
-        rows = [(launch, Row(**about, phase=part, results=(timed(provider, seconds),))) for part in calibrate.PHASES[phase]]
+        rows = [(launch, Row(**about, phase=part, results=(timed(runs, seconds),))) for part in calibrate.PHASES[phase]]
         share = calibrate._share(provider, phase, launch, peaks, rows, asked)
         found = replace(peaks, efficiency={provider: {phase: share}})
-        price = calibrate.price(provider, phase, launch, found, length, asked)
+        price = calibrate.price(runs, phase, launch, found, length, asked)
         assert price == pytest.approx(seconds * len(calibrate.PHASES[phase]), rel=1e-3)
-    assert asked_for == {"fa4": 1, "flex": 0 if phase == "decode" else 3}.get(provider, 3)
+    decode = phase == "decode"
+    assert (
+        asked_for
+        == {"triton": 4, "torch": 1, "flash": int(not decode), "flex": 0 if decode else 4, "fa4": 2 - decode}[provider]
+    )
 
 
 def test_a_wrong_provider_keeps_the_shipped_share_and_ends_with_1(settings, small, attnc_run, monkeypatch):
@@ -151,7 +156,7 @@ def test_a_provider_that_is_not_here_or_not_asked_is_named_with_the_reason(tmp_p
     asked, table = calibrate.Asked(CPU, 1.0, print, {}), devices.shipped("h100")
     assert calibrate._lack("fa4", "train", usual[0], table, asked) == "flash-attn-4 is not installed"
     assert calibrate._lack("flex", "train", usual[0], table, asked) == "flex_attention's kernels need a GPU"
-    assert calibrate._lack("torch", "train", usual[1], table, asked) == "its price is that of a dense layer"
+    assert calibrate._lack("torch", "train", usual[1], table, asked) == "another launch tells it"
     assert calibrate._lack("torch", "train", usual[0], table, asked) is None
 
 
@@ -264,7 +269,10 @@ GOOD = tables.toml(devices.shipped("cpu"), machine(CPU), "2026-11-23")
         (GOOD.replace("bandwidth = 20000000000.0", "bandwidth = -1.0"), "bandwidth is not above 0"),
         (GOOD.replace("bandwidth = 20000000000.0", "bandwidth = nan"), "bandwidth is not above 0"),
         (GOOD.replace("decode = 0.5", "decode = 0.0"), "efficiency.torch.decode is not above 0"),
-        (GOOD.replace("decode = ", "decoding = "), "efficiency.torch has not the phases train, prefill and decode"),
+        (
+            GOOD.replace("decode = ", "decoding = "),
+            "efficiency.torch has the phase 'decoding'; phases are",
+        ),
         (GOOD.replace('name = "cpu"', 'name = "tpu"'), "it is named 'tpu', and its file 'cpu'"),
         (GOOD.replace("schema_version = 1", "schema_version = 2"), "its schema_version is 2, and this attnc reads 1"),
         ("", "field required"),

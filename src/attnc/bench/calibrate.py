@@ -34,13 +34,14 @@ from attnc.compiler.providers import PROVIDERS, Task
 from attnc.compiler.spec import Phase
 
 TEXT = """model usual {{
-  vocab = 256, dim = {dim}, layers = 3, ffn = swiglu(64), norm = rms(1e-6)
+  vocab = 256, dim = {dim}, layers = 4, ffn = swiglu(64), norm = rms(1e-6)
   heads = {heads}, kv_heads = {kv_heads}, head_dim = {width}, rope = 10000
 }}
 layers {{
   0: full
   1: sink({sink}) | window({window})
   2: heads {{ 0: full, else: sink({sink}) | window({window}) }}
+  3: window({window})
 }}
 """
 
@@ -146,38 +147,42 @@ def basis(where: torch.device) -> Device:
 
 Rows = list[tuple[Launch, Row]]
 
-DENSE = ("torch",)
-"""Providers whose other prices are those of launching: only a dense layer tells their share of the peak."""
+KERNELS = {"flash": "torch"}
+"""Rows of a table that are not a provider's name, but of one of its kernels."""
+
+ALONE = {"torch": "full", "flash": "window"}
+"""Rows that are told by one usual launch; the provider's prices of others are mostly those of launching, or another row's."""
 
 
 def _rows(usual: list[Launch], base: Device, asked: Asked) -> Iterator[tuple[Launch, Row]]:
     """Every usual launch in every phase: compared and timed."""
     for launch in usual:
         for phase, length in asked.lengths.items():
-            able = [name for name in base.efficiency if _lack(name, _plan_phase(phase), launch, base, asked) is None]
-            if able:
+            rows = [name for name in base.efficiency if _lack(name, _plan_phase(phase), launch, base, asked) is None]
+            if rows:
                 asked.say(f"{launch.words}: {phase}, {length} tokens")
                 options = Options((length,), (phase,), (), 1, asked.dtype, asked.where, asked.budget)
-                peers: list[Peer] = [Provided(name) for name in able]
+                peers: list[Peer] = [Provided(name) for name in dict.fromkeys(KERNELS.get(name, name) for name in rows)]
                 yield launch, row(launch, phase, length, peers, options, Roof(1.0, 1.0), clock(asked.where), asked.say)
 
 
 def _efficiency(
     usual: list[Launch], base: Device, peaks: Device, rows: Rows, asked: Asked
 ) -> tuple[dict[str, dict[str, float]], tuple[Lack, ...]]:
-    """provider -> phase -> share, the geometric mean over the launches; one that could not be measured is the basis's."""
+    """row -> phase -> share, the geometric mean over the launches; one that could not be measured is the basis's."""
     shares: dict[str, dict[str, float]] = {}
     lacks = []
-    for provider, phases in base.efficiency.items():
-        shares[provider] = dict(phases)
-        for phase in PHASES:
-            found = [_share(provider, phase, launch, peaks, rows, asked) for launch in usual]
+    for name, phases in base.efficiency.items():
+        shares[name] = dict(phases)
+        for phase in (one for one in PHASES if one in phases):
+            found = [_share(name, phase, launch, peaks, rows, asked) for launch in usual]
             logs = [math.log(share) for share in found if share is not None]
             if logs:
-                shares[provider][phase] = rounded(math.exp(sum(logs) / len(logs)))
+                shares[name][phase] = rounded(math.exp(sum(logs) / len(logs)))
             else:
-                reason = _lack(provider, phase, usual[0], base, asked) or _reason(provider, phase, rows)
-                lacks.append(Lack(provider=provider, phase=phase, reason=reason))
+                some = next(launch for launch in usual if _tells(name, launch))
+                reason = _lack(name, phase, some, base, asked) or _reason(name, phase, rows)
+                lacks.append(Lack(provider=name, phase=phase, reason=reason))
     return shares, tuple(lacks)
 
 
@@ -185,23 +190,32 @@ def _plan_phase(phase: str) -> Phase:
     return next(plan for plan, parts in reversed(PHASES.items()) if phase in parts)
 
 
-def _lack(provider: str, phase: Phase, launch: Launch, table: Device, asked: Asked) -> str | None:
-    """Why a provider is not asked for a usual launch: it is not here, or a plan would not ask it either."""
+def _tells(name: str, launch: Launch) -> bool:
+    """Whether a usual launch tells the row `name` of a table."""
+    return name not in ALONE or re.fullmatch(rf"{ALONE[name]}(\(\d+\))?", launch.words) is not None
+
+
+def _lack(name: str, phase: Phase, launch: Launch, table: Device, asked: Asked) -> str | None:
+    """Why a usual launch is not run for the row `name`: its provider is not here, or a plan would not ask it either."""
+    provider = KERNELS.get(name, name)
     if (reason := launch.lacking(provider, asked.where, asked.dtype)) is not None:
         return reason
-    if provider in DENSE and launch.words != "full":
-        return "its price is that of a dense layer"
+    if phase not in table.efficiency[name]:
+        return "it has no such phase"
+    if not _tells(name, launch):
+        return "another launch tells it"
     found = price(provider, phase, launch, table, 1, asked)
     return found if isinstance(found, str) else None
 
 
-def _share(provider: str, phase: Phase, launch: Launch, peaks: Device, rows: Rows, asked: Asked) -> float | None:
+def _share(name: str, phase: Phase, launch: Launch, peaks: Device, rows: Rows, asked: Asked) -> float | None:
     """At which share of the peaks the plan's price is the time that was measured; None where none was."""
+    provider = KERNELS.get(name, name)
     parts = [one for owner, one in rows if owner is launch and one.phase in PHASES[phase]]
     times = [result.timed.median for one in parts for result in one.results if result.name == provider and result.timed]
-    if len(times) < len(PHASES[phase]):
+    if len(times) < len(PHASES[phase]) or not _tells(name, launch):
         return None
-    low, lower = (_at(share, provider, phase, launch, peaks, parts[0].length, asked) for share in (SMALL, SMALL / 2))
+    low, lower = (_at(share, name, phase, launch, peaks, parts[0].length, asked) for share in (SMALL, SMALL / 2))
     full = (lower - low) * SMALL  # a price is full / share + what launching costs
     launching = low - full / SMALL
     seconds = sum(times)
@@ -212,8 +226,8 @@ SMALL = 1e-3
 """A share at which the peaks alone decide the price, not exponentials."""
 
 
-def _at(share: float, provider: str, phase: Phase, launch: Launch, peaks: Device, length: int, asked: Asked) -> float:
-    found = price(provider, phase, launch, replace(peaks, efficiency={provider: {phase: share}}), length, asked)
+def _at(share: float, name: str, phase: Phase, launch: Launch, peaks: Device, length: int, asked: Asked) -> float:
+    found = price(KERNELS.get(name, name), phase, launch, replace(peaks, efficiency={name: {phase: share}}), length, asked)
     assert isinstance(found, float), found
     return found
 
@@ -223,14 +237,17 @@ def price(provider: str, phase: Phase, launch: Launch, table: Device, length: in
     seen = launch.groups(phase, length)
     assert seen is not None, "a usual launch runs in every phase"
     groups = tuple(Seen(heads, union) for heads, union in unions(launch, seen, length))
-    counted = cost.Launch(launch.repeat, launch.key_width, launch.value_width, None, (cost.Alternative((), groups),))
+    variants = (cost.Alternative((), groups),)
+    ring = any(hasattr(slots.keep, "recent") for slots in launch.plan.slots)
+    counted = cost.Launch(launch.repeat, launch.key_width, launch.value_width, None, variants, ring=ring)
     task = Task(counted, groups, phase, table, Workload(length=length, width=asked.dtype.itemsize))
     found = PROVIDERS[provider](task)
     return found if isinstance(found, str) else float(found.seconds or 0.0)
 
 
-def _reason(provider: str, phase: Phase, rows: Rows) -> str:
+def _reason(name: str, phase: Phase, rows: Rows) -> str:
     """What the rows say of a provider that has no time."""
+    provider = KERNELS.get(name, name)
     found = [one for _, one in rows if one.phase in PHASES[phase]]
     told = [result.reason for one in found for result in one.results if result.name == provider and result.reason]
     return [*told, *(one.reason for one in found if one.reason), "it was not timed"][0]
