@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from attnc.codegen.triton import emit as triton
+from attnc.compiler.attributes import Softplus
 from attnc.compiler.families import FAMILIES, Softmax
 from attnc.compiler.graph import Graph, Mix
 from attnc.compiler.plan import unsaid
@@ -19,34 +20,52 @@ from __future__ import annotations
 from importlib import import_module
 
 from ..runtime.launch import Kernels
+from ..runtime.softplus import SoftplusKernels
 
 # launch -> files of its kernels: prefill, decode, backward of queries, backward of keys
 FILES = {{
 {rows}
 }}
 
+# the same of launches whose weights are softplus masses: those that sum masses, then those that re-weigh them
+SOFTPLUS = {{
+{softplus}
+}}
 
-def kernel(launch: str) -> Kernels:
-    """The kernels of a launch; their files are imported now, which needs triton."""
-    return Kernels.of(*(import_module(f".{{name}}", __package__) for name in FILES[launch]))
+
+def kernel(launch: str) -> Kernels | SoftplusKernels | None:
+    """The kernels of a launch, or None where it has none; their files are imported now, which needs triton."""
+    files = [import_module(f".{{name}}", __package__) for name in (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))]
+    if not files:
+        return None
+    return SoftplusKernels.of(files) if launch in SOFTPLUS else Kernels.of(*files)
 '''
 
 
 def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, str]:
     """File name below kernels/ -> text, for every launch that the softmax family can say."""
     numbers: dict[Softmax, int] = {}
-    rows = []
+    rows: list[str] = []
+    softplus: list[str] = []
     for launch, node in launches.items():
         kernel = family(graph.network.nodes[node]["node"], model)
         if kernel is not None:
-            number = numbers.setdefault(kernel, len(numbers))
-            names = ", ".join(f'"{skeleton}_{number}"' for skeleton in FAMILIES["softmax"])
-            rows.append(f'    "{launch}": ({names}),')
-    files = {"__init__.py": INDEX.format(rows="\n".join(rows))}
+            needed = (kernel.masses, kernel) if kernel.exponent else (kernel,)
+            found = [numbers.setdefault(one, len(numbers)) for one in needed]
+            names = [", ".join(f'"{skeleton}_{number}"' for skeleton in FAMILIES["softmax"]) for number in found]
+            if kernel.exponent:
+                softplus.append(_over_lines(launch, names))
+            else:
+                rows.append(f'    "{launch}": ({names[0]}),')
+    files = {"__init__.py": INDEX.format(rows="\n".join(rows), softplus="\n".join(softplus))}
     for kernel, number in numbers.items():
         for skeleton in FAMILIES["softmax"]:
             files[f"{skeleton}_{number}.py"] = triton.emit(skeleton, kernel)
     return files
+
+
+def _over_lines(launch: str, names: list[str]) -> str:
+    return "\n".join([f'    "{launch}": (', *(f"        {four}," for four in names), "    ),"])
 
 
 def family(mix: Mix, model: Model) -> Softmax | None:
@@ -62,6 +81,7 @@ def family(mix: Mix, model: Model) -> Softmax | None:
         group=a.heads // a.kv_heads,
         cap=model.score_cap is not None,
         sink_logit=a.sink_logit is not None,
+        exponent=float(a.score.exponent) if isinstance(a.score, Softplus) else None,
     )
 
 

@@ -48,6 +48,7 @@ class Launch(NamedTuple):
 
     `ratio`: query heads a KV head. `unsaid`: why the softmax family cannot say it. `cap`, `sink_logit`: whether logits are
     capped and each head has one more. `learned`: whether it has keys of its own. `ring`: whether decoding drops old ones.
+    `softplus`: whether masses are summed first, which reads the keys, and passes back through them, once more.
     """
 
     ratio: int
@@ -59,6 +60,7 @@ class Launch(NamedTuple):
     sink_logit: bool = False
     learned: bool = False
     ring: bool = False
+    softplus: bool = False
 
     @property
     def scored(self) -> bool:
@@ -106,7 +108,8 @@ def tiled(
         shown = arithmetic.pairs(numbers, queries, keys)
         pairs += group.kv_heads * launch.ratio * min(queries * keys, shown + waste)
         read += group.kv_heads * min(keys, shown)
-    return _work(launch, phase, load, pairs=pairs, read=read, launches=2 if phase == "decode" else 1)
+    launches = 2 if phase == "decode" else 1
+    return _work(launch, phase, load, pairs=pairs, read=read, launches=launches, twice=launch.softplus)
 
 
 def dense(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
@@ -145,17 +148,20 @@ def is_plain_causal(groups: tuple[Seen, ...]) -> bool:
     )
 
 
-def _work(launch: Launch, phase: Phase, load: Workload, *, pairs: float, read: float, launches: int) -> Work:
+def _work(
+    launch: Launch, phase: Phase, load: Workload, *, pairs: float, read: float, launches: int, twice: bool = False
+) -> Work:
     queries, _ = _sizes(phase, load)
     key, value = launch.head_dim, launch.value_dim
     heads = launch.kv_heads * launch.ratio
     passes = 3.5 if phase == "train" else 1.0
-    moved = heads * queries * (key + value) + read * (key + value)
+    again = key * twice  # a pass over the keys that needs no values
+    moved = heads * queries * (key + value + again) + read * (key + value + again)
     return Work(
-        flops=2 * load.batch * pairs * (key + value) * passes,
-        exponentials=load.batch * pairs * (2 if phase == "train" else 1),
+        flops=2 * load.batch * pairs * (key + value + again) * passes,
+        exponentials=load.batch * pairs * (2 if phase == "train" else 1) * (1 + twice),
         bytes=load.batch * load.width * moved * (3 if phase == "train" else 1),
-        launches=launches,
+        launches=launches * (1 + twice),
     )
 
 

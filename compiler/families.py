@@ -7,7 +7,7 @@ and neither ever sees text of a spec: everything here is a bounded number or a t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class Softmax:
     group                   query heads for each KV head
     cap                     whether scores pass a soft cap, c tanh(s / c)
     sink_logit              whether each head has one more logit without a value
+    exponent                None: a softmax; else weights are softplus masses, re-weighted to this power, 1..64, and the numbers
+                            of a query are found by a kernel of `masses`, whose exponent is 0
     """
 
     nears: int
@@ -38,6 +40,7 @@ class Softmax:
     group: int = 1
     cap: bool = False
     sink_logit: bool = False
+    exponent: float | None = None
 
     def __post_init__(self) -> None:
         limits = (
@@ -47,10 +50,21 @@ class Softmax:
         )
         assert all(type(number) is int and least <= number <= most for number, least, most in limits), self
         assert all(type(flag) is bool for flag in (self.causal, self.cap, self.sink_logit)), self
+        if self.exponent is not None:
+            assert type(self.exponent) is float, self
+            assert self.exponent == 0 or 1 <= self.exponent <= 64, self
+            assert not self.sink_logit, "a sink logit has no meaning among softplus masses"
 
     @classmethod
     def of(
-        cls, unions: Iterable[Intervals], head_width: int, value_width: int, group: int, cap: bool, sink_logit: bool
+        cls,
+        unions: Iterable[Intervals],
+        head_width: int,
+        value_width: int,
+        group: int,
+        cap: bool,
+        sink_logit: bool,
+        exponent: float | None = None,
     ) -> Softmax:
         """The smallest kernel that serves all of `unions`."""
         parts = tuple(unions)
@@ -66,7 +80,14 @@ class Softmax:
             group=group,
             cap=cap,
             sink_logit=sink_logit,
+            exponent=exponent,
         )
+
+    @property
+    def masses(self) -> Softmax:
+        """The kernel that sums a query's softplus masses; a key's first channel stands for its value, which nobody reads."""
+        assert self.exponent, "re-weighted masses have a sum"
+        return replace(self, exponent=0.0, value_width=1)
 
     @property
     def far(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnc.compiler.attributes import Softplus
 from attnc.compiler.cost import Alternative, Launch, Seen, Workload
 from attnc.compiler.device import Device
 from attnc.compiler.graph import Apply, Graph, Guard, Mix, RouteTokens
@@ -85,6 +86,7 @@ def _launch(mix: Mix, cap: bool) -> Launch:
         sink_logit=a.sink_logit is not None,
         learned=any(MIXERS[key.kind].own_keys(key) for key in keys),
         ring=any(kept.recent is not None for _, _, kept in kept_heads(mix)),
+        softplus=isinstance(a.score, Softplus),
     )
 
 
@@ -107,8 +109,7 @@ def _groups(launch: Launch, phase: Phase, load: Workload) -> tuple[Seen, ...]:
 def unsaid(mix: Mix) -> str | None:
     """Why the softmax family cannot say a mix, if it cannot."""
     attributes = mix.attributes
-    if attributes.score not in ("softmax", "uniform"):
-        return f"the softmax family has no {getattr(attributes.score, 'word', attributes.score)} score"
+    assert attributes.score in ("softmax", "uniform") or isinstance(attributes.score, Softplus), "no other score is built"
     if attributes.positions == "consecutive":
         return "with positions = consecutive each query rotates its keys anew"
     if any(group.intervals is None for variant in mix.variants for group in variant.groups):

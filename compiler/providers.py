@@ -28,6 +28,7 @@ OPTIONAL = {"flex": "torch with triton", "fa4": "flash-attn-4"}
 KERNEL_WIDTHS = (1, 256)
 FLEX_WIDTHS = (16, 256)
 FLEX_TILES = (128, 128)
+SOFTMAX = "its weights are a softmax's"
 UNMEASURED = "the table of this device has no efficiency for it"
 
 
@@ -122,8 +123,8 @@ def _triton(task: Task) -> Price | str:
 
 def _torch(task: Task) -> Price | str:
     launch, device = task.launch, task.device
-    if launch.unsaid:
-        return launch.unsaid
+    if launch.unsaid or launch.softplus:
+        return launch.unsaid or SOFTMAX
     products = not (launch.scored or launch.learned)
     if products and is_plain_causal(task.groups):
         price = seconds(tiled(*task.counted), device, device.efficiency["torch"][task.phase])
@@ -163,8 +164,8 @@ def _flex(task: Task) -> Price | str:
     launch, device = task.launch, task.device
     if not device.is_gpu or "flex" not in device.efficiency:
         return UNMEASURED if device.is_gpu else "flex_attention's kernels need a GPU"
-    if launch.unsaid:
-        return launch.unsaid
+    if launch.unsaid or launch.softplus:
+        return launch.unsaid or SOFTMAX
     if task.phase == "decode":
         return "its lists of blocks would be made anew for every token"
     if not all(FLEX_WIDTHS[0] <= width <= FLEX_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
@@ -179,8 +180,8 @@ def _fa4(task: Task) -> Price | str:
         return "flash-attn-4 is for sm_90 and sm_100"
     if "fa4" not in device.efficiency:
         return UNMEASURED
-    if launch.unsaid:
-        return launch.unsaid
+    if launch.unsaid or launch.softplus:
+        return launch.unsaid or SOFTMAX
     for reason in (_fa4_keys(launch), _fa4_widths(launch, device)):
         if reason:
             return reason

@@ -51,6 +51,11 @@ class Reference:
     weights: Weights = softmax_weights
     rope: Rope | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is a softmax of keys that were turned before, as PyTorch's own attention is."""
+        return self.weights is softmax_weights and self.rope is None
+
     def __call__(
         self,
         q: Tensor,

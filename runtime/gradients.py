@@ -19,8 +19,10 @@ def save(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None
     ctx.save_for_backward(q, k, v, scale, rows, sink_logit, *output, *places)
 
 
-def backward(operators: Any) -> Callable[..., tuple[Any, ...]]:
-    """The gradients of `attend`: of q, k, v and sink_logit, from those of both its results."""
+def backward(operators: Any, exponent: float | None) -> Callable[..., tuple[Any, ...]]:
+    """The gradients of `attend`: of q, k, v and sink_logit, from those of both its results. With an `exponent` (softplus.py) of
+    the last of `scale` instead of the sink_logit.
+    """
 
     def gradients(ctx: Any, o_grad: Tensor, lse_grad: Tensor) -> tuple[Any, ...]:
         q, k, v, scale, rows, sink_logit, o, lse, *places = ctx.saved_tensors
@@ -28,14 +30,26 @@ def backward(operators: Any) -> Callable[..., tuple[Any, ...]]:
         if rings:
             raise RuntimeError("no kernel has gradients through a ring of cached keys: train without a cache, or use('torch')")
         call = (q, k, v, scale, rows, places, *ctx.numbers)
+        lse_grad = lse_grad if exponent is None else of_logarithm(lse, lse_grad, exponent)
         q_grad, delta = operators.backward_queries(*call, o, lse, o_grad, lse_grad)
         k_grad, v_grad = None, None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             k_grad, v_grad = operators.backward_keys(*call, lse, delta, o_grad)
+        v_grad = None if exponent == 0 else v_grad  # sums of masses have no values
         sink_grad = None if sink_logit is None else sink_gradient(sink_logit, lse, delta)
-        return q_grad, k_grad, v_grad, None, None, [None] * len(places), None, None, None, None, sink_grad
+        scale_grad = None if not exponent else torch.nn.functional.pad(delta[1].unsqueeze(-1), (2, 0))
+        return q_grad, k_grad, v_grad, scale_grad, None, [None] * len(places), None, None, None, None, sink_grad
 
     return gradients
+
+
+def of_logarithm(sums: Tensor, sums_grad: Tensor, exponent: float) -> Tensor:
+    """What the backward kernels take as the log-sum-exp's gradient: that of the logarithm of sum(x^p), or of sum(a) itself.
+
+    sums [T, H, 2]: the largest x, or a, and the sum of weights beside it, of which alone `sums_grad` is.
+    """
+    peak, norm, grad = *sums.unbind(-1), sums_grad[..., 1]
+    return grad * norm if exponent else grad / peak
 
 
 def sink_gradient(sink_logit: Tensor, lse: Tensor, delta: Tensor) -> Tensor:

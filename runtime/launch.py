@@ -25,16 +25,27 @@ class Kernels:
     Under `torch.autocast` q, k and v are taken in its dtype. Raises ValueError, naming the argument, for what does not fit.
     """
 
-    def __init__(self, name: str, functions: Functions, form: Form, q_width: int, v_width: int, group: int) -> None:
-        self.form, self.q_width, self.v_width, self.group = form, q_width, v_width, group
-        self.operators = define(name, functions, form, v_width)
+    def __init__(
+        self,
+        name: str,
+        functions: Functions,
+        form: Form,
+        q_width: int,
+        v_width: int,
+        group: int,
+        exponent: float | None = None,
+    ) -> None:
+        self.form, self.q_width, self.v_width, self.group, self.exponent = form, q_width, v_width, group, exponent
+        self.operators = define(name, functions, form, v_width, exponent)
 
     @classmethod
     def of(cls, prefill: ModuleType, decode: ModuleType, queries: ModuleType, keys: ModuleType) -> Kernels:
         """The launch of four kernel files; the constants on top of each are the same."""
         name = name_of([str(module.__file__) for module in (prefill, decode, queries, keys)])
         functions = Functions(prefill.attend, decode.attend, queries.attend_backward_queries, keys.attend_backward_keys)
-        return cls(name, functions, Form(*prefill.FORM), prefill.HEAD_WIDTH, prefill.VALUE_WIDTH, prefill.GROUP)
+        return cls(
+            name, functions, Form(*prefill.FORM), prefill.HEAD_WIDTH, prefill.VALUE_WIDTH, prefill.GROUP, prefill.EXPONENT
+        )
 
     def __call__(
         self,
@@ -47,7 +58,7 @@ class Kernels:
         cap: float | None = None,
         sink_logit: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """o [T, H, E] in the dtype of q, k and v, and the log-sum-exp [T, H] float32."""
+        """o [T, H, E] in the dtype of q, k and v, and the log-sum-exp [T, H] float32 (softplus.py: sums)."""
         assert form == self.form, "rows are made for the kernel's form"
         q, k, v = cast(q, part.k, part.v)
         self.check(q, k, v, part, rows, scale, sink_logit)
@@ -74,7 +85,8 @@ class Kernels:
         for name, other in others:
             if other is not None and other.device != q.device:
                 raise ValueError(f"all tensors are on one device: q is on {q.device}, {name} on {other.device}")
-        if scale.shape != (heads,) or scale.dtype != torch.float32:
-            raise ValueError(f"scale is [{heads}] float32, got {list(scale.shape)} {word(scale.dtype)}")
+        wanted = [heads] if self.exponent is None else [len(q), heads, 3]
+        if list(scale.shape) != wanted or scale.dtype != torch.float32:
+            raise ValueError(f"scale is {wanted} float32, got {list(scale.shape)} {word(scale.dtype)}")
         if sink_logit is not None and sink_logit.shape != (heads,):
             raise ValueError(f"sink_logit is [{heads}], got {list(sink_logit.shape)}")

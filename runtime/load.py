@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from .choosing import Planned
 from .model import BuiltModel
 from .softmax import Kernel
+from .softplus import SoftplusKernels
 from .weights import load_weights
 
 AnyModel = TypeVar("AnyModel", bound=BuiltModel)
@@ -36,7 +37,7 @@ def without_numbers(make: type[AnyModel]) -> AnyModel:
 def load_model(
     make: type[AnyModel],
     folder: Path,
-    kernels: Callable[[str], Kernel],
+    kernels: Callable[[str], Kernel | SoftplusKernels | None],
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     use: str = "plan",

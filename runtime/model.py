@@ -23,6 +23,7 @@ from .output import Output
 from .rotary import Rope, on_device
 from .sampling import Sampler
 from .softmax import Kernel, Provider, per_part
+from .softplus import SoftplusKernels
 from .split import split
 from .storage import LayerPlan
 from .windows import no_window
@@ -39,8 +40,8 @@ class BuiltModel(nn.Module):
 
     providers: ClassVar[Mapping[str, Mapping[str, Mapping[str, Planned]]]] = {}
     reference: ClassVar[ModuleType]
-    kernels: Callable[[str], Kernel] | None = None
-    """launch name -> its generated kernel; set when a folder is loaded."""
+    kernels: Callable[[str], Kernel | SoftplusKernels | None] | None = None
+    """launch name -> its generated kernel, None where there is none; set when a folder is loaded."""
     runners_up: Mapping[str, Candidates] = {}
     """kind of device -> launch -> phase -> who else can run it, cheapest first; set when a folder is loaded."""
 
@@ -185,7 +186,10 @@ class BuiltModel(nn.Module):
                 return mix.reference
             case "triton":
                 assert self.kernels is not None, "generated kernels come with a built folder"
-                return per_part(self.kernels(mix.name))
+                launch = self.kernels(mix.name)
+                if launch is None:
+                    return mix.reference
+                return launch if isinstance(launch, SoftplusKernels) else per_part(launch)
             case tuple():
                 return split([(first, last, self.provider(mix, name)) for name, first, last in planned])
             case _:
@@ -194,7 +198,9 @@ class BuiltModel(nn.Module):
 
 def _way(wanted: str, planned: Planned, mix: Mix) -> Planned:
     """The provider that runs where `wanted` was asked for."""
-    if wanted == "plan" or (planned == "reference" and wanted != "reference"):
+    if wanted == "plan":
         return planned
+    if wanted not in ("triton", "reference") and not mix.reference.plain:
+        return "reference"  # libraries know softmaxes of turned keys alone
     groups = [group for variant in mix.variants for group in variant.groups]
     return planned if wanted == "fa4" and any(no_window(group, mix.form.causal) for group in groups) else wanted

@@ -91,7 +91,7 @@ def name_of(files: Sequence[str]) -> str:
     return "softmax_" + hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
 
-def define(name: str, functions: Functions, form: Form, v_width: int) -> Operators:
+def define(name: str, functions: Functions, form: Form, v_width: int, exponent: float | None) -> Operators:
     """The operators called `name`; the first that asks for a name defines it, for the life of the process."""
     if not hasattr(torch.ops.attnc, f"{name}_attend"):
         impls = _implementations(functions, form, v_width)
@@ -99,9 +99,9 @@ def define(name: str, functions: Functions, form: Form, v_width: int) -> Operato
             title = f"{NAMESPACE}::{name}_{kind}"
             torch.library.define(title, schema, tags=(torch.Tag.pt2_compliant_tag,))
             torch.library.impl(title, "default", impls[kind])
-            torch.library.register_fake(title, _fakes(v_width)[kind])
+            torch.library.register_fake(title, _fakes(v_width, exponent)[kind])
         gradients = Operators(*(getattr(torch.ops.attnc, f"{name}_{kind}").default for kind in SCHEMAS))
-        torch.library.register_autograd(f"{NAMESPACE}::{name}_attend", backward(gradients), setup_context=save)
+        torch.library.register_autograd(f"{NAMESPACE}::{name}_attend", backward(gradients, exponent), setup_context=save)
         for kind in ("backward_queries", "backward_keys"):
             torch.library.register_autograd(f"{NAMESPACE}::{name}_{kind}", _no_second_derivative)
     return Operators(*(getattr(torch.ops.attnc, f"{name}_{kind}").default for kind in SCHEMAS))
@@ -144,14 +144,15 @@ def device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device)
 
 
-def _fakes(v_width: int) -> dict[str, Function]:
+def _fakes(v_width: int, exponent: float | None) -> dict[str, Function]:
     """Results without numbers: what compilers ask for."""
+    sums, more = ((), ()) if exponent is None else ((2,), (2,) if exponent else ())
 
     def attend(q: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
-        return q.new_empty(q.shape[0], q.shape[1], v_width), q.new_empty(q.shape[:2], dtype=torch.float32)
+        return q.new_empty(q.shape[0], q.shape[1], v_width), q.new_empty(*q.shape[:2], *sums, dtype=torch.float32)
 
     def backward_queries(q: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
-        return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+        return q.new_empty(q.shape), q.new_empty(*more, *q.shape[:2], dtype=torch.float32)
 
     def backward_keys(_q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> tuple[Tensor, Tensor]:
         return k.new_empty(k.shape), v.new_empty(v.shape)

@@ -24,6 +24,14 @@ KERNELS = {
 }
 """A GPU runs each."""
 
+SOFTPLUS = {
+    "plain": Softmax(1, head_width=64, value_width=64, exponent=15.0),
+    "grouped": Softmax(1, head_width=128, value_width=64, group=4, exponent=2.5, cap=True),
+    "far": Softmax(1, 1, 1, head_width=64, value_width=64, group=2, exponent=3.0),
+    "both_ways": Softmax(1, causal=False, head_width=80, value_width=80, exponent=1.0),
+}
+"""The same of launches whose weights are re-weighted softplus masses; each has a kernel of `masses` beside its own."""
+
 
 def check(inputs: Inputs, o: Tensor, lse: Tensor, block: int = 1024) -> tuple[float, float]:
     """The kernel's error and torch's."""

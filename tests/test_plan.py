@@ -112,7 +112,6 @@ def test_what_no_kernel_can_say_is_refused_with_its_reason():
     for text, reason in (
         (UNSAID, "rotates its keys anew"),
         (WIDE, "head widths above 256"),
-        (UNSAID.replace("positions = consecutive", "score = softplus(exponent = 2)"), "no softplus score"),
     ):
         for choice in planned(check_text(text)).choices:
             reasons = {refusal.provider: refusal.reason for refusal in choice.refused}
@@ -122,6 +121,19 @@ def test_what_no_kernel_can_say_is_refused_with_its_reason():
         for choice in planned(check_text(WIDE), "cpu").choices
         for refusal in choice.refused
     )
+
+
+def test_softplus_runs_on_generated_kernels_or_its_reference():
+    text = UNSAID.replace("positions = consecutive", "score = softplus(exponent = 2)")
+    for device, provider in (("h100", "triton"), ("cpu", "reference")):
+        for choice in planned(check_text(text), device).choices:
+            assert choice.provider == provider
+            assert "a softmax" in next(refusal.reason for refusal in choice.refused if refusal.provider == "torch")
+    softmax, softplus = (
+        {choice.phase: choice.seconds for choice in planned(check_text(one), "h100").choices}
+        for one in (text.replace("{ score = softplus(exponent = 2) }", ""), text)
+    )
+    assert all(softplus[phase] > softmax[phase] for phase in PHASES), "keys are read once more"
 
 
 def test_strict_refuses_references_and_says_where_and_why(tmp_path):

@@ -64,6 +64,15 @@ def test_a_built_folder_is_right(folder: Path, capsys: pytest.CaptureFixture[str
     assert tried == {PREFILL: CLASSES | {"cached"}, DECODE: CLASSES | {"cached"}, QUERIES: CLASSES, KEYS: CLASSES}
 
 
+def test_kernels_that_are_not_compared_are_named(tmp_path: Path) -> None:
+    text = TEXT.replace("1: full", "1: full { score = softplus(exponent = 2) }")
+    build(check_text(text, "small.attn"), tmp_path / "built", Options())
+    every = {path.stem for path in (tmp_path / "built" / "kernels").glob("softmax*.py")}
+    left = verifying.unseen(tmp_path / "built", [f"{skeleton}_0" for skeleton in FAMILIES["softmax"]])
+    assert set(left) == {name for name in every if not name.endswith("_0")}
+    assert len(left) == 2 * len(FAMILIES["softmax"]), "masses and weights"
+
+
 BROKEN = {
     "numbers": (
         (PREFILL, "LN2 = tl.constexpr(0.6931", "LN2 = tl.constexpr(0.6932", "log-sum-exp"),
@@ -72,7 +81,7 @@ BROKEN = {
         (QUERIES, "return grad * scale", "return grad", "gradient of q"),
     ),
     "no numbers": (
-        (PREFILL, "total = tl.where(norm != 0.0, norm, 1.0)", "total = norm", "NaN"),
+        (PREFILL, "tl.where(norm != 0.0, norm, 1.0))[:, None]", "norm)[:, None]", "NaN"),
         (DECODE, "def attend(", "def attend(*_, **__):\n    raise RuntimeError('no luck')\n\n\ndef other(", "no luck"),
         (QUERIES, "live = token < count\n", "live = token < count - 1\n", "NaN"),  # a row that nobody writes
     ),

@@ -123,7 +123,17 @@ TABLES = {
 }
 
 
-def blocks(skeleton: str, width: int) -> Table:
+SOFTPLUS: dict[tuple[str, int], Table] = {
+    ("softmax_prefill", 64): {("sm_90", 4): (32, 32, 4, 2)},
+    ("softmax_decode", 64): {("sm_80", 4): (16, 8, 8, 1), ("sm_90", 4): (16, 4, 8, 2)},
+    ("softmax_backward_keys", 64): {("sm_90", 2): (32, 32, 4, 2)},
+    ("softmax_prefill", 128): {("sm_90", 4): (16, 16, 8, 1), ("sm_100", 4): (16, 16, 8, 1)},
+    ("softmax_backward_queries", 128): {("sm_90", 2): (64, 32, 8, 2), ("gfx942", 2): (32, 32, 8, 1)},
+}
+"""Where kernels of softplus masses, which hold more numbers at once, take other blocks."""
+
+
+def blocks(skeleton: str, width: int, softplus: bool = False) -> Table:
     """The rows for a head width, of one of the softmax family's skeletons."""
-    tables = TABLES[skeleton]
-    return tables[next(least for least in WIDTHS if width <= least)]
+    least = next(least for least in WIDTHS if width <= least)
+    return TABLES[skeleton][least] | (SOFTPLUS.get((skeleton, least), {}) if softplus else {})

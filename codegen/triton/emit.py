@@ -18,21 +18,29 @@ from attnc.compiler.families import BACKWARD, FAMILIES, Softmax
 
 SKELETONS = Path(__file__).parent / "skeletons"
 
+POSITIVE_FORWARD = {"HIDDEN": "tl.constexpr(0.0)", "FLOOR": "tl.constexpr(1e-30)"}
+POSITIVE_BACKWARD = {"HIDDEN": "tl.constexpr(0.0)"}
+"""Constants where scores are no logarithms but numbers from 0 on."""
+
 
 def emit(skeleton: str, kernel: Softmax) -> str:
     """The text of a kernel file; `skeleton` is one of the family's. Same arguments, same bytes."""
     assert skeleton in FAMILIES["softmax"], skeleton
     source = (SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")
-    functions = gather(functions_of(source), made_holes(kernel), [read_holes(name) for name in chosen_holes(skeleton, kernel)])
-    rows = blocks(skeleton, max(kernel.head_width, kernel.value_width))
+    made = made_holes(kernel) | shared_holes(kernel)
+    functions = gather(functions_of(source), made, [read_holes(name) for name in chosen_holes(skeleton, kernel)])
+    rows = blocks(skeleton, max(kernel.head_width, kernel.value_width), kernel.exponent is not None)
     constants = {
         "FORM": repr((kernel.nears, kernel.strides, kernel.powers, kernel.causal)),
         "HEAD_WIDTH": repr(kernel.head_width),
         "VALUE_WIDTH": repr(kernel.value_width),
         "GROUP": repr(kernel.group),
         "CAP": repr(kernel.cap),
+        "EXPONENT": repr(kernel.exponent),
         **({} if skeleton in BACKWARD else {"SINK_LOGIT": repr(kernel.sink_logit)}),
         "BLOCKS": _table(rows),
+        **(POSITIVE_FORWARD if kernel.exponent is not None and skeleton not in BACKWARD else {}),
+        **(POSITIVE_BACKWARD if kernel.exponent is not None and skeleton in BACKWARD else {}),
     }
     text = fill(source, functions, constants)
     met = refusals(text, rows)
@@ -78,11 +86,13 @@ def gather(skeleton: Mapping[str, str], made: Mapping[str, str], files: Iterable
     that follows it in its file.
     """
     holes = {name: text for name, text in made.items() if name in skeleton}
+    placed: set[str] = set()
     for functions in files:
         helpers: list[str] = []
         for name, text in functions.items():
-            if name in holes:
+            if name in holes or name in placed:
                 continue
+            placed.add(name)
             helpers.append(made.get(name, text))
             if name in skeleton:
                 holes[name] = "\n\n\n".join(helpers)
@@ -91,13 +101,27 @@ def gather(skeleton: Mapping[str, str], made: Mapping[str, str], files: Iterable
     return holes
 
 
+def shared_holes(kernel: Softmax) -> dict[str, str]:
+    """Functions that several files of holes use."""
+    if kernel.exponent is None:
+        return {}
+    shared = read_holes("softplus_parts")
+    if kernel.cap:
+        capped = read_holes("softplus_cap") | {"tanh": read_holes("cap")["tanh"]}
+        shared |= {"logit": f"{capped['tanh']}\n\n\n{capped['logit']}", "logit_grad": capped["logit_grad"]}
+    return shared
+
+
 def chosen_holes(skeleton: str, kernel: Softmax) -> tuple[str, ...]:
     """Which files of skeletons/holes a kernel needs."""
     backward = skeleton in BACKWARD
     far = f"far{'_queries' * (skeleton == BACKWARD[1])}{'_both_ways' * (not kernel.causal)}"
+    softplus = "softplus" if kernel.exponent else "softplus_masses"
     wanted = (
         (far, kernel.far > 0),
-        ("cap_gradient" if backward else "cap", kernel.cap),
+        (f"{softplus}{'_gradient' * backward}", kernel.exponent is not None),
+        ("softplus_share_gradient", bool(kernel.exponent) and skeleton == BACKWARD[0]),
+        ("cap_gradient" if backward else "cap", kernel.cap and kernel.exponent is None),
         ("sink_logit", kernel.sink_logit and not backward),
     )
     return tuple(name for name, is_wanted in wanted if is_wanted)

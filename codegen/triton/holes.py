@@ -31,6 +31,8 @@ def made_holes(kernel: Softmax) -> dict[str, str]:
         holes["upper"] = _function("upper(numbers, i)", "One past the last key near query i that it sees.", ["return i + 1"])
     if kernel.far:
         holes["far_part"] = _far_part(names)
+    if kernel.exponent:
+        holes |= {"power": _power(kernel.exponent), "root_grad": _root_grad(kernel.exponent)}
     return holes
 
 
@@ -166,4 +168,26 @@ def _far_part(names: Names) -> str:
             *(f"patterns += ({name} > 0).to(tl.int32)" for name in names.far[1:]),
             "return unit, doubling, patterns",
         ],
+    )
+
+
+def _power(exponent: float) -> str:
+    """By products for the whole part of the exponent, which round less than a logarithm times it; by one for the rest."""
+    whole, rest = int(exponent), exponent % 1
+    body, factors, reached = [], [], 1
+    while reached <= whole:
+        if whole & reached:
+            factors.append(f"x{reached}")
+        reached *= 2
+        if reached <= whole:
+            body.append(f"x{reached} = x{reached // 2} * x{reached // 2}")
+    if rest:
+        factors.append(f"tl.exp2({rest!r} * tl.log2(tl.where(x1 == 0.0, 1.0, x1)))")
+    return _function("power(x1)", f"x^{exponent:g}.", [*body, f"return {' * '.join(factors)}"])
+
+
+def _root_grad(exponent: float) -> str:
+    doc = f"The gradient of x, from that of the logarithm of x^{exponent:g}."
+    return _function(
+        "root_grad(grad, x)", doc, [f"return tl.where(x == 0.0, 0.0, grad * {exponent!r} / tl.where(x == 0.0, 1.0, x))"]
     )

@@ -18,6 +18,7 @@ class Constants(Value):
     GROUP: int
     CAP: bool
     SINK_LOGIT: bool
+    EXPONENT: float | None = None
 
 
 class Verified(Value):

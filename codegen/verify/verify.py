@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -89,7 +89,7 @@ def verify(
         folder=str(folder),
         machine=found.machine,
         limit=LIMIT,
-        decisions=_decisions(way, found.kernels),
+        decisions=_decisions(way, found.kernels, () if only else unseen(folder, [one.kernel for one in found.kernels])),
         kernels=found.kernels,
         rows=tuple(found.rows),
         right=all(row.verdict == "right" for row in found.rows),
@@ -125,9 +125,16 @@ def numpy_too_new() -> str | None:
     return found if tuple(int(part) for part in found.split(".")[:2]) >= (2, 4) else None
 
 
-def _decisions(way: str, kernels: tuple[Kernel, ...]) -> tuple[str, ...]:
+def unseen(folder: Path, seen: Collection[str]) -> tuple[str, ...]:
+    """The kernel files of a folder that nothing was compared with."""
+    return tuple(sorted(path.stem for path in (folder / "kernels").glob("softmax*.py") if path.stem not in seen))
+
+
+def _decisions(way: str, kernels: tuple[Kernel, ...], left: tuple[str, ...]) -> tuple[str, ...]:
     said = [INTERPRETED] if way == "interpreter" else []
     edited = [kernel.kernel for kernel in kernels if not kernel.as_built]
     if edited:
         said.append(f"not as they were built: {', '.join(edited)}")
+    if left:
+        said.append(f"not compared, as their weights are softplus masses: {', '.join(left)}")
     return tuple(said)

@@ -44,7 +44,7 @@ def shipped() -> dict[Softmax, str]:
         spec = check_path(TOP / "specs" / f"{name}.attn")
         for _, node in passes.run(graphs.build(spec)).network.nodes(data="node"):
             kernel = kernels.family(node, spec.model) if isinstance(node, graphs.Mix) else None
-            if kernel is not None:
+            if kernel is not None and kernel.exponent is None:
                 found.setdefault(kernel, f"{name}.attn:{len(found)}")
     return found
 

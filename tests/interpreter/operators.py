@@ -25,13 +25,19 @@ TEXT = """model small {
 }
 layers { 0: window(8), 1: sink(2) | window(5) }
 """
+SOFTPLUS = """model small {
+  vocab = 32, dim = 32, layers = 1, heads = 2, kv_heads = 1, head_dim = 16, ffn = none, norm = rms(1e-6)
+}
+layers { all: sink(2) | window(5) { score = softplus(exponent = 3), qk_norm = l2 } }
+"""
 FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
 
 
-def made() -> torch.nn.Module:
-    if not (FOLDER / "built").exists():
-        build(check_text(TEXT, "small.attn"), FOLDER / "built", Options(seed=0))
-    return attnc.load(FOLDER / "built", use="triton")
+def made(text: str = TEXT) -> torch.nn.Module:
+    folder = FOLDER / ("built" if text == TEXT else "softplus")
+    if not folder.exists():
+        build(check_text(text, "small.attn"), folder, Options(seed=0))
+    return attnc.load(folder, use="triton")
 
 
 def texts(length: int) -> torch.Tensor:
@@ -52,3 +58,11 @@ def test_a_compiled_model_has_the_same_bits() -> None:
             assert torch.equal(one, other)
     with torch.no_grad():
         assert torch.equal(model(texts(9)).logits, compiled(texts(9)).logits)
+
+
+def test_a_compiled_model_of_two_launches_a_layer_has_the_same_bits() -> None:
+    model = made(SOFTPLUS)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for length in (20, 21):
+        for one, other in zip(trained(model, model, texts(length)), trained(model, compiled, texts(length)), strict=True):
+            assert torch.equal(one, other)

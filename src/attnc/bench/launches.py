@@ -160,7 +160,9 @@ def _constants(path: Path) -> dict[str, Any]:
 
 
 def _why_not(folder: Folder, launch: str) -> str:
-    """The plan's reason why no generated kernel runs a launch."""
+    """The plan's reason why no generated kernel runs a launch, or why there is nothing to compare it with."""
+    if launch in importlib.import_module(f"{folder.package.__name__}.kernels").SOFTPLUS:
+        return "no other library has its softplus scores"
     plan, node = folder.built.plans["cuda"], folder.built.launches[launch]
     reasons = [refusal.reason for choice in plan.choices if choice.node == node for refusal in choice.refused]
     return reasons[0] if reasons else "it has no generated kernel"

@@ -57,11 +57,12 @@ def unverified(plan: Plan, graph: Graph, model: Model) -> list[Unverified]:
             continue
         family = kernels.family(node, model)
         assert family is not None, "the plan takes a kernel only where the family says the mix"
-        for skeleton in RUN[choice.phase]:
-            digest = _digest(skeleton, family, architecture)
-            if digest not in known:
-                new = Unverified(kernel=skeleton, sha256=digest, phase=choice.phase, layers=[])
-                found.setdefault((digest, choice.phase), new).layers.append(choice.layer)
+        for kernel in (family.masses, family) if family.exponent else (family,):
+            for skeleton in RUN[choice.phase]:
+                digest = _digest(skeleton, kernel, architecture)
+                if digest not in known:
+                    new = Unverified(kernel=skeleton, sha256=digest, phase=choice.phase, layers=[])
+                    found.setdefault((digest, choice.phase), new).layers.append(choice.layer)
     return list(found.values())
 
 

@@ -13,6 +13,7 @@ HEAD_WIDTH = 64  # of queries and keys
 VALUE_WIDTH = 64
 GROUP = 8  # query heads for each KV head
 CAP = False
+EXPONENT = None  # of re-weighted softplus masses; 0.0: their sum alone; None: a softmax
 BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, warps, pipeline stages
     ("sm_80", 2): (32, 32, 4, 2),
     ("sm_90", 2): (32, 64, 8, 2),
@@ -31,7 +32,7 @@ READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 
 LOG2E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1e30)  # exponent of a key that is not seen
-EMPTY = tl.constexpr(1e30)  # log-sum-exp of a query without keys: exp(logit - EMPTY) = 0
+EMPTY = tl.constexpr(1e30)  # stands for the log-sum-exp of a query without keys: no key has a weight beside it
 NOWHERE = tl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
 
 
@@ -77,9 +78,28 @@ def seen_until(numbers, j):
 
 
 @triton.jit
+def read_scale(scale, head, place, live):
+    """The factor of a head's logits."""
+    return tl.load(scale + head)
+
+
+@triton.jit
+def load_sums(lse, place, live):
+    """What the forward pass left of a query: the log-sum-exp of its scores; NaN stays."""
+    sums = tl.load(lse + place, mask=live, other=float("-inf"))
+    return tl.where(sums == float("-inf"), EMPTY, sums)
+
+
+@triton.jit
 def exponent(product, scale, cap, sums):
     """The logit of a query and a key less the query's log-sum-exp."""
     return product * scale - sums
+
+
+@triton.jit
+def weight_of(exponent, sums):
+    """A key's weight; `exponent` is HIDDEN where it is not seen."""
+    return tl.exp(exponent)
 
 
 @triton.jit
@@ -152,13 +172,12 @@ def keys_kernel(
         there = q + (row * q_token_stride + head * q_head_stride)[:, None]
         query = tl.load(there + d, mask=live[:, None] & (d < D), other=0.0)
         grad = tl.load(o_grad + place[:, None] * E + e, mask=live[:, None] & (e < E), other=0.0)
-        sums = tl.load(lse + place, mask=live, other=float("-inf"))
-        sums = tl.where(sums == float("-inf"), EMPTY, sums)[None, :]
+        sums = load_sums(lse, place[None, :], live[None, :])
         shared = tl.load(delta + place, mask=live, other=0.0)[None, :]
-        scale_here = tl.load(scale + head)
+        scale_here = read_scale(scale, head, place[None, :], live[None, :])
         product = tl.dot(key, tl.trans(query), input_precision="ieee")
         i = (start + token)[None, :]
-        weight = tl.exp(tl.where(keep(numbers, i, j), exponent(product, scale_here, cap, sums), HIDDEN))
+        weight = weight_of(tl.where(keep(numbers, i, j), exponent(product, scale_here, cap, sums), HIDDEN), sums)
         weight_grad = tl.dot(value, tl.trans(grad), input_precision="ieee")
         change = product_grad(weight * (weight_grad - shared), product, scale_here, cap)
         if SUMS_APART:  # an accumulator of tl.dot would take one product after the other

@@ -14,6 +14,7 @@ HEAD_WIDTH = 64  # of queries and keys
 VALUE_WIDTH = 64
 GROUP = 8  # query heads for each KV head
 CAP = False
+EXPONENT = None  # of re-weighted softplus masses; 0.0: their sum alone; None: a softmax
 BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, warps, pipeline stages
     ("sm_80", 2): (64, 32, 4, 2),
     ("sm_90", 2): (64, 64, 4, 2),
@@ -32,7 +33,7 @@ READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 
 LOG2E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1e30)  # exponent of a key that is not seen
-EMPTY = tl.constexpr(1e30)  # log-sum-exp of a query without keys: exp(logit - EMPTY) = 0
+EMPTY = tl.constexpr(1e30)  # stands for the log-sum-exp of a query without keys: no key has a weight beside it
 NOWHERE = tl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
 
 
@@ -71,15 +72,45 @@ def keep(numbers, i, j):
 
 
 @triton.jit
+def read_scale(scale, head, place, live):
+    """The factor of a head's logits."""
+    return tl.load(scale + head)
+
+
+@triton.jit
+def load_sums(lse, place, live):
+    """What the forward pass left of a query: the log-sum-exp of its scores; NaN stays."""
+    sums = tl.load(lse + place, mask=live, other=float("-inf"))
+    return tl.where(sums == float("-inf"), EMPTY, sums)
+
+
+@triton.jit
 def exponent(product, scale, cap, sums):
     """The logit of a query and a key less the query's log-sum-exp."""
     return product * scale - sums
 
 
 @triton.jit
+def weight_of(exponent, sums):
+    """A key's weight; `exponent` is HIDDEN where it is not seen."""
+    return tl.exp(exponent)
+
+
+@triton.jit
 def product_grad(grad, product, scale, cap):
     """The gradient of a query's and a key's product, from that of their logit."""
     return grad * scale
+
+
+@triton.jit
+def add_scale_grad(total, grad, product, scale, cap):
+    """The gradient of what `read_scale` read for a query, where it has one: this block's keys added to the others'."""
+    return total
+
+
+@triton.jit
+def store_scale_grad(scale_grad, place, total, live):
+    """Leaves that gradient behind."""
 
 
 @triton.jit
@@ -103,8 +134,9 @@ def block_of(visits, step, base, slots, BLOCK_K: tl.constexpr):
 
 @triton.jit(do_not_specialize=["sequences", "kv_heads", "row_stride", "k_begin_stride", "v_begin_stride"])
 def queries_kernel(
-    q, k, v, o, lse, o_grad, lse_grad, q_grad, delta, rows, offsets, past, stored, base, k_begin, v_begin, scale, cap,
-    sequences, kv_heads, q_token_stride, q_head_stride, k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
+    q, k, v, o, lse, o_grad, lse_grad, q_grad, delta, scale_grad, rows, offsets, past, stored, base, k_begin, v_begin,
+    scale, cap, sequences, kv_heads, q_token_stride, q_head_stride, k_stride, v_stride, row_stride, k_begin_stride,
+    v_begin_stride,
     ROW: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -141,9 +173,8 @@ def queries_kernel(
     result = tl.load(o + place[:, None] * E + e, mask=in_o, other=0.0)
     shared = tl.sum(result.to(tl.float32) * grad.to(tl.float32), 1) - tl.load(lse_grad + place, mask=live, other=0.0)
     tl.store(delta + place, shared, mask=live)
-    sums = tl.load(lse + place, mask=live, other=float("-inf"))
-    sums = tl.where(sums == float("-inf"), EMPTY, sums)[:, None]
-    scale_here = tl.load(scale + head)
+    sums = load_sums(lse, place[:, None], live[:, None])
+    scale_here = read_scale(scale, head, place[:, None], live[:, None])
 
     k_first = tl.multiple_of(tl.load(k_begin + sequence * k_begin_stride + group), D & -D)
     v_first = tl.multiple_of(tl.load(v_begin + sequence * v_begin_stride + group), E & -E)
@@ -153,6 +184,7 @@ def queries_kernel(
     last = start + tl.minimum(count, block * BLOCK_Q + BLOCK_Q) - 1
     visits = visit(numbers, first, last, base_here, slots, False, BLOCK_K)
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    of_scale = tl.zeros([BLOCK_Q], tl.float32)
     for step in tl.range(0, visits[-1]):
         begin = block_of(visits, step, base_here, slots, BLOCK_K) * BLOCK_K
         slot = begin + tl.arange(0, BLOCK_K)
@@ -161,9 +193,11 @@ def queries_kernel(
         value = tl.load(v + (v_first + begin.to(tl.int64) * v_stride) + v_inside, mask=here & (e < E), other=0.0)
         product = tl.dot(query, tl.trans(key), input_precision="ieee")
         j = tl.where(slot < slots, base_here + slot, NOWHERE)[None, :]
-        weight = tl.exp(tl.where(keep(numbers, i, j), exponent(product, scale_here, cap, sums), HIDDEN))
+        weight = weight_of(tl.where(keep(numbers, i, j), exponent(product, scale_here, cap, sums), HIDDEN), sums)
         weight_grad = tl.dot(grad, tl.trans(value), input_precision="ieee")
-        change = product_grad(weight * (weight_grad - shared[:, None]), product, scale_here, cap)
+        change = weight * (weight_grad - shared[:, None])
+        of_scale = add_scale_grad(of_scale, change, product, scale_here, cap)
+        change = product_grad(change, product, scale_here, cap)
         if SUMS_APART:  # an accumulator of tl.dot would take one product after the other
             acc = tl.fma(tl.dot(change, key, input_precision="ieee"), 1.0, acc)
         else:
@@ -171,6 +205,7 @@ def queries_kernel(
 
     here = q_grad + place[:, None] * D + d
     tl.store(here, acc.to(q_grad.dtype.element_ty), mask=in_q)
+    store_scale_grad(scale_grad, place, of_scale, live)
 
 
 def architecture(device):
@@ -236,7 +271,8 @@ def attend_backward_queries(q, part, rows, form, batch, scale, cap, o, lse, o_gr
 
     part: a KeyPart without rings; o_grad [T, H, E] and lse_grad [T, H] fp32: the results' gradients;
     blocks = (queries, keys, warps, stages) instead of the table's.
-    Returns q_grad [T, H, D] in q's dtype, and delta [T, H] fp32: sum over E of o o_grad, less lse_grad.
+    Returns q_grad [T, H, D] in q's dtype, and delta [T, H] fp32: sum over E of o o_grad, less lse_grad. With an
+    EXPONENT delta is [2, T, H]: the second is the gradient of each query's share.
     """
     tokens, heads, width = q.shape
     sequences, kv_heads, _ = rows.shape
@@ -248,12 +284,13 @@ def attend_backward_queries(q, part, rows, form, batch, scale, cap, o, lse, o_gr
     assert q.dtype == part.k.dtype == part.v.dtype == o_grad.dtype
     assert not part.rings
     q_grad = torch.empty(tokens, heads, width, dtype=q.dtype, device=q.device)
-    delta = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
+    delta = torch.empty(*([2] if EXPONENT else []), tokens, heads, dtype=torch.float32, device=q.device)
+    scale_grad = delta[1] if EXPONENT else delta
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
     token_stride, head_stride, _ = q.stride()
     tensors = (
-        q, part.k, part.v, o.contiguous(), lse.contiguous(), o_grad.contiguous(), lse_grad.contiguous(), q_grad, delta, rows,
-        batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin, scale.contiguous(),
+        q, part.k, part.v, o.contiguous(), lse.contiguous(), o_grad.contiguous(), lse_grad.contiguous(), q_grad, delta,
+        scale_grad, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin, scale.contiguous(),
     )  # fmt: skip
     numbers = (
         0.0 if cap is None else cap, sequences, kv_heads, token_stride, head_stride, part.k_stride, part.v_stride,

@@ -18,6 +18,7 @@ VALUE_WIDTH = 128
 GROUP = 4  # query heads for each KV head
 CAP = False
 SINK_LOGIT = False
+EXPONENT = None  # of re-weighted softplus masses; 0.0: their sum alone; None: a softmax
 BLOCKS = {  # (architecture, bytes of an element): keys of a block, warps, warps of the largest tile, pipeline stages
     ("sm_80", 2): (64, 4, 8, 3),
     ("sm_90", 2): (64, 4, 8, 3),
@@ -40,7 +41,7 @@ READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1e30)  # score of a key that is not seen
-FLOOR = tl.constexpr(-1e29)  # least running maximum: exp2(HIDDEN - FLOOR) = 0, so a row without keys stays empty
+FLOOR = tl.constexpr(-1e29)  # least running maximum: HIDDEN has no weight beside it, so a row without keys stays empty
 NOWHERE = tl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
 PIECE = tl.constexpr(16)  # products of fp32 numbers are summed this many at a time, then the sums: errors add up less
 
@@ -80,9 +81,28 @@ def keep(numbers, i, j):
 
 
 @triton.jit
+def read_scale(scale, head, place, live):
+    """The factor of a head's logits."""
+    return tl.load(scale + head)
+
+
+@triton.jit
 def adjust_score(product, scale, cap):
     """The logit of a query and a key, to base 2."""
     return product * (scale * LOG2E)
+
+
+@triton.jit
+def weigh(score, peak):
+    """The weight of a score beside the running maximum."""
+    return tl.exp2(score - peak)
+
+
+@triton.jit
+def store_sums(lse, place, peak, norm, live):
+    """Leaves the natural log-sum-exp of scores, from their maximum and the sum of their weights; NaN stays."""
+    result = tl.where(norm != 0.0, (peak + tl.log2(tl.where(norm != 0.0, norm, 1.0))) * LN2, float("-inf"))
+    tl.store(lse + place, result, mask=live)
 
 
 @triton.jit
@@ -162,7 +182,8 @@ def split_kernel(
     v_first = tl.multiple_of(tl.load(v_begin + sequence * v_begin_stride + group), E & -E)
     k_inside = tl.arange(0, BLOCK_K)[None, :] * k_stride  # keys transposed: [BLOCK_D, BLOCK_K]
     v_inside = e[None, :] + tl.arange(0, BLOCK_K)[:, None] * v_stride
-    scale_here = tl.load(scale + head, mask=live, other=0.0)[:, None]
+    place = row * (kv_heads * GROUP) + head
+    scale_here = read_scale(scale, head[:, None], place[:, None], live[:, None])
 
     first = start + tile * BLOCK_R // GROUP
     last = start + tl.minimum(count - 1, (tile * BLOCK_R + BLOCK_R - 1) // GROUP)
@@ -191,8 +212,8 @@ def split_kernel(
         j = position(slot, base_here, stored_here, pinned_here, ring_here, slots, True)[None, :]
         score = tl.where(keep(numbers, i, j), score, HIDDEN)
         peak = tl.maximum(best, tl.max(score, 1))
-        weight = tl.exp2(score - peak[:, None])
-        fade = tl.exp2(best - peak)
+        weight = weigh(score, peak[:, None])
+        fade = weigh(best, peak)
         best = peak
         norm = norm * fade + tl.sum(weight, 1)
         value = tl.load(v_here + v_inside, mask=here[:, None] & (e < E)[None, :], other=0.0)
@@ -201,7 +222,7 @@ def split_kernel(
         else:
             acc = tl.fma(acc, fade[:, None], tl.dot(weight, value, input_precision="ieee"))
 
-    place = (row * (kv_heads * GROUP) + head) * splits + split
+    place = place * splits + split
     tl.store(part_o + place[:, None] * E + e[None, :], acc, mask=(live & (norm != 0.0))[:, None] & (e < E)[None, :])
     tl.store(part_norm + 2 * place, best, mask=live)
     tl.store(part_norm + 2 * place + 1, norm, mask=live)
@@ -218,14 +239,13 @@ def combine_kernel(
     top = tl.load(part_norm + 2 * (place * splits + split), mask=split < splits, other=FLOOR)
     part = tl.load(part_norm + 2 * (place * splits + split) + 1, mask=split < splits, other=0.0)
     best = tl.max(top, 0)
-    weight = tl.exp2(top - best)
+    weight = weigh(top, best)
     there = (part != 0.0)[:, None] & (e < E)[None, :]
     value = tl.load(part_o + (place * splits + split)[:, None] * E + e[None, :], mask=there, other=0.0)
     peak, norm = add_sink_logit(best, tl.sum(weight * part, 0), sink_logit, place % heads)
-    total = tl.where(norm != 0.0, norm, 1.0)
-    acc = tl.sum(weight[:, None] * value, 0) * (tl.exp2(best - peak) / total)
+    acc = tl.sum(weight[:, None] * value, 0) * (weigh(best, peak) / tl.where(norm != 0.0, norm, 1.0))
     tl.store(o + place * E + e, acc.to(o.dtype.element_ty), mask=e < E)
-    tl.store(lse + place, tl.where(norm != 0.0, (peak + tl.log2(total)) * LN2, float("-inf")))
+    store_sums(lse, place, peak, norm, True)
 
 
 def architecture(device):
@@ -320,6 +340,7 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     least the most new tokens of a sequence; scale [H] fp32; cap: soft cap of the scores; sink_logit [H] fp32;
     blocks = (keys, warps, warps of the largest tile, stages) instead of the table's; splits: programs for each tile.
     Returns o [T, H, E] in q's dtype and the scores' natural log-sum-exp [T, H] fp32; a query without keys has 0 and -inf.
+    With an EXPONENT scale is [T, H, 3], and in place of the log-sum-exp come a largest score and a sum [T, H, 2].
     """
     tokens, heads, width = q.shape
     sequences, kv_heads, _ = rows.shape
@@ -335,7 +356,7 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     most = -(-part.max_stored // chosen[0])
     splits = splits or count_splits(sequences * kv_heads * tiles, most, q.device)
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
-    lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
+    lse = torch.empty(tokens, heads, *([] if EXPONENT is None else [2]), dtype=torch.float32, device=q.device)
     part_o = torch.empty(tokens, heads, splits, VALUE_WIDTH, dtype=torch.float32, device=q.device)
     part_norm = torch.empty(tokens, heads, splits, 2, dtype=torch.float32, device=q.device)
     scale = scale.contiguous()

@@ -16,6 +16,7 @@ VALUE_WIDTH = 64
 GROUP = 1  # query heads for each KV head
 CAP = False
 SINK_LOGIT = False
+EXPONENT = None  # of re-weighted softplus masses; 0.0: their sum alone; None: a softmax
 BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, warps, pipeline stages
     ("sm_80", 2): (128, 64, 8, 3),
     ("sm_90", 2): (64, 64, 4, 3),
@@ -35,7 +36,7 @@ READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1e30)  # score of a key that is not seen
-FLOOR = tl.constexpr(-1e29)  # least running maximum: exp2(HIDDEN - FLOOR) = 0, so a row without keys stays empty
+FLOOR = tl.constexpr(-1e29)  # least running maximum: HIDDEN has no weight beside it, so a row without keys stays empty
 NOWHERE = tl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
 PIECE = tl.constexpr(16)  # products of fp32 numbers are summed this many at a time, then the sums: errors add up less
 
@@ -83,9 +84,28 @@ def keep(numbers, i, j):
 
 
 @triton.jit
+def read_scale(scale, head, place, live):
+    """The factor of a head's logits."""
+    return tl.load(scale + head)
+
+
+@triton.jit
 def adjust_score(product, scale, cap):
     """The logit of a query and a key, to base 2."""
     return product * (scale * LOG2E)
+
+
+@triton.jit
+def weigh(score, peak):
+    """The weight of a score beside the running maximum."""
+    return tl.exp2(score - peak)
+
+
+@triton.jit
+def store_sums(lse, place, peak, norm, live):
+    """Leaves the natural log-sum-exp of scores, from their maximum and the sum of their weights; NaN stays."""
+    result = tl.where(norm != 0.0, (peak + tl.log2(tl.where(norm != 0.0, norm, 1.0))) * LN2, float("-inf"))
+    tl.store(lse + place, result, mask=live)
 
 
 @triton.jit
@@ -159,6 +179,7 @@ def attend_kernel(
     i = (start + token)[:, None]
     live = token < count
     row = (token_begin + token)[:, None]
+    place = row * (kv_heads * GROUP) + head
     q_here = q + row * q_token_stride + head * q_head_stride
     if not IN_PIECES:
         query = tl.load(q_here + d[None, :], mask=live[:, None] & (d < D)[None, :], other=0.0)
@@ -166,7 +187,7 @@ def attend_kernel(
     v_first = tl.multiple_of(tl.load(v_begin + sequence * v_begin_stride + group), E & -E)
     k_inside = tl.arange(0, BLOCK_K)[None, :] * k_stride  # keys transposed: [BLOCK_D, BLOCK_K]
     v_inside = e[None, :] + tl.arange(0, BLOCK_K)[:, None] * v_stride
-    scale_here = tl.load(scale + head)
+    scale_here = read_scale(scale, head, place, live[:, None])
 
     first = start + block * BLOCK_Q
     last = start + tl.minimum(count, block * BLOCK_Q + BLOCK_Q) - 1
@@ -194,8 +215,8 @@ def attend_kernel(
         j = position(slot, base_here, stored_here, pinned_here, ring_here, slots, RINGS)[None, :]
         score = tl.where(keep(numbers, i, j), score, HIDDEN)
         peak = tl.maximum(best, tl.max(score, 1))
-        weight = tl.exp2(score - peak[:, None])
-        fade = tl.exp2(best - peak)
+        weight = weigh(score, peak[:, None])
+        fade = weigh(best, peak)
         best = peak
         norm = norm * fade + tl.sum(weight, 1)
         value = tl.load(v_here + v_inside, mask=here[:, None] & (e < E)[None, :], other=0.0)
@@ -205,12 +226,9 @@ def attend_kernel(
             acc = tl.fma(acc, fade[:, None], tl.dot(weight, value, input_precision="ieee"))
 
     peak, norm = add_sink_logit(best, norm, sink_logit, head)
-    total = tl.where(norm != 0.0, norm, 1.0)
-    acc = acc * (tl.exp2(best - peak) / total)[:, None]
-    result = tl.where(norm != 0.0, (peak + tl.log2(total)) * LN2, float("-inf"))
-    place = row * (kv_heads * GROUP) + head
+    acc = acc * (weigh(best, peak) / tl.where(norm != 0.0, norm, 1.0))[:, None]
     tl.store(o + place * E + e[None, :], acc.to(o.dtype.element_ty), mask=live[:, None] & (e < E)[None, :])
-    tl.store(lse + place, result[:, None], mask=live[:, None])
+    store_sums(lse, place, peak[:, None], norm[:, None], live[:, None])
 
 
 def architecture(device):
@@ -280,6 +298,7 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     least the most new tokens of a sequence; scale [H] fp32; cap: soft cap of the scores; sink_logit [H] fp32;
     blocks = (queries, keys, warps, stages) instead of the table's.
     Returns o [T, H, E] in q's dtype and the scores' natural log-sum-exp [T, H] fp32; a query without keys has 0 and -inf.
+    With an EXPONENT scale is [T, H, 3], and in place of the log-sum-exp come a largest score and a sum [T, H, 2].
     """
     tokens, heads, width = q.shape
     sequences, kv_heads, _ = rows.shape
@@ -290,7 +309,7 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     assert (cap is not None, sink_logit is not None) == (CAP, SINK_LOGIT)
     assert q.dtype == part.k.dtype == part.v.dtype
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
-    lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
+    lse = torch.empty(tokens, heads, *([] if EXPONENT is None else [2]), dtype=torch.float32, device=q.device)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
     sink_logit = scale if sink_logit is None else sink_logit
     token_stride, head_stride, _ = q.stride()

@@ -29,7 +29,7 @@ from .runtime.stateful import convolve
 PROVIDERS = {
     "cuda": {
         "FullAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
-        "FullAttention2": {"train": "reference", "prefill": "reference", "decode": "reference"},
+        "FullAttention2": {"train": "triton", "prefill": "triton", "decode": "triton"},
     },
     "cpu": {
         "FullAttention": {"train": "torch", "prefill": "torch", "decode": "torch"},
