@@ -49,6 +49,11 @@ class Choice(Value):
     others: tuple[Price, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
+    @property
+    def providers(self) -> frozenset[str]:
+        """Everyone who runs some heads of it."""
+        return frozenset(part.provider for part in self.parts) or frozenset((self.provider,))
+
 
 class Plan(Value):
     """All choices for one device and workload. `absent`: providers that were not asked, and why."""

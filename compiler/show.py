@@ -123,8 +123,10 @@ def _choice_lines(choices: tuple[Choice, ...]) -> Iterator[str]:
 
 
 def _way_text(price: Choice | Price) -> str:
-    """` (cuDNN)`, ` (kv heads 0..1 torch, 2..7 triton)`, or nothing."""
-    parts = ", ".join(f"{_run_text(part.first, part.last)} {part.provider}" for part in price.parts)
+    """` (cuDNN)`, ` (kv heads 0..1 torch by cuDNN, 2..7 triton)`, or nothing."""
+    parts = ", ".join(
+        f"{_run_text(part.first, part.last)} {part.provider}{f' by {part.how}' if part.how else ''}" for part in price.parts
+    )
     text = f"kv heads {parts}" if parts else price.how
     return f" ({text})" if text else ""
 

@@ -53,7 +53,7 @@ def unverified(plan: Plan, graph: Graph, model: Model) -> list[Unverified]:
     found: dict[tuple[str, Phase], Unverified] = {}
     for choice in plan.choices:
         node = graph.network.nodes[choice.node]["node"]
-        if choice.provider != "triton" or not isinstance(node, Mix):
+        if "triton" not in choice.providers or not isinstance(node, Mix):
             continue
         family = kernels.family(node, model)
         assert family is not None, "the plan takes a kernel only where the family says the mix"
