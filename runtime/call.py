@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from .batch import Batch
@@ -33,7 +34,10 @@ class Call:
 
     def angles(self, rope: Rope, every: int = 1) -> tuple[Tensor, Tensor]:
         """Cosines and sines [T, rotated / 2] at the call's positions; `every` > 1: at the numbers of their chunks instead."""
+        positions = self.batch.positions
+        if torch.compiler.is_compiling():  # a compiler sees that layers compute the same, and layers may be checkpointed apart
+            return angles(rope, positions // every)
         key = (rope, every)
         if key not in self.turns:
-            self.turns[key] = angles(rope, self.batch.positions // every)
+            self.turns[key] = angles(rope, positions // every)
         return self.turns[key]

@@ -48,7 +48,7 @@ class Guard:
         if self.left == "phase":
             return (phase == self.right) == self.holds
         assert isinstance(self.right, int), "lengths are compared with numbers"
-        return COMPARE[self.operator](length, self.right) == self.holds
+        return self.holds if COMPARE[self.operator](length, self.right) else not self.holds
 
 
 @dataclass(frozen=True)
