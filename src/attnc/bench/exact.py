@@ -123,11 +123,11 @@ def _found(work: Work, chosen: Sample, dtype: torch.dtype | None) -> Found:
 
 def _heads(work: Work, sequence: int) -> Iterator[tuple[object, int, Tensor, Tensor, Tensor]]:
     """(group, KV head, k [L, D], v [L, E], their positions [L]) of a sequence."""
-    for group in work.groups:
-        runs = work.part.read(group.first, group.last, sequence)
+    for first, last, group in work.spans:
+        runs = work.part.read(first, last, sequence)
         k, v = (torch.cat(x, dim=2)[0] for x in ([run.k for run in runs], [run.v for run in runs]))
         j = torch.cat([torch.arange(run.start, run.start + run.k.shape[2], device=k.device) for run in runs])
-        for at, head in enumerate(range(group.first, group.last + 1)):
+        for at, head in enumerate(range(first, last + 1)):
             yield group, head, k[at], v[at], j
 
 

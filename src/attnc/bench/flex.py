@@ -41,15 +41,16 @@ class Flex:
 
     def prepare(self, work: Work) -> Prepared:
         """The block mask is what `setup` counts."""
-        call: Any = compiled(attend) if self.compiled else attend
+        call = attend(work.sink_logit is not None)
+        call = compiled(call) if self.compiled else call
         options = {"scale": work.launch.mix.scale, "enable_gqa": work.launch.repeat > 1, "score_mod": _cap(work.launch.mix.cap)}
         if work.phase == "decode":
-            return decoding(work, partial(call, **options))
+            return decoding(work, by_name(call, **options))
         if is_full(work) and not work.form.causal:
-            return Prepared(partial(call, **options), inputs(work, HEADS_FIRST), HEADS_FIRST)
+            return Prepared(by_name(call, **options), inputs(work, HEADS_FIRST), HEADS_FIRST)
         heads = None if uniform(work) else work.launch.heads
         mask, seconds = block_mask(work, mask_of(work), heads, self.compiled)
-        return Prepared(partial(call, block_mask=mask, **options), inputs(work, HEADS_FIRST), HEADS_FIRST, seconds)
+        return Prepared(by_name(call, block_mask=mask, **options), inputs(work, HEADS_FIRST), HEADS_FIRST, seconds)
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Split:
                 call: Any = partial(_whole, scale, union.causal, repeat > 1, "cudnn" if self.compiled else None)
             else:
                 mask, more = block_mask(work, _of_one(group.visible, work.length), None, self.compiled)
-                run = compiled(attend) if self.compiled else attend
-                call, seconds = partial(run, block_mask=mask, scale=scale, enable_gqa=repeat > 1), seconds + more
+                run = compiled(attend(False)) if self.compiled else attend(False)
+                call, seconds = by_name(run, block_mask=mask, scale=scale, enable_gqa=repeat > 1), seconds + more
             parts.append((slice(group.first * repeat, (group.last + 1) * repeat), slice(group.first, group.last + 1), call))
 
         def all_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -123,17 +124,27 @@ def compiled(function: Any) -> Any:
         return torch.compile(function, dynamic=False)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, sink_logit: Tensor | None = None, **options: Any) -> Tensor:
+def attend(with_sink: bool) -> Callable[..., Any]:
     """flex_attention, and as its users add a logit without a value: the result shrinks by the share of the softmax it takes."""
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-    if sink_logit is None:
-        plain: Any = flex_attention(q, k, v, **options)
-        o: Tensor = plain
+    def beside_sink(q: Tensor, k: Tensor, v: Tensor, sink_logit: Tensor, **options: Any) -> Tensor:
+        part, more = flex_attention(q, k, v, return_aux=AuxRequest(lse=True), **options)
+        share = torch.sigmoid(more.lse - sink_logit.view(1, -1, 1))
+        return torch.Tensor.to(part * share.unsqueeze(-1), q.dtype)
+
+    plain: Callable[..., Any] = flex_attention
+    return beside_sink if with_sink else plain
+
+
+def by_name(call: Callable[..., Any], **options: Any) -> Callable[..., Tensor]:
+    """`call`, whose tensors have other names, as the bench calls participants."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, sink_logit: Tensor | None = None) -> Tensor:
+        o: Tensor = call(q, k, v, **options) if sink_logit is None else call(q, k, v, sink_logit, **options)
         return o
-    part, more = flex_attention(q, k, v, return_aux=AuxRequest(lse=True), **options)
-    share = torch.sigmoid(more.lse - sink_logit.view(1, -1, 1))
-    return torch.Tensor.to(part * share.unsqueeze(-1), q.dtype)
+
+    return run
 
 
 def _cap(cap: float | None) -> Callable[..., Tensor] | None:

@@ -92,7 +92,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A launch that no generated kernel says, and why."""
+    """A launch that is not timed, and why."""
 
     name: str
     words: str
@@ -109,12 +109,13 @@ def open_folder(path: Path) -> Folder:
 
 
 def launches(folder: Folder) -> tuple[list[Launch], list[Skipped]]:
-    """Every distinct launch once, in the order of the layers, and those that have no kernel."""
+    """Every distinct launch once, in the order of the layers, and those that are not timed: nobody else does their work."""
     found: dict[str, tuple[Any, Any, Any, list[int]]] = {}
     for index, layer in enumerate(folder.model.model.layers):
         for module in layer.modules():
             for mix, plan in zip(getattr(module, "mixes", ()), module.plans() if hasattr(module, "mixes") else (), strict=True):
-                found.setdefault(mix.name, (mix, plan, module, []))[3].append(index)
+                layers = found.setdefault(mix.name, (mix, plan, module, []))[3]
+                layers += [index] if index not in layers else []
     files: dict[str, tuple[str, ...]] = importlib.import_module(f"{folder.package.__name__}.kernels").FILES
     known: dict[tuple[Any, ...], Launch] = {}
     skipped = []
@@ -124,6 +125,9 @@ def launches(folder: Folder) -> tuple[list[Launch], list[Skipped]]:
             skipped.append(Skipped(name, words, _why_not(folder, name)))
             continue
         launch = _launch(folder, mix, plan, words, layers, files[name][0])
+        if not launch.plain:
+            skipped.append(Skipped(name, words, "its weights are no softmax of products at absolute positions"))
+            continue
         same = known.get(launch.key)
         known[launch.key] = launch if same is None else replace(same, layers=tuple(sorted({*same.layers, *layers})))
     return list(known.values()), skipped

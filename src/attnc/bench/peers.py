@@ -132,7 +132,7 @@ def decoding(work: Work, attend: Run) -> Prepared:
     is one, sink_logit [H'].
     """
     repeat = work.launch.repeat
-    bound = [(slice(g.first * repeat, (g.last + 1) * repeat), *work.seen(g)) for g in work.groups]
+    bound = [(slice(first * repeat, (last + 1) * repeat), *work.seen(first, last, group)) for first, last, group in work.spans]
 
     def run(q: Tensor, sink_logit: Tensor | None = None) -> Tensor:
         more = [() if sink_logit is None else (sink_logit[heads],) for heads, _, _ in bound]

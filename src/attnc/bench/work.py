@@ -88,9 +88,14 @@ class Work:
         seen: Tensor = group.visible(i[:, None], j[None, :], self.length)
         return seen
 
-    def seen(self, group: Any) -> tuple[Tensor, Tensor]:
-        """Decode: the keys [B, heads, L, D] and values that the new token of a group sees, side by side in order."""
-        runs = self.part.read(group.first, group.last)
+    @property
+    def spans(self) -> tuple[tuple[int, int, Any], ...]:
+        """(first, last, group): KV heads that see alike and whose keys are kept alike."""
+        return tuple(self.launch.folder.runtime("spans").head_spans(self.groups, (self.part,)))
+
+    def seen(self, first: int, last: int, group: Any) -> tuple[Tensor, Tensor]:
+        """Decode: the keys [B, heads, L, D] and values that the new token of a span sees, side by side in order."""
+        runs = self.part.read(first, last)
         positions = torch.cat([torch.arange(run.start, run.start + run.k.shape[2], device=self.q.device) for run in runs])
         chosen = self.visible(group, positions.new_tensor([self.length - 1]), positions)[0].nonzero().squeeze(1)
         k, v = (torch.cat(x, dim=2).index_select(2, chosen) for x in ([run.k for run in runs], [run.v for run in runs]))
