@@ -16,6 +16,8 @@ from attnc.codegen import kernels, module, weight_files
 from attnc.codegen.built import Built, Compiled
 from attnc.codegen.eager import emit as eager
 from attnc.codegen.problem import complaint
+from attnc.codegen.tune import table as tables
+from attnc.codegen.tune.table import Table
 from attnc.compiler import graph as graphs
 from attnc.compiler import parameters, passes
 from attnc.compiler.cache_spec import cache_spec
@@ -35,8 +37,11 @@ PORTABLE_GPU = "h100"
 
 
 class Options(Value):
-    """The words of the command line. `weights`: a folder with model.safetensors; `seed`: random weights instead; `installed`:
-    optional providers that are there; `without`: providers that are not to be asked.
+    """The words of the command line.
+
+    weights    a folder with model.safetensors; `seed`: random weights instead
+    tuned      tables whose blocks go into the folder, as far as they are of its kernels
+    installed  optional providers that are there; `without`: providers that are not to be asked
     """
 
     device: str = "cpu"
@@ -46,6 +51,7 @@ class Options(Value):
     strict: bool = False
     length: int = 8192
     batch: int = 1
+    tuned: tuple[Table, ...] = ()
     installed: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     measured: bool = True
@@ -72,6 +78,8 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
         help_line = "build without `--strict` to run the reference there"
         raise SpecError([complaint("A401", decision, spec.file, help_line) for decision in decisions])
     texts, launches = write_texts(spec, graph, plans)
+    tuning = tables.for_folder(options.tuned, _kernels(texts))
+    texts["tuning.json"] = tables.folder_text(tuning)
     weights = parameters.parameters(spec, graph)
     copies = weight_files.carried(options.weights, weights)
     built = Built(
@@ -84,6 +92,7 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
         cache=cache_spec(spec, "bfloat16"),
         kernels={name: kernels.digest(text) for name, text in texts.items() if name.startswith("kernels/softmax")},
         resources=_resources(texts, options.targets),
+        tuning=tuning,
         files=(),
     )
     made: dict[str, Callable[[Path], None]] = {}
@@ -117,6 +126,11 @@ def write_texts(spec: Spec, graph: Graph, plans: Mapping[str, Plan]) -> tuple[di
     texts |= {f"kernels/{name}": text for name, text in kernels.emit(graph, launches, spec.model).items()}
     texts |= {f"runtime/{name}": text for name, text in vendored()}
     return texts, launches
+
+
+def _kernels(texts: Mapping[str, str]) -> dict[str, str]:
+    """The kernel files by their names without folder and ending."""
+    return {Path(name).stem: text for name, text in texts.items() if name.startswith("kernels/softmax")}
 
 
 def vendored() -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnc.codegen.tune.table import FolderTuning
 from attnc.compiler.cache_spec import CacheRow
 from attnc.compiler.planned import Plan
 from attnc.compiler.value import Value
@@ -25,7 +26,10 @@ class Compiled(Value):
 
 
 class Built(Value):
-    """plan.json: how the folder was made and how it runs. `files` lists every file, so that nothing else is ever removed."""
+    """plan.json: how the folder was made and how it runs. `tuning`: tuning.json.
+
+    `files` lists every file, so that nothing else is ever removed.
+    """
 
     schema_version: int = SCHEMA_VERSION
     attnc: str
@@ -37,4 +41,5 @@ class Built(Value):
     cache: tuple[CacheRow, ...]
     kernels: dict[str, str]
     resources: tuple[Compiled, ...] = ()
+    tuning: FolderTuning = FolderTuning()
     files: tuple[str, ...]

@@ -18,9 +18,13 @@ INDEX = '''"""The generated kernels of each launch."""
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
 from ..runtime.launch import Kernels
 from ..runtime.softplus import SoftplusKernels
+from ..runtime.tuning import blocks
+
+TUNING = Path(__file__).parents[1] / "tuning.json"
 
 # launch -> files of its kernels: prefill, decode, backward of queries, backward of keys
 FILES = {{
@@ -35,7 +39,10 @@ SOFTPLUS = {{
 
 def kernel(launch: str) -> Kernels | SoftplusKernels | None:
     """The kernels of a launch, or None where it has none; their files are imported now, which needs triton."""
-    files = [import_module(f".{{name}}", __package__) for name in (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))]
+    names = (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))
+    files = [import_module(f".{{name}}", __package__) for name in names]
+    for name, file in zip(names, files, strict=True):
+        file.BLOCKS.update(blocks(TUNING, name, file.triton.__version__))
     if not files:
         return None
     return SoftplusKernels.of(files) if launch in SOFTPLUS else Kernels.of(*files)

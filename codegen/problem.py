@@ -28,6 +28,10 @@ CODES: dict[str, Code] = {
         "A build replaces only what a build wrote: `plan.json` lists its files. Name another folder with `-o`.",
     ),
     "A511": Code("the output folder cannot be written", "The system's reason is shown. What was there before is there still."),
+    "A513": Code(
+        "a table of tuned blocks that cannot be read",
+        "`attnc tune kernels` keeps one file for each GPU and Triton version. A damaged one is never half used: move it away.",
+    ),
     "A512": Code(
         "the weights do not fit the spec",
         "Names, shapes and number formats of the tensors in `--weights` are those of the model; the message says what differs.",

@@ -26,4 +26,8 @@ CODES: dict[str, tuple[str, str]] = {
     "A545": ("tensors of another shape", "The file belongs to a model of other sizes; the message shows both shapes."),
     "A546": ("tensors of another sort of numbers", "Floats go to floats and whole numbers to whole numbers."),
     "A547": ("tensors that the model ties, and that differ", "With `tie = true` head and embedding are one tensor."),
+    "A550": (
+        "a tuning.json that cannot be used",
+        "`attnc build` writes it. Build again, or delete it: kernels then take the blocks in their own files.",
+    ),
 }

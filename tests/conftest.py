@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ["ATTNC_DATA_DIR"] = "/nonexistent"  # no test builds with blocks that somebody tuned
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: small tensors, several workers on few cores
 
 HERE = Path(__file__).parent

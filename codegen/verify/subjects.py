@@ -40,7 +40,9 @@ class Own:
 
 @dataclass(frozen=True)
 class Subject:
-    """A kernel file: what it was made for, and the heads of each launch and variant that runs on it."""
+    """A kernel file: what it was made for, and the heads of each launch and variant that runs on it, each sort once; `whole`:
+    one for every KV head of the first launch.
+    """
 
     file: str
     skeleton: str
@@ -48,6 +50,7 @@ class Subject:
     module: ModuleType
     launches: tuple[str, ...]
     heads: tuple[tuple[KeySet, ...], ...]
+    whole: tuple[KeySet, ...]
 
 
 def subjects(folder: Path, shortest: int) -> list[Subject]:
@@ -56,7 +59,10 @@ def subjects(folder: Path, shortest: int) -> list[Subject]:
     Heads that reach further than `shortest` tokens are there a second time, with all their numbers made smaller.
     """
     package = import_folder(folder)
-    files: dict[str, tuple[str, ...]] = import_module(f"{package.__name__}.kernels").FILES
+    index = import_module(f"{package.__name__}.kernels")
+    files: dict[str, tuple[str, ...]] = index.FILES
+    for launch in files:
+        index.kernel(launch)  # tuned blocks are put into the files' tables
     numbers = import_module(f"{package.__name__}.runtime.intervals").row
     model = import_module(f"{package.__name__}.runtime.load").without_numbers(package.Model)
     mixes = {mix.name: mix for mix in model.launches()}
@@ -72,7 +78,10 @@ def subjects(folder: Path, shortest: int) -> list[Subject]:
         modules = [import_module(f"{package.__name__}.kernels.{file}") for file in files[launches[0]]]
         at = files[launches[0]].index(name)
         skeleton = FAMILIES["softmax"][at]
-        found.append(Subject(name, skeleton, made_for(modules[0]), modules[at], tuple(launches), tuple(every)))
+        first = mixes[launches[0]]
+        groups = [group for group in first.variants[0].groups for _ in range(group.first, group.last + 1)]
+        whole = tuple(Own(group, first.form, numbers) for group in groups)
+        found.append(Subject(name, skeleton, made_for(modules[0]), modules[at], tuple(launches), tuple(every), whole))
     return found
 
 

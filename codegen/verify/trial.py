@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -12,27 +13,52 @@ from torch import Tensor
 from attnc.codegen.verify.cases import Case, Inputs, build, poisoned
 from attnc.codegen.verify.dense import reference
 from attnc.codegen.verify.gradients import Gradients, outer_gradients
-from attnc.codegen.verify.judge import Verdict, judge, judge_gradients
+from attnc.codegen.verify.judge import (
+    Expected,
+    ExpectedGradients,
+    Verdict,
+    compare,
+    compare_gradients,
+    expect,
+    expect_gradients,
+)
 from attnc.compiler.families import BACKWARD
 
 Blocks = tuple[int, ...]
 
 
-def run(module: ModuleType, skeleton: str, case: Case, blocks: Blocks | None = None) -> Verdict:
+@dataclass(frozen=True)
+class Trial:
+    """A case with what must come out of it, for as many kernels as are tried."""
+
+    inputs: Inputs
+    outer: tuple[Tensor, Tensor] | None
+    expected: Expected | ExpectedGradients
+
+
+def prepare(skeleton: str, case: Case) -> Trial:
+    """For kernels of this skeleton."""
+    inputs = build(case)
+    if skeleton not in BACKWARD:
+        return Trial(inputs, None, expect(inputs))
+    outer = outer_gradients(inputs)
+    return Trial(inputs, outer, expect_gradients(inputs, *outer))
+
+
+def run(module: ModuleType, skeleton: str, trial: Trial, blocks: Blocks | None = None) -> Verdict:
     """The verdict on a kernel file's kernel; of gradients that on the worst. What it raises is a reason too.
 
     blocks: instead of those that the file would take.
     """
-    inputs = build(case)
     options = {} if blocks is None else {"blocks": blocks}
     try:
-        if skeleton not in BACKWARD:
+        if isinstance(trial.expected, Expected):
             with poisoned():
-                o, lse = module.attend(*inputs.arguments, **options)
-            return judge(inputs, o, lse)
-        outer = outer_gradients(inputs)
-        flat = gradients(module, skeleton, inputs, *outer, options)
-        verdicts = judge_gradients(inputs, flat, *outer)
+                o, lse = module.attend(*trial.inputs.arguments, **options)
+            return compare(trial.inputs, trial.expected, o, lse)
+        assert trial.outer is not None, "gradients of the results come with what is expected"
+        flat = gradients(module, skeleton, trial.inputs, *trial.outer, options)
+        verdicts = compare_gradients(trial.inputs, trial.expected, flat)
     except Exception as error:
         return Verdict(math.nan, math.nan, math.nan, f"{type(error).__name__}: {one_line(str(error))}")
     return max(verdicts.values(), key=Verdict.rank)

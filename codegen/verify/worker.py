@@ -92,7 +92,7 @@ def judged(subject: Subject, key: tuple[str, str, str], several: tuple[Case, ...
     """One class of inputs; the first case that fails ends it."""
     worst, reason = Verdict(0.0, 0.0, 0.0), ""
     for case in several:
-        verdict = trial.run(subject.module, subject.skeleton, case)
+        verdict = trial.run(subject.module, subject.skeleton, trial.prepare(subject.skeleton, case))
         worst = max(worst, verdict, key=Verdict.rank)
         if verdict.wrong:
             reason = f"{trial.words(case)}: {verdict.wrong}"

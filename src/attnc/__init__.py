@@ -75,17 +75,19 @@ def build(
     weights: str | os.PathLike[str] | None = None,
     init: int | None = None,
     strict: bool = False,
+    tuned: Iterable[str | os.PathLike[str]] | None = None,
     installed: Iterable[str] = (),
     without: Iterable[str] = (),
 ) -> Report:
     """Writes a folder that stands alone: readable PyTorch, kernels, and weights from a folder or started from the seed `init`.
 
-    `device` names the table of costs, `targets` the architectures compiled ahead (`sm_90`), `installed` and `without` the
-    providers as in `plan`. Raises SpecError: A401 where
-    `strict` and a reference would run in place of a kernel, A5 codes for weights that do not fit
-    and a folder that holds other files.
+    `device` names the table of costs, `targets` the architectures compiled ahead (`sm_90`), `tuned` the files of `attnc tune
+    kernels` whose blocks go into the folder (None: the user's own), `installed` and `without` the providers as in `plan`.
+    Raises SpecError: A401 where `strict` and a reference would run in place of a kernel, A5 codes for weights that do not fit,
+    a folder that holds other files, and a file of tuned blocks that cannot be read.
     """
     from attnc.codegen import build as codegen
+    from attnc.codegen.tune import table
 
     options = codegen.Options(
         device=device,
@@ -93,6 +95,7 @@ def build(
         weights=None if weights is None else Path(weights),
         seed=init,
         strict=strict,
+        tuned=table.read_all(table.user_folder()) if tuned is None else tuple(table.read_given(Path(file)) for file in tuned),
         installed=tuple(installed),
         without=tuple(without),
     )

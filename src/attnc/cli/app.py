@@ -25,6 +25,7 @@ COMMANDS = (
     "graft",
     "run",
     "verify",
+    "tune",
     "bench",
     "calibrate",
     "explain",

@@ -41,6 +41,12 @@ def build(
     ] = None,
     wanted: With = "",
     without: Without = "",
+    tuned: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Take blocks from this table of attnc tune kernels; else from your own.", show_default=False
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse to run a reference where no kernel can.")] = False,
     diagnostics: Diagnostics = Format.text,
     json: Json = False,
@@ -60,6 +66,7 @@ def build(
             weights=weights,
             init=init,
             strict=strict,
+            tuned=tuned or None,
             **providers(wanted, without),
         )
     for decision in report.decisions:

@@ -134,12 +134,11 @@ def _driver() -> str | None:
 
 
 def _folders() -> list[Folder]:
-    from platformdirs import user_cache_path
-
+    from attnc.codegen.tune.table import user_folder
     from attnc.compiler.device import measured_folder
 
     places = {
-        "attnc's tuned tables": Path(os.environ.get("ATTNC_CACHE_DIR") or user_cache_path("attnc")),
+        "tuned blocks of kernels": user_folder(),
         "measured devices": measured_folder(),
         "Triton's kernels": Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"),
     }

@@ -27,6 +27,9 @@ SCHEMAS: dict[str, tuple[str, str, str]] = {
     "bench": ("attnc.bench.report", "BenchReport", "attnc bench --json"),
     "calibrate": ("attnc.bench.tables_report", "CalibrationReport", "attnc calibrate --json"),
     "doctor": ("attnc.cli.environment", "EnvironmentReport", "attnc doctor --json"),
+    "tune": ("attnc.codegen.tune.messages", "TuneReport", "attnc tune kernels --json"),
+    "tuned": ("attnc.codegen.tune.table", "Table", "the file of attnc tune kernels"),
+    "tuning": ("attnc.codegen.tune.table", "FolderTuning", "tuning.json of a built folder"),
     "verify": ("attnc.codegen.verify.report", "VerifyReport", "attnc verify --json"),
     "gpu": ("attnc.codegen.triton.verified", "Verified", "one row of docs/gpu.json"),
 }

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from attnc.cli.verified import Unverified
+    from attnc.codegen.built import Built
+    from attnc.codegen.tune.table import FolderTuning
     from attnc.compiler.graph import Graph
     from attnc.compiler.planned import Plan
     from attnc.compiler.spec import Spec
@@ -88,12 +90,12 @@ def show(
                 _module(source, folder, device, providers(wanted, without), json)
             case Stage.plan:
                 spec = read_spec(source)
-                planned = folder is not None and device is None and not (wanted or without)
-                plan = _built_plan(folder) if folder and planned else None
-                if plan is None:
+                built = _built(folder) if folder and device is None and not (wanted or without) else None
+                if built is not None:
+                    _spec(spec, built.plans["cpu" if device_name(None) == "cpu" else "cuda"], json, built.tuning)
+                else:
                     asked = providers(wanted, without)
-                    plan = attnc.plan(spec, device_name(device), length or PRICED_TOKENS, batch, **asked)
-                _spec(spec, plan, json)
+                    _spec(spec, attnc.plan(spec, device_name(device), length or PRICED_TOKENS, batch, **asked), json)
 
 
 def _mask(spec: Spec, layer: int, length: int, json: bool) -> None:
@@ -129,17 +131,20 @@ def _tree(source: str, json: bool) -> None:
         typer.echo(text, nl=False)
 
 
-def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
+def _spec(spec: Spec, plan: Plan | None, json: bool, tuning: FolderTuning | None = None) -> None:
+    """`tuning`: that of a built folder; else what a build would put there."""
     from attnc.compiler.table import table
     from attnc.compiler.table_text import table_text
 
     if json:
         from attnc.cli.show_report import TableReport
+        from attnc.codegen.tune.table import FolderTuning
         from attnc.compiler.causality import causality, refusals
         from attnc.compiler.laws import laws
         from attnc.compiler.unbuilt import unbuilt_names
 
         waiting = [] if plan is None else _unverified(spec, plan)
+        tuning = tuning or (FolderTuning() if plan is None else _tuned(spec))
         budgets, owed = spec.budgets, laws(spec)
         print_json(
             TableReport(
@@ -153,6 +158,7 @@ def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
                 causality=causality(spec),
                 refused=refusals(spec),
                 plan=plan,
+                tuning=tuning,
                 unverified=waiting,
             )
         )
@@ -160,11 +166,13 @@ def _spec(spec: Spec, plan: Plan | None, json: bool) -> None:
     if plan is None:
         typer.echo(table_text(spec, width=_columns()), nl=False)
         return
+    from attnc.cli.tuned import tuned_text
     from attnc.cli.verified import unverified_text
     from attnc.compiler.show import plan_text
 
     typer.echo(table_text(spec, width=_columns()).partition("\n\nlaws\n")[0])  # the laws are the spec's, whatever runs it
-    typer.echo("\n" + plan_text(plan) + unverified_text(_unverified(spec, plan)), nl=False)
+    blocks = tuned_text(plan, tuning or _tuned(spec))
+    typer.echo("\n" + plan_text(plan) + blocks + unverified_text(_unverified(spec, plan)), nl=False)
 
 
 def _columns() -> int:
@@ -215,10 +223,15 @@ def _layer_graph(spec: Spec) -> Graph:
     return passes.run(graph.build(spec))
 
 
-def _built_plan(folder: Path) -> Plan:
-    """The plan by which a built folder runs on this machine."""
+def _built(folder: Path) -> Built:
+    """What a built folder says of itself."""
     from attnc.codegen.built import Built
     from attnc.compiler.data import from_json
 
-    built = from_json(Built, (folder / "plan.json").read_text("utf-8"))
-    return built.plans["cpu" if device_name(None) == "cpu" else "cuda"]
+    return from_json(Built, (folder / "plan.json").read_text("utf-8"))
+
+
+def _tuned(spec: Spec) -> FolderTuning:
+    from attnc.cli.tuned import tuned
+
+    return tuned(_layer_graph(spec), spec.model)

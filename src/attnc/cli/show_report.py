@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnc.cli.verified import Unverified
+from attnc.codegen.tune.table import FolderTuning
 from attnc.compiler.causality import Refusal
 from attnc.compiler.laws import Law
 from attnc.compiler.mixer import Causality
@@ -25,6 +26,8 @@ class TextReport(Value):
 class TableReport(Value):
     """What `attnc show --json` prints: the resolved table; with a plan how each part runs, and which kernels no GPU has run.
 
+    `tuning`: blocks of generated kernels that were tuned, as tuning.json has them.
+
     `causality` is the class of the spec's choices, `refused` what they forbid, `unbuilt` what this version cannot build yet.
     """
 
@@ -39,6 +42,7 @@ class TableReport(Value):
     causality: Causality
     refused: tuple[Refusal, ...]
     plan: Plan | None
+    tuning: FolderTuning
     unverified: list[Unverified]
 
 

@@ -134,7 +134,7 @@ def _print(report: VerifyReport) -> None:
         + [("kernel", f"{one.kernel}: {', '.join(one.launches)}") for one in report.kernels]
     )
     typer.echo()
-    lines = table([HEADINGS, *map(_cells, report.rows)])
+    lines = table([HEADINGS, *map(_cells, report.rows)], NUMBERS)
     typer.echo(lines[0])
     for line, row in zip(lines[1:], report.rows, strict=True):
         typer.echo(line if row.verdict == "right" else f"{styled(line, fg='red')}\n    {row.reason}")
@@ -143,14 +143,11 @@ def _print(report: VerifyReport) -> None:
     typer.echo(f"\n{right} of {len(report.rows)} right: {rule}")
 
 
-def table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns aligned, those of numbers to the right."""
+def table(rows: list[tuple[str, ...]], numbers: frozenset[str]) -> list[str]:
+    """Columns aligned, those under one of the headings `numbers` to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = ["<" if NUMBERS.isdisjoint({heading}) else ">" for heading in rows[0]]
-    return [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    shapes = [f"{'>' if heading in numbers else '<'}{width}" for heading, width in zip(rows[0], widths, strict=True)]
+    return ["  ".join(map(format, row, shapes)).rstrip() for row in rows]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

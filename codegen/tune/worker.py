@@ -1,0 +1,127 @@
+"""The process that tries and times the candidates of one kernel: a TuneJob on its standard input, TuneMessages as answers."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from attnc.codegen.tune.messages import TuneJob, TuneMessage
+from attnc.codegen.tune.table import Blocks
+from attnc.codegen.verify import trial
+from attnc.codegen.verify.cases import Case, build
+from attnc.codegen.verify.classes import DECODE, ON_GPU, cases
+from attnc.codegen.verify.subjects import Subject, subjects
+from attnc.codegen.verify.worker import BROKEN, lost
+from attnc.compiler.data import from_json, to_json
+from attnc.compiler.families import BACKWARD
+
+TOKENS = {DECODE: 8192, BACKWARD[0]: 2048, BACKWARD[1]: 2048}
+PREFILL_TOKENS = 4096
+DECODED = 8
+"""Sequences of a decode call that is timed."""
+
+MEASURED = 0.02
+"""Seconds of launches that one measurement lasts at least."""
+
+
+def main() -> None:
+    """Answers one job."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    job = from_json(TuneJob, sys.stdin.read())
+    subject = next(one for one in subjects(Path(job.folder), ON_GPU.longest // 2) if one.file == job.file)
+    right = _verify(subject, job, answers)
+    if not right:
+        return
+    launch = prepared(subject, job.dtype, job.device)
+    for round_ in range(job.rounds):
+        for blocks, known in right.items():
+            if known <= round_:
+                _say(answers, TuneMessage(begun=blocks))
+                _say(answers, TuneMessage(measured=blocks, seconds=timed(partial(launch, blocks), job.device)))
+
+
+def _verify(subject: Subject, job: TuneJob, answers: TextIO) -> dict[Blocks, int]:
+    """The candidates that are right, with how often each was measured before."""
+    waiting = [one for one in job.tries if not one.verified and not one.refused]
+    right = {one.blocks: len(one.seconds) for one in job.tries if one.verified and not one.refused}
+    trials: list[trial.Trial] = []
+    if waiting:
+        lengths = sorted({length for one in job.tries for length in one.blocks[: 1 if subject.skeleton == DECODE else 2]})
+        for dtype in job.verified_in:
+            made = cases(subject.skeleton, subject.kernel, subject.heads, lengths, getattr(torch, dtype), job.device, ON_GPU)
+            for case in (case for several in made.values() for case in several):
+                trials.append(trial.prepare(subject.skeleton, case))
+                _say(answers, TuneMessage())  # still alive
+    for one in waiting:
+        _say(answers, TuneMessage(begun=one.blocks))
+        reason = _wrong(subject, trials, one.blocks)
+        _say(answers, TuneMessage(verified=one.blocks, wrong=reason))
+        if reason and lost(job.device):
+            sys.exit(BROKEN)
+        if not reason:
+            right[one.blocks] = 0
+    return right
+
+
+def _wrong(subject: Subject, trials: list[trial.Trial], blocks: Blocks) -> str:
+    """Why a candidate is out, or nothing."""
+    before = set(subject.module.READY)
+    for one in trials:
+        verdict = trial.run(subject.module, subject.skeleton, one, blocks)
+        if verdict.wrong:
+            return f"{trial.words(one.inputs.case)}: {verdict.wrong}"
+    compiled = [kernel for key, (kernel, _) in subject.module.READY.items() if key not in before]
+    spills = max((getattr(kernel, "n_spills", 0) or 0 for kernel in compiled), default=0)
+    return f"it spills {spills} registers" if spills else ""
+
+
+def prepared(subject: Subject, dtype: str, device: str) -> Callable[[Blocks], object]:
+    """One launch of the kernel with some blocks, on the heads of its first launch and a long text."""
+    tokens = TOKENS.get(subject.skeleton, PREFILL_TOKENS)
+    decodes = subject.skeleton == DECODE
+    sizes, pasts = ((1,) * DECODED, (tokens,) * DECODED) if decodes else ((tokens,), (0,))
+    case = Case(subject.kernel, subject.whole, sizes, pasts, dtype=getattr(torch, dtype), cache=decodes, device=device)
+    inputs = build(case)
+    if subject.skeleton not in BACKWARD:
+        return lambda blocks: subject.module.attend(*inputs.arguments, blocks=blocks)
+    o = torch.randn(*inputs.q.shape[:2], subject.kernel.value_width, device=device).to(inputs.q.dtype)
+    number = torch.full(inputs.q.shape[:2], math.log(tokens), device=device)
+    common = inputs.arguments[:-1]
+    if subject.skeleton == BACKWARD[0]:
+        return lambda blocks: subject.module.attend_backward_queries(*common, o, number, o, number, blocks=blocks)
+    return lambda blocks: subject.module.attend_backward_keys(*common, number, number, o, blocks=blocks)
+
+
+def timed(launch: Callable[[], object], device: str) -> float:
+    """Seconds of one launch, over so many that they take MEASURED together."""
+    for _ in range(2):
+        launch()
+    count = max(3, min(1000, math.ceil(MEASURED / max(1e-7, _events(launch, 3, device)))))
+    return _events(launch, count, device)
+
+
+def _events(launch: Callable[[], object], count: int, device: str) -> float:
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        for _ in range(count):
+            launch()
+        end.record()
+        end.synchronize()
+    return float(start.elapsed_time(end)) / 1000 / count
+
+
+def _say(answers: TextIO, message: TuneMessage) -> None:
+    answers.write(to_json(message) + "\n")
+
+
+if __name__ == "__main__":
+    main()

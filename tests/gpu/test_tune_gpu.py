@@ -1,0 +1,35 @@
+"""`attnc tune kernels` on a GPU: candidates are tried and timed, the table stays, and a build takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from test_tune import TEXT
+
+import attnc
+from attnc.cli.tune import target_of
+from attnc.codegen.build import Options, build
+from attnc.codegen.tune import table as tables
+from attnc.codegen.tune.tune import tune
+from attnc.codegen.verify.verify import verify
+from attnc.compiler import check_text
+
+
+def test_tuned_blocks_are_right_and_taken(tmp_path: Path) -> None:
+    spec = check_text(TEXT, "small.attn")
+    build(spec, tmp_path / "plain", Options(seed=0))
+    path = tmp_path / "table.json"
+    report = tune(tmp_path / "plain", target_of("cuda"), ["bfloat16"], path, lambda *_: None, rounds=2, most=3)
+    assert len(report.kernels) == 4
+    for one in report.kernels:
+        right = [candidate for candidate in one.row.tries if candidate.verified]
+        assert one.row.default in [candidate.blocks for candidate in right], one.row.tries
+        assert all(len(candidate.seconds) == 2 and min(candidate.seconds) > 0 for candidate in right)
+        assert one.row.blocks in [candidate.blocks for candidate in right]
+    built = build(spec, tmp_path / "tuned", Options(seed=0, tuned=(tables.read_given(path),))).built
+    assert [table.device for table in built.tuning.tables] == [torch.cuda.get_device_name()]
+    assert verify(tmp_path / "tuned", "cuda", ["bfloat16"], lambda _: None).right
+    texts = torch.randint(0, 16, (1, 40), device="cuda")
+    plain, tuned = (attnc.load(tmp_path / name, "cuda", torch.float32, "triton")(texts).logits for name in ("plain", "tuned"))
+    assert torch.allclose(plain, tuned, atol=1e-5)

@@ -1,0 +1,473 @@
+"""Tuning without a GPU: what is tried, what is believed, what is kept, and how a folder takes it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_cases import KERNELS
+
+import attnc
+from attnc import cli
+from attnc.codegen import kernels
+from attnc.codegen.build import Options, build
+from attnc.codegen.importing import import_folder
+from attnc.codegen.triton.blocks import ARCHITECTURES, blocks
+from attnc.codegen.triton.compile import SHARED_LIMIT
+from attnc.codegen.triton.emit import emit
+from attnc.codegen.tune import candidates as prior
+from attnc.codegen.tune import table as tables
+from attnc.codegen.tune.messages import TuneJob, TuneMessage
+from attnc.codegen.tune.table import BYTES, FolderTuning, Table, Try, Tuned
+from attnc.codegen.tune.tune import CannotMeasureError, Target, fresh, in_process, kernel_texts, tune, winner
+from attnc.codegen.verify.process import Ended
+from attnc.compiler import check_text
+from attnc.compiler.data import from_json, to_json
+from attnc.compiler.families import FAMILIES, Softmax
+from attnc.dsl import SpecError
+
+TEXT = """model small { vocab = 16, dim = 32, layers = 1, ffn = swiglu(16), norm = rms(1e-6), heads = 2, head_dim = 64 }
+layers { all: window(7) }
+"""
+H200 = Target("NVIDIA H200", "sm_90", "3.6.0")
+FILES = [f"{skeleton}_0" for skeleton in FAMILIES["softmax"]]
+Answer = TuneMessage | Ended
+WELL = Ended(0, "")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tune") / "small"
+    build(check_text(TEXT, "small.attn"), path, Options())
+    return path
+
+
+def seconds_of(one: tuple[int, ...]) -> float:
+    """A machine on which large blocks are fast."""
+    return 1.0 / (one[0] * one[1])
+
+
+def right_and_timed(job: TuneJob) -> Iterator[Answer]:
+    """A measurer that finds everything right."""
+    for one in job.tries:
+        if not one.verified and not one.refused:
+            yield TuneMessage(begun=one.blocks)
+            yield TuneMessage(verified=one.blocks)
+    for number in range(job.rounds):
+        for one in job.tries:
+            if not one.refused and len(one.seconds) <= number:
+                yield TuneMessage(begun=one.blocks)
+                yield TuneMessage(measured=one.blocks, seconds=seconds_of(one.blocks) * (1 + number / 100))
+    yield WELL
+
+
+def quiet(_kernel: str, _answer: Answer) -> None:
+    pass
+
+
+def run(folder: Path, path: Path, measurer=right_and_timed, **options):
+    return tune(folder, H200, ["bfloat16"], path, quiet, measurer, rounds=3, **options)
+
+
+# --- candidates
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_few_candidates_near_the_default_that_fit(name: str) -> None:
+    kernel = KERNELS[name]
+    for skeleton, architecture, size in itertools.product(FAMILIES["softmax"], ARCHITECTURES, (2, 4)):
+        default = blocks(skeleton, max(kernel.head_width, kernel.value_width))[architecture, size]
+        found = prior.candidates(skeleton, kernel, default, architecture, size)
+        assert found[0] == default
+        assert 1 <= len(found) <= prior.MOST
+        assert len(set(found)) == len(found)
+        for one in found:
+            assert len(one) == 4
+            assert all(number > 0 for number in one)
+            assert all(number & (number - 1) == 0 for number in one[:3]), one
+            changed = [max(a, b) / min(a, b) for a, b in zip(one, default, strict=True)]
+            assert max(changed[:3]) <= 2, (one, default)
+            assert one == default or prior.fits(skeleton, kernel, one, architecture, size)
+
+
+def test_there_is_something_to_choose_from() -> None:
+    counts = {
+        skeleton: len(prior.candidates(skeleton, kernel, blocks(skeleton, 128)["sm_90", 2], "sm_90", 2))
+        for skeleton in FAMILIES["softmax"]
+        for kernel in [Softmax(1, head_width=128, value_width=128)]
+    }
+    assert min(counts.values()) >= 3, counts
+
+
+def test_the_prior_knows_the_limits_that_the_compiler_tests_know() -> None:
+    assert prior.SHARED == SHARED_LIMIT
+    wide = Softmax(1, head_width=256, value_width=256)
+    assert not prior.fits("softmax_prefill", wide, (256, 256, 4, 2), "sm_90", 2), "registers"
+    assert not prior.fits("softmax_prefill", wide, (64, 128, 8, 5), "sm_90", 4), "shared memory"
+
+
+# --- verdicts and times
+
+
+def test_the_fastest_that_is_right_wins_and_stays(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    report = run(folder, path)
+    assert [one.file for one in report.kernels] == sorted(FILES)
+    for one in report.kernels:
+        tried = [candidate.blocks for candidate in one.row.tries]
+        assert one.row.blocks == min(tried, key=seconds_of)
+        assert all(candidate.verified and len(candidate.seconds) == 3 for candidate in one.row.tries)
+    table = from_json(Table, path.read_text("utf-8"))
+    assert (table.device, table.architecture, table.triton) == ("NVIDIA H200", "sm_90", "3.6.0")
+    assert {row.blocks for row in table.kernels} == {one.row.blocks for one in report.kernels}
+
+    def never(_job: TuneJob) -> Iterator[Answer]:
+        raise AssertionError("all is known")
+
+    assert run(folder, path, never).kernels == report.kernels
+    with pytest.raises(AssertionError, match="all is known"):
+        run(folder, path, never, again=True)
+
+
+def test_candidates_take_turns(folder: Path, tmp_path: Path) -> None:
+    order: list[tuple[int, ...]] = []
+
+    def listening(_kernel: str, answer: Answer) -> None:
+        if isinstance(answer, TuneMessage) and answer.measured is not None:
+            order.append(answer.measured)
+
+    report = tune(folder, H200, ["bfloat16"], tmp_path / "t.json", listening, right_and_timed, rounds=3)
+    count = len(report.kernels[0].row.tries)
+    assert count > 1
+    assert order[:count] == order[count : 2 * count] == order[2 * count : 3 * count]
+    assert len(set(order[:count])) == count
+
+
+FAKE = """
+import json, os, sys, time
+job = json.load(sys.stdin)
+say = lambda **message: print(json.dumps(message), flush=True)
+alive = {}
+for number, one in enumerate(job["tries"]):
+    blocks = one["blocks"]
+    if not one["verified"] and not one["refused"]:
+        say(begun=blocks)
+        if number == 1:
+            os.kill(os.getpid(), 11)
+        if number == 2:
+            time.sleep(60)
+        if number == 3:
+            say(verified=blocks, wrong="300 tokens: error 0.1, PyTorch's 1e-3")
+            continue
+        say(verified=blocks)
+    if not one["refused"]:
+        alive[number] = len(one["seconds"])
+for turn in range(job["rounds"]):
+    for number, known in alive.items():
+        if known <= turn:
+            say(begun=job["tries"][number]["blocks"])
+            if number == 4 and turn == 1:
+                sys.exit("CUDA error: an illegal memory access was encountered")
+            say(measured=job["tries"][number]["blocks"], seconds=[5.0, 0, 0, 0, 0, 3.0, 4.0, 4.0, 4.0][number] * 1e-6)
+"""
+
+
+def test_what_crashes_hangs_or_is_wrong_is_out_with_its_reason(folder: Path, tmp_path: Path) -> None:
+    measurer = partial(in_process, command=[sys.executable, "-c", FAKE], seconds=1.5)
+    small = tmp_path / "one"
+    (small / "kernels").mkdir(parents=True)
+    (small / "kernels" / "softmax_prefill_0.py").write_text(kernel_texts(folder)["softmax_prefill_0"], "utf-8")
+    (row,) = [one.row for one in run(small, tmp_path / "table.json", measurer).kernels]
+    assert len(row.tries) > 5
+    reasons = [one.refused for one in row.tries]
+    assert reasons[0] == ""
+    assert "signal SIGSEGV" in reasons[1]
+    assert "no answer within the time limit" in reasons[2]
+    assert reasons[3] == "300 tokens: error 0.1, PyTorch's 1e-3"
+    assert "illegal memory access" in reasons[4]
+    assert row.blocks == row.tries[5].blocks
+    assert [len(one.seconds) for one in row.tries[:6]] == [3, 0, 0, 0, 1, 3]
+
+
+def test_nobody_is_believed_that_was_not_found_right(folder: Path, tmp_path: Path) -> None:
+    def hasty(job: TuneJob) -> Iterator[Answer]:
+        first, second, *_ = job.tries
+        if not first.seconds:
+            yield TuneMessage(measured=second.blocks, seconds=1e-9)
+        yield from right_and_timed(replace(job, tries=tuple(one for one in job.tries if one.blocks != second.blocks)))
+
+    for one in run(folder, tmp_path / "table.json", hasty).kernels:
+        assert one.row.tries[1].refused == "measured before it was found right"
+        assert one.row.blocks != one.row.tries[1].blocks
+
+
+def test_a_default_that_nothing_beats_clearly_stays() -> None:
+    def row(*seconds: float) -> Tuned:
+        tries = tuple(Try(blocks=(16 << at, 16, 4, 1), verified=True, seconds=(one,) * 3) for at, one in enumerate(seconds))
+        return Tuned(kernel="softmax_prefill", sha256="0", dtype="float32", default=(16, 16, 4, 1), tries=tries)
+
+    assert winner(row(1.0, 0.995)) == (16, 16, 4, 1)
+    assert winner(row(1.0, 0.5)) == (32, 16, 4, 1)
+    assert winner(row()) == (16, 16, 4, 1)
+    out = row(1.0, 2.0)
+    assert winner(replace(out, tries=(replace(out.tries[0], refused="wrong"), out.tries[1]))) == (32, 16, 4, 1)
+
+
+def test_a_process_that_never_comes_to_a_candidate_is_an_error(folder: Path, tmp_path: Path) -> None:
+    for ended in (Ended(1, "no driver"), WELL):
+        with pytest.raises(CannotMeasureError, match="no driver" if ended.code else "answered nothing"):
+            run(folder, tmp_path / "table.json", lambda _, ended=ended: iter([ended]))
+
+
+# --- what is kept
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 20, 33])
+def test_whoever_is_killed_loses_one_measurement(folder: Path, tmp_path: Path, stop: int) -> None:
+    """The process ends in the middle of any answer; the next run asks only for what is not in the file."""
+    path, given = tmp_path / "table.json", 0
+
+    def killed(job: TuneJob) -> Iterator[Answer]:
+        nonlocal given
+        for answer in right_and_timed(job):
+            if given == stop:
+                raise KeyboardInterrupt
+            given += 1
+            yield answer
+
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, path, killed)
+    before = from_json(Table, path.read_text("utf-8"))
+    asked: list[TuneJob] = []
+
+    def counting(job: TuneJob) -> Iterator[Answer]:
+        asked.append(job)
+        yield from right_and_timed(job)
+
+    resumed = run(folder, path, counting)
+    assert asked[0].tries == next(row for row in before.kernels if row.blocks is None).tries
+    whole = run(folder, tmp_path / "other.json")
+    assert resumed.kernels == whole.kernels
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", "{", '{"schema_version": 2, "device": "x", "architecture": "sm_90", "triton": "3.6.0"}', "[]", "\x00"]
+)
+def test_a_damaged_table_is_an_error_and_stays_as_it_is(damaged: str, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tuned" / "table.json"
+    path.parent.mkdir()
+    path.write_text(damaged)
+    for action in (lambda: run(folder, path), lambda: tables.read_all(path.parent), lambda: tables.read_given(path)):
+        with pytest.raises(SpecError) as caught:
+            action()
+        (diagnostic,) = caught.value.diagnostics
+        assert diagnostic.code == "A513"
+        assert "table.json" in diagnostic.message
+        assert diagnostic.help
+    assert path.read_text() == damaged
+
+
+def test_two_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    empty = Table(device="x", architecture="sm_90", triton="3.6.0")
+
+    def add(number: int) -> None:
+        new = Tuned(kernel="softmax_decode", sha256=str(number), dtype="float32", default=(16, 4, 4, 1), tries=())
+        tables.update(path, empty, lambda table: table.with_row(new))
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {row.sha256 for row in from_json(Table, path.read_text("utf-8")).kernels} == {str(number) for number in range(8)}
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["table.json", "table.json.lock"]
+
+
+def test_a_table_has_a_file_of_its_own_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ATTNC_DATA_DIR", str(tmp_path))
+    path = tables.table_path(tables.user_folder(), "NVIDIA H200", "3.6.0")
+    assert path == tmp_path / "tuned" / "nvidia-h200-triton-3.6.0.json"
+
+
+@given(st.sampled_from(sorted(KERNELS)), st.sampled_from(FAMILIES["softmax"]))
+def test_a_kernel_is_known_by_its_text_whatever_its_blocks(name: str, skeleton: str) -> None:
+    text = emit(skeleton, KERNELS[name])
+    assert tables.identity(text) == tables.identity(text.replace('("sm_90", 2): (', '("sm_90", 2): (1'))
+    assert tables.identity(text) != tables.identity(text.replace("tl.float32", "tl.float16", 1))
+
+
+# --- folders
+
+
+def table_of(folder: Path, winners: dict[str, tuple[int, ...]], **changes) -> Table:
+    rows = []
+    for file, text in kernel_texts(folder).items():
+        row = fresh(file, text, "bfloat16", H200)
+        rows.append(replace(row, blocks=winners.get(file)))
+    return replace(Table(device="NVIDIA H200", architecture="sm_90", triton="3.6.0", kernels=tuple(rows)), **changes)
+
+
+def test_a_build_takes_the_blocks_of_its_own_kernels(folder: Path, tmp_path: Path) -> None:
+    table = table_of(folder, {"softmax_prefill_0": (128, 128, 8, 2), "softmax_decode_0": (32, 2, 4, 3)})
+    stranger = Tuned(
+        kernel="softmax_prefill", sha256="1" * 64, dtype="float32", default=(1, 1, 1, 1), tries=(), blocks=(1, 1, 1, 1)
+    )
+    report = build(check_text(TEXT, "small.attn"), tmp_path / "out", Options(tuned=(table.with_row(stranger),)))
+    data = json.loads((tmp_path / "out" / "tuning.json").read_text("utf-8"))
+    (found,) = data["tables"]
+    assert (found["device"], found["architecture"], found["triton"]) == ("NVIDIA H200", "sm_90", "3.6.0")
+    rows = {row["kernel"]: (row["bytes"], tuple(row["blocks"])) for row in found["kernels"]}
+    assert rows == {"softmax_prefill_0": (2, (128, 128, 8, 2)), "softmax_decode_0": (2, (32, 2, 4, 3))}
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text("utf-8"))
+    assert plan["tuning"] == data
+    assert "tuning.json" in plan["files"]
+    assert to_json(report.built.tuning) == to_json(from_json(FolderTuning, json.dumps(data)))
+    empty = build(check_text(TEXT, "small.attn"), tmp_path / "out", Options())
+    assert empty.built.tuning.tables == ()
+
+
+@pytest.mark.parametrize(("device", "taken"), [("NVIDIA H200", True), ("NVIDIA H100", False), (None, False)])
+def test_kernels_take_them_on_that_gpu_alone(
+    device: str | None, taken: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton").__version__
+    table = table_of(folder, {"softmax_prefill_0": (128, 128, 8, 2)}, triton=triton)
+    build(check_text(TEXT, "small.attn"), tmp_path / "out", Options(tuned=(table,)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
+    package = import_folder(tmp_path / "out").__name__
+    index = import_module(f"{package}.kernels")
+    (launch,) = index.FILES
+    index.kernel(launch)
+    module = import_module(f"{package}.kernels.softmax_prefill_0")
+    default = blocks("softmax_prefill", 64)
+    assert (module.BLOCKS["sm_90", 2] == (128, 128, 8, 2)) == taken
+    assert module.BLOCKS["sm_90", 4] == default["sm_90", 4]
+    assert module.BLOCKS["sm_80", 2] == default["sm_80", 2]
+    assert {key[0] for key in module.variants("sm_90", 2)[0][1].items()} >= {"BLOCK_Q", "BLOCK_K"}
+
+
+def test_another_version_of_triton_takes_none(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from attnc.runtime.tuning import blocks as read
+
+    (tmp_path / "tuning.json").write_text(
+        tables.folder_text(tables.for_folder([table_of(folder, {"softmax_decode_0": (32, 2, 4, 3)})], kernel_texts(folder)))
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    assert read(tmp_path / "tuning.json", "softmax_decode_0", "3.6.0") == {("sm_90", 2): (32, 2, 4, 3)}
+    assert read(tmp_path / "tuning.json", "softmax_decode_0", "3.7.1") == {}
+    assert read(tmp_path / "tuning.json", "softmax_prefill_0", "3.6.0") == {}
+    assert read(tmp_path / "missing.json", "softmax_decode_0", "3.6.0") == {}
+
+
+ROW = '{"kernel": "softmax_prefill_0", "bytes": 2, "blocks": [64, 64, 4, 3]}'
+TABLE = '{"device": "x", "architecture": "sm_90", "triton": "3.6.0", "kernels": [ROW]}'
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "{",
+        "[]",
+        '{"tables": []}',
+        '{"schema_version": 2, "tables": []}',
+        '{"schema_version": 1}',
+        '{"schema_version": 1, "tables": [{}]}',
+        '{"schema_version": 1, "tables": [TABLE]}'.replace("TABLE", TABLE).replace("ROW", ROW.replace("64, 64", '"64", 64')),
+        '{"schema_version": 1, "tables": [TABLE]}'.replace("TABLE", TABLE).replace("ROW", ROW.replace("64, 64", "64")),
+        '{"schema_version": 1, "tables": [TABLE]}'.replace("TABLE", TABLE).replace(
+            "ROW", ROW.replace("[64, 64, 4, 3]", "[0, 1, 1, 1]")
+        ),
+    ],
+)
+def test_a_damaged_tuning_json_is_an_error_and_never_half_used(damaged: str, folder: Path, tmp_path: Path) -> None:
+    from attnc.runtime.tuning import TuningError, read
+
+    path = tmp_path / "tuning.json"
+    path.write_text(damaged)
+    with pytest.raises(TuningError, match="A550") as caught:
+        read(path)
+    assert caught.value.code == "A550"
+    assert str(path) in str(caught.value)
+    path.write_text('{"schema_version": 1, "tables": [TABLE]}'.replace("TABLE", TABLE).replace("ROW", ROW))
+    assert len(read(path)) == 1
+
+
+def test_a_model_with_a_damaged_tuning_json_does_not_load_its_kernels(tmp_path: Path) -> None:
+    build(check_text(TEXT, "small.attn"), tmp_path / "out", Options(seed=0))
+    (tmp_path / "out" / "tuning.json").write_text("{")
+    with pytest.raises(ValueError, match="A550"):
+        attnc.load(tmp_path / "out", "cpu", use="triton")
+    attnc.load(tmp_path / "out", "cpu", use="torch")
+
+
+# --- the command
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = cli.invoke([*map(str, words)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_without_a_gpu_it_says_that_nothing_can_be_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.fail("tests/gpu has the other side", pytrace=False)
+    code, out, err = command(capsys, "tune", "kernels", folder)
+    assert (code, out) == (4, "")
+    assert "cannot be measured without a GPU" in err
+    assert "help: run it on a machine with a GPU" in err
+
+
+def test_slips_are_answered(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(capsys, "tune", "budgets", folder)[0] == 2
+    code, _, err = command(capsys, "tune", "kernels", tmp_path)
+    assert (code, "not a built folder" in err) == (2, True)
+    code, _, err = command(capsys, "build", tmp_path / "x.attn", "-o", tmp_path / "o", "--tuned", tmp_path / "none.json")
+    assert code != 0
+
+
+def test_a_build_takes_the_users_own_tables_or_the_one_it_is_given(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.attn").write_text(TEXT)
+    table = table_of(folder, {"softmax_prefill_0": (128, 128, 8, 2)})
+    own = tables.table_path(tmp_path / "data" / "tuned", "NVIDIA H200", "3.6.0")
+    tables.update(own, table, lambda same: same)
+    tables.update(tmp_path / "other.json", table, lambda same: replace(same, device="NVIDIA A100", architecture="sm_80"))
+    monkeypatch.setenv("ATTNC_DATA_DIR", str(tmp_path / "data"))
+    for words, device in (((), "NVIDIA H200"), (("--tuned", tmp_path / "other.json"), "NVIDIA A100")):
+        code, _, err = command(capsys, "build", tmp_path / "small.attn", "-o", tmp_path / "out", *words)
+        assert (code, err) == (0, "")
+        (found,) = json.loads((tmp_path / "out" / "tuning.json").read_text("utf-8"))["tables"]
+        assert found["device"] == device
+    shown = command(capsys, "show", tmp_path / "small.attn", "--device", "h200")[1]
+    assert "softmax_prefill_0, 2 bytes a number: 128 128 8 2 (tuned on NVIDIA H200, Triton 3.6.0)" in shown
+    own.write_text("{")
+    code, _, err = command(capsys, "build", tmp_path / "small.attn", "-o", tmp_path / "out")
+    assert code == 4
+    assert "error[A513]" in err
+
+
+def test_a_plan_without_tuned_blocks_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = command(capsys, "show", folder, "--device", "h200")[1]
+    assert "the table in each kernel's file" in shown
+    assert "blocks of" not in command(capsys, "show", folder, "--device", "cpu")[1]
+
+
+def test_sizes_and_digests_agree_with_those_of_the_kernels() -> None:
+    assert all(getattr(torch, name).itemsize == size for name, size in BYTES.items())
+    assert kernels.digest("a") != tables.identity("b")
