@@ -1,7 +1,7 @@
 """Which blocks of 128 keys each block of 128 queries reads: lists made from the numbers of a launch, never from a mask.
 
 Legend: S sequences; P patterns, one for each set of heads that see alike; R numbers of a row (intervals.py); NQ, NK blocks of
-queries and of keys; W the longest list.
+queries and of keys; W the room of a list.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from torch import Tensor
 from .sizes import UNBOUNDED
 
 BLOCK = 128
+
+WHOLE = 2**20
+"""Lists are as long as there are columns while they hold no more numbers than this: PyTorch expects it, on a CPU it insists."""
 
 
 class Stretch(NamedTuple):
@@ -190,7 +193,8 @@ def _blocks(seen: _Range, segments: _Segments, run: Sequence[Tensor], columns: i
 def _lists(codes: Sequence[Tensor], rows: int, columns: int) -> Lists:
     """Sorted codes row * columns + column of every pattern as lists of equal width."""
     counts = torch.stack([torch.bincount(code // max(columns, 1), minlength=rows) for code in codes])
-    index = torch.zeros(len(codes), rows, max(1, int(counts.max())), dtype=torch.int32)
+    width = columns if len(codes) * rows * columns <= WHOLE else max(1, int(counts.max()))
+    index = torch.zeros(len(codes), rows, width, dtype=torch.int32)
     for pattern, code in enumerate(codes):
         row = code // max(columns, 1)
         place = torch.arange(len(code)) - (counts[pattern].cumsum(0) - counts[pattern])[row]

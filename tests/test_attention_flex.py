@@ -256,7 +256,7 @@ def test_lists_hold_every_visible_pair_and_full_blocks_nothing_else(blocks_of):
 
 
 def test_a_window_over_a_long_text_lists_few_blocks_and_most_of_them_full():
-    length = 2**17
+    length = 2**18
     group = HeadGroup(0, 0, sink=64, near=(Near(back=1023),))
     rows = torch.tensor([row(group, Form.of((group,), True), length)])
     text = (Stretch(0, 0, length),)
