@@ -263,8 +263,8 @@ def test_a_window_over_a_long_text_lists_few_blocks_and_most_of_them_full():
     found = block_lists([rows], 1, 0, True, text, text)
     assert found.partial_by_query.members.shape[2] <= 3, "the diagonal, the window's end and the sinks"
     assert int(found.full_by_query.counts.max()) == 7
-    everything = torch.tensor([row(HeadGroup(0, 0, near=(FULL,)), Form(1, 0, 0, True), length // 16)])
-    text = (Stretch(0, 0, length // 16),)
+    everything = torch.tensor([row(HeadGroup(0, 0, near=(FULL,)), Form(1, 0, 0, True), length // 32)])
+    text = (Stretch(0, 0, length // 32),)
     found = block_lists([everything], 1, 0, True, text, text)
     assert found.partial_by_query.counts.tolist() == [[1] * 64]
     assert found.full_by_query.counts.tolist() == [list(range(64))]
