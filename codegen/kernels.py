@@ -78,12 +78,12 @@ def _over_lines(launch: str, names: list[str]) -> str:
 def family(mix: Mix, model: Model) -> Softmax | None:
     """The kernel of the softmax family that serves a mix, or None where it cannot be said."""
     a = mix.attributes
-    if unsaid(mix) is not None or max(a.head_dim, a.value_dim) > 256:
+    if unsaid(mix) is not None or max(a.key_width, a.value_dim) > 256:
         return None
     unions = [group.intervals for variant in mix.variants for group in variant.groups if group.intervals is not None]
     return Softmax.of(
         unions,
-        head_width=a.head_dim,
+        head_width=a.key_width,
         value_width=a.value_dim,
         group=a.heads // a.kv_heads,
         cap=model.score_cap is not None,

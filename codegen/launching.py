@@ -9,7 +9,7 @@ from attnc.codegen.parts import Group, Launch, Variant
 from attnc.compiler.attributes import Attributes, LinearScale, Llama3, Softplus, Yarn
 from attnc.compiler.graph import Guard, HeadGroup, Mix, Project
 from attnc.compiler.intervals import UNBOUNDED, Intervals, Near
-from attnc.compiler.kept import kept_heads
+from attnc.compiler.kept import join, kept_heads
 from attnc.compiler.mixer import Kind
 from attnc.compiler.spec import Model
 from attnc.compiler.value import Share, Tokens
@@ -39,9 +39,9 @@ def scale(a: Attributes, model: Model) -> float:
     """The factor of the logits; plain means have none at all, softplus has log(head_dim) (arXiv 2501.13428)."""
     if a.score == "uniform":
         return 0.0
-    base = model.score_scale if model.score_scale is not None else a.head_dim**-0.5
+    base = model.score_scale if model.score_scale is not None else a.key_width**-0.5
     if isinstance(a.score, Softplus):
-        base = math.log(a.head_dim)
+        base = math.log(a.key_width)
     return base / a.temperature if isinstance(a.temperature, int | float) else base
 
 
@@ -75,11 +75,16 @@ def rope_text(a: Attributes) -> str | None:
 def plan_text(mix: Mix, project: Project, at: int) -> str:
     """The runtime's LayerPlan of a launch: what each head group keeps, over all variants that decoding can reach."""
     slots = []
-    for first, last, kept in kept_heads(mix):
+    a = mix.attributes
+    heads = kept_heads(mix)
+    if a.kv_latent is not None:  # which all heads share
+        heads = [(mix.first, mix.first, join(kept for _, _, kept in heads))]
+    for first, last, kept in heads:
         keep = "Growing()" if kept.recent is None else f"Ring({_number(kept.pinned)}, {_number(kept.recent)})"
         slots.append(f"Slots({first - mix.first}, {last - mix.first}, {keep})")
-    a = mix.attributes
     widths = f"key_width={a.head_dim}, value_width={a.value_dim}"
+    if a.kv_latent is not None:
+        widths = f"key_width={a.kv_latent}, value_width={a.rotated_key}"
     arguments = [f"({', '.join(slots)},)", widths]
     if project.qk_layer is not None:
         arguments.append(f"keys_from=self.source{f' + {at}' if at else ''}")

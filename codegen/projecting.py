@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnc.codegen import latent
 from attnc.codegen.launching import Masks, launch, plan_text, rope_text, scale
 from attnc.codegen.parts import Launch, Names, Part
 from attnc.compiler.attributes import Attributes, LearnedScale, LogPosition
@@ -38,7 +39,11 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         launch(mix, f"{class_name}.{at}" if many else class_name, model, visible) for at, (_, mix) in enumerate(mixes)
     )
     a = project.attributes
-    body = [*_project(project, a, hands_on(graph, layer)), *_launches(mixes, a), *_output(a)]
+    attend = [*_project(project, a, hands_on(graph, layer)), *_launches(mixes, a)]
+    if a.kv_latent is not None:
+        assert not many, "one launch reads a latent for all heads"
+        attend = latent.body(a)
+    body = [*attend, *_output(a)]
     origins = dict.fromkeys(str(group.origin) for _, mix in mixes for variant in mix.variants for group in variant.groups)
     plans = tuple(plan_text(mix, project, at) for at, (_, mix) in enumerate(mixes))
     return Part(
@@ -133,6 +138,11 @@ def _summary(a: Attributes) -> str:
 
 
 def _modules(project: Project, a: Attributes, model: Model) -> list[str]:
+    """The projections, and what stands between them and the output."""
+    return [*(_projections(project, a, model) if a.kv_latent is None else latent.modules(a, model)), *_after(a, model)]
+
+
+def _projections(project: Project, a: Attributes, model: Model) -> list[str]:
     bias, out_bias = model.bias in ("qkv", "all"), model.bias == "all"
     own = project.qk_layer is None
     lines = []
@@ -153,6 +163,12 @@ def _modules(project: Project, a: Attributes, model: Model) -> list[str]:
         lines += [
             f"self.{name}_norm = RMSNorm({a.head_dim}, {model.norm.epsilon!r}{centre})" for name in ("q", "k")[: 2 - a.share_qk]
         ]
+    return lines
+
+
+def _after(a: Attributes, model: Model) -> list[str]:
+    """What stands between the launches and the output, and learned numbers of each head."""
+    lines = []
     if a.output_norm is not None:
         lines.append(f"self.output_norm = RMSNorm({a.value_dim}, {model.norm.epsilon!r})")
     if a.output_gate is not None:
@@ -293,8 +309,10 @@ def _needs(project: Project, a: Attributes, mixes: list[Mix], launches: tuple[La
         needs.setdefault("layers", set()).add("ShortConv")
     if a.qk_norm == "l2" and project.qk_layer is None:
         needs.setdefault("layers", set()).add("l2_norm")
-    if a.qk_norm == "rms" or a.output_norm is not None:
+    if a.qk_norm == "rms" or a.output_norm is not None or a.kv_latent is not None:
         needs.setdefault("layers", set()).add("RMSNorm")
+    if a.kv_latent is not None:
+        needs["latent"] = {"Expand"}
     for mix, one in zip(mixes, launches, strict=True):
         text = repr(one) + plan_text(mix, project, 0) + (rope_text(mix.attributes) or "")
         for file, names in _WORDS.items():

@@ -101,7 +101,7 @@ class Attributes(Value):
     qk_heads: Heads
     head_dim: Annotated[int, Bounds(1, 1024), Budgeted("training")]
     value_dim: Annotated[int, Bounds(1, 1024), Budgeted("training")]
-    kv_latent: Annotated[int | None, Bounds(1, 65536), NotBuilt()] = None
+    kv_latent: Annotated[int | None, Bounds(1, 65536)] = None
     rope: Annotated[float | None, Bounds(1, 1e13)] = 10000.0
     rope_dim: Annotated[int | None, Bounds(2, 1024)] = None
     rope_scale: LinearScale | Yarn | Llama3 | None = None
@@ -122,3 +122,13 @@ class Attributes(Value):
     causal: bool = True
     proportional: Annotated[bool, NotBuilt()] = False
     distribute: Annotated[Mesh | None, NotBuilt()] = None
+
+    @property
+    def rotated_key(self) -> int:
+        """With `kv_latent`: the width of the one rotated key that all heads share, beside their own unrotated ones."""
+        return self.rope_dim or 0 if self.kv_latent is not None and self.rope is not None else 0
+
+    @property
+    def key_width(self) -> int:
+        """The width of what a query and a key are multiplied over."""
+        return self.head_dim + self.rotated_key

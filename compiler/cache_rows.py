@@ -121,7 +121,7 @@ class _Rows:
         """Numbers that a KV head keeps of a token; `kv_latent` keeps one latent and one rotated key for all heads."""
         attributes = self.attributes
         if attributes.kv_latent is not None:
-            rotated = attributes.rope_dim if attributes.rope is not None and attributes.rope_dim is not None else 0
+            rotated = attributes.rotated_key
             return {"latent": attributes.kv_latent} | ({"rotated": rotated} if rotated else {})
         widths = {"k": attributes.head_dim, "v": attributes.value_dim}
         if attributes.qk_from:

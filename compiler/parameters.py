@@ -117,6 +117,8 @@ def _borrowed(node: Node) -> list[str]:
 def projections(node: Project, model: Model) -> list[Weight]:
     """q, k, v and o with what stands between them."""
     a, bias = node.attributes, model.bias in ("qkv", "all")
+    if a.kv_latent is not None:
+        return latent(a, model)
     found: list[Weight] = []
     if node.qk_layer is None:
         names = {"q_proj": a.heads} | ({} if a.share_qk else {"k_proj": a.kv_heads})
@@ -127,6 +129,22 @@ def projections(node: Project, model: Model) -> list[Weight]:
     found += linear("v_proj", model.dim, a.kv_heads * a.value_dim, bias=bias)
     found += linear("o_proj", a.heads * a.value_dim, model.dim, bias=model.bias == "all")
     return [*found, *between(a, model, own_qk=node.qk_layer is None)]
+
+
+def latent(a: Attributes, model: Model) -> list[Weight]:
+    """Projections of `kv_latent`, under the names of DeepSeek-V2 (arXiv 2405.04434): in `q_proj` each head's own channels come
+    before the rotated ones, in `kv_b_proj` its key before its value.
+    """
+    assert a.kv_latent is not None, "asked only where there is a latent"
+    bias, out_bias = model.bias in ("qkv", "all"), model.bias == "all"
+    return [
+        *linear("q_proj", model.dim, a.heads * a.key_width, bias=bias),
+        *linear("kv_a_proj_with_mqa", model.dim, a.kv_latent + a.rotated_key, bias=bias),
+        Weight(name="kv_a_layernorm.weight", shape=(a.kv_latent,), start=_one(model)),
+        *linear("kv_b_proj", a.kv_latent, a.kv_heads * (a.head_dim + a.value_dim), bias=False),
+        *linear("o_proj", a.heads * a.value_dim, model.dim, bias=out_bias),
+        *between(a, model, own_qk=True),
+    ]
 
 
 def between(a: Attributes, model: Model, *, own_qk: bool) -> list[Weight]:

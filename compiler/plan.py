@@ -78,7 +78,7 @@ def _launch(mix: Mix, cap: bool) -> Launch:
     keys = {key for variant in mix.variants for group in variant.groups for key in group.keys}
     return Launch(
         a.heads // a.kv_heads,
-        a.head_dim,
+        a.key_width,
         a.value_dim,
         unsaid(mix),
         variants,

@@ -49,8 +49,20 @@ PLAIN_ROUTE: dict[str, object] = {
     "sink_logit": None,
     "short_conv": None,
     "qk_from": None,
+    "kv_latent": None,
 }
 """Attributes that a route per token can have so far."""
+
+
+BESIDE_LATENT: dict[str, object] = {
+    "positions": "absolute",
+    "qk_norm": None,
+    "short_conv": None,
+    "share_qk": False,
+    "qk_from": None,
+    "init_qk": None,
+}
+"""The only value, beside `kv_latent`, that each of these attributes can have so far."""
 
 
 class Finding(NamedTuple):
@@ -121,6 +133,8 @@ def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
             for kind in keys:
                 yield from _of_kind(kind, at, built)
             yield from _of_values(attributes, "a mixer", at, built)
+            if attributes.kv_latent is not None:
+                yield from _of_latent(mixer, at)
         case Mixing(kind=kind, attributes=attributes):
             yield from _of_kind(kind, at, built)
             yield from _of_values(attributes, "a mixer", at, built)
@@ -130,11 +144,39 @@ def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
             yield Finding(f"`{mixer.node}`", at, f"a layer without `{mixer.node}`", f"write a mixer without `{mixer.node}`")
         case Heads() | When() | Choose() | Route():
             yield from _of_block(mixer, at, built)
+            if isinstance(mixer, Heads):
+                yield from _of_latent_heads(mixer, at)
         case Gate(shared=shared, parts=parts) if shared and not all(map(_is_softmax, parts)):
             expected = "branches that are softmax over key sets"
             yield Finding("a gate that shares projections with a state", at, expected, "leave `shared` out")
+        case Gate(shared=shared, parts=parts) if shared and any(one.attributes.kv_latent for one in held(mixer)):
+            yield Finding("a gate that shares the projections of a `kv_latent`", at, "branches apart", "leave `shared` out")
     for inner in children(mixer):
         yield from _of_mixer(inner, at, built)
+
+
+def _of_latent(mixer: Attention, at: Origin) -> Iterator[Finding]:
+    """What a latent of K and V cannot have beside it so far."""
+    for key, value in BESIDE_LATENT.items():
+        if getattr(mixer.attributes, key) != value:
+            yield Finding(f"`{key}` beside `kv_latent`", at, f"`kv_latent` without `{key}`", f"leave `{key}` out")
+    if any(MIXERS[kind.kind].own_keys(kind) for kind in mixer.keys):
+        yield Finding("`persistent` beside `kv_latent`", at, "key sets of the sequence alone", "leave `persistent` out")
+
+
+def _of_latent_heads(mixer: Heads, at: Origin) -> Iterator[Finding]:
+    """One launch reads a latent for all heads: they differ in key sets alone."""
+    found = [leaf for case in mixer.cases for leaf in leaves(case.mixer) if isinstance(leaf, Attention)]
+    if not any(leaf.attributes.kv_latent for leaf in found):
+        return
+    for leaf in found:
+        key = _different(leaf, found[0])
+        if key:
+            what = f"`heads` of one `kv_latent` that differ in `{key}`"
+            yield Finding(what, at, "the same attributes in every case", f"set `{key}` around the block")
+            return
+    if not all(isinstance(case.mixer, Attention) for case in mixer.cases):
+        yield Finding("blocks within `heads` of one `kv_latent`", at, "key sets as cases", "write the block around `heads`")
 
 
 def _is_softmax(mixer: Mixer) -> bool:
@@ -250,5 +292,8 @@ def _taking_over(layers: tuple[Layer, ...]) -> Iterator[Finding]:
             said.add(layer.origin)
             what = f"`qk_from = previous` between layers of several branches, {own.index} and {layer.index},"
             yield Finding(what, layer.origin, "layers that are one mixer each", "leave `qk_from` out")
+        if takes and own is not None and any(one.attributes.kv_latent for one in held(own.mixer)):
+            what = f"`qk_from = previous` of a layer with `kv_latent`, {own.index},"
+            yield Finding(what, layer.origin, "q and k of a layer without `kv_latent`", "leave `qk_from` out")
         if found and not takes:
             own = layer

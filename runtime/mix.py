@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from . import latent
 from .attention_reference import Reference
 from .autocast import cast, cast_parts, check_dtypes, enabled, off
 from .batch import Batch
 from .intervals import Form, HeadGroup, HeadGroups, fixed_rows, has_shares
 from .keys import KeyPart
+from .latent import Expand
 from .sizes import alike
 from .softmax import Provider, begin, finish
 from .storage import LayerCache
@@ -99,22 +101,24 @@ class Mix:
         cache: LayerCache | None,
         sink_logit: Tensor | None = None,
         persistent: KeyPart | None = None,
+        expand: Expand | None = None,
     ) -> Tensor:
         """Each sequence by the variant that its phase and length choose; a batch may hold several.
 
-        Under `torch.autocast` in its dtype. Raises ValueError for q, k and v of several dtypes without it.
+        With `expand`, k is a latent and v a rotated key, [T, 1, width], of which it makes keys and values. Under
+        `torch.autocast` in its dtype. Raises ValueError for q, k and v of several dtypes without it.
         """
         casts = enabled(q)
         if casts:
             q, k, v = cast(q, k, v)
-        parts = begin(k, v, batch, cache)
+        parts = begin(k, v, batch, cache) if expand is None else latent.begin(k, v, expand, batch, cache)
         if persistent is not None:
             parts = (*parts, persistent)
         if casts:
             parts = cast_parts(parts)
         check_dtypes(q, parts)
         with off(q) if casts else nullcontext():
-            o = self._attend(q, v.shape[2], parts, batch, sink_logit)
+            o = self._attend(q, parts[0].v_width, parts, batch, sink_logit)
         finish(k, v, batch, cache)
         return o
 

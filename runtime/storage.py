@@ -184,6 +184,14 @@ class LayerCache:
             places=batch.rows or tuple(range(batch.sequences)),
         )
 
+    def slots(self, batch: Batch, most: int) -> tuple[Tensor, Tensor]:
+        """The first slots of the batch's sequences, at most so many, of a layer of one head: k [S, slots, D] and v."""
+        (band,), (layout,) = self._bands, self.bands
+        assert band.heads == 1, "asked only of one head"
+        count, rows = min(most, band.size), slice(None) if batch.rows is None else self._chosen(batch)
+        k, v = (self._view(x, band, steps)[0, rows, :count] for x, steps in ((self.k, layout.k), (self.v, layout.v)))
+        return k, v
+
     def state(self, name: str, batch: Batch) -> Tensor:
         """[S, *shape], the state of the batch's sequences; read-only."""
         state = self.states[name]

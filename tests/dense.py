@@ -196,6 +196,8 @@ class _Call:
 
     def attention(self, mixer, at, x):
         shape = any_attention(mixer).attributes
+        if shape.kv_latent:
+            return self.latent_attention(mixer, at, shape, x)
         if shape.qk_from is None:
             q = self.heads(at, "q", x, shape.heads, shape.head_dim, shape)
             k = q if shape.share_qk else self.heads(at, "k", x, shape.kv_heads, shape.head_dim, shape)
@@ -212,6 +214,28 @@ class _Call:
             sink = self.weights[f"{at}.sink_logit"][h] if leaf.attributes.sink_logit else None
             outputs.append(self.head(leaf, at, g, q[:, h], k[:, g], v[:, g], sink))
         return self.output(at, shape, torch.stack(outputs, dim=1), x)
+
+    def latent_attention(self, mixer, at, a, x):
+        """DeepSeek-V2 (arXiv 2405.04434): all heads' keys and values are linear in one normalised latent; each key has further
+        channels, the rotated ones, that are the same for all heads. Here these come first, where `products` rotates.
+        """
+        shared = a.rope_dim if a.rope is not None else 0
+        q = self.linear(f"{at}.q_proj", x).reshape(len(x), a.heads, a.head_dim + shared)
+        down = self.linear(f"{at}.kv_a_proj_with_mqa", x)
+        norm = self.spec.model.norm
+        weight = norm.centre + self.weights[f"{at}.kv_a_layernorm.weight"]
+        c = self.text.joined(f"{at}.latent", rms(down[:, : a.kv_latent], weight, norm.epsilon))
+        turned = self.text.joined(f"{at}.rotated", down[:, a.kv_latent :])
+        up = self.linear(f"{at}.kv_b_proj", c).reshape(len(c), a.kv_heads, a.head_dim + a.value_dim)
+        outputs = []
+        for h in range(a.heads):
+            g = h // (a.heads // a.kv_heads)
+            leaf = owner(mixer, g, self.step.phase, self.step.length)
+            sink = self.weights[f"{at}.sink_logit"][h] if leaf.attributes.sink_logit else None
+            query = torch.cat((q[:, h, a.head_dim :], q[:, h, : a.head_dim]), dim=1)
+            key, value = torch.cat((turned, up[:, g, : a.head_dim]), dim=1), up[:, g, a.head_dim :]
+            outputs.append(self.head(leaf, at, g, query, key, value, sink))
+        return self.output(at, a, torch.stack(outputs, dim=1), x)
 
     def heads(self, at, letter, x, heads, width, a):
         """[n, heads, width] of one projection, convolved and normalised."""
@@ -251,9 +275,10 @@ class _Call:
 
     def scaled(self, products, a):
         """Products of q and k to logits."""
-        factor = self.spec.model.score_scale or 1 / math.sqrt(a.head_dim)
+        width = a.head_dim + (a.rope_dim if a.kv_latent and a.rope is not None else 0)
+        factor = self.spec.model.score_scale or 1 / math.sqrt(width)
         if getattr(a.score, "word", "") == "softplus":
-            factor = math.log(a.head_dim)
+            factor = math.log(width)
         if isinstance(a.temperature, int | float):
             s = products * (factor / a.temperature)
         else:

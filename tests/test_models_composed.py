@@ -96,6 +96,26 @@ SPECS = {
         ", bias = all, value_dim = 6",
     ),
     "a gate between phases": spec_text("all: gate(when { phase == decode: full, else: window(25%) }, window(3), by = sigmoid)"),
+    "keys and values of one latent": spec_text(
+        "0: full\n1: heads { 0: window(4), 1: sink(2) | window(6), else: stride(3) }",
+        ", value_dim = 6, kv_latent = 10, rope_dim = 4, bias = qkv",
+    ),
+    "a latent without positions under what stands around it": spec_text(
+        "all: sink(1) | window(5) { kv_latent = 12, rope = none, sink_logit = learned, output_gate = sigmoid,"
+        " output_norm = rms, temperature = log_position(floor_scale = 3) }",
+        ", score_cap = 2",
+        kv_heads=6,
+    ),
+    "a latent under conditions": spec_text(
+        "all: when { length < 9: full, phase == decode: sink(2) | window(4), else: heads { 0: full, else: window(3) } }"
+        " { kv_latent = 12, rope_dim = 6, rope_scale = linear(2) }"
+    ),
+    "a latent under softplus": spec_text("all: full { kv_latent = 12, rope_dim = 2, score = softplus(exponent = 3) }"),
+    "a latent that looks ahead": spec_text("all: window(5) { kv_latent = 12, rope_dim = 4 }", ", causal = false"),
+    "latents in branches": spec_text(
+        "0: gate(full { kv_latent = 12, rope_dim = 4 }, window(3) { kv_latent = 8, rope_dim = 4 }, by = softmax)\n"
+        "1: (window(4) { kv_latent = 9, rope_dim = 2 }) + full"
+    ),
     "a convolution alone": spec_text("all: conv(3, expand = 2)", ", norm_place = sandwich, bias = all"),
     "no feed-forward between two norms": spec_text("all: full", ", norm_place = sandwich").replace("swiglu(32)", "none"),
     "words of Python as names of parts": spec_text(

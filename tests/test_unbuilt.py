@@ -22,7 +22,7 @@ NOT_BUILT = {
     "kinds": "layers { first(2): linear(decay = scalar), else: routed(tokens, top_k = 5) }",
     "kinds_in_mixes": "mix gdn = linear(update = delta)\nmix near = window(4) | summary(4)\n"
     "layers { first(2): gdn + near, else: near }",
-    "values": "layers { 0: sink(4, detect = cosine(0.9)), 1: full { score = grouped(5) }, else: full { kv_latent = 64 } }",
+    "values": "layers { 0: sink(4, detect = cosine(0.9)), 1: full { score = grouped(5) }, else: full { input_ema = 2 } }",
     "routes": "layers { 0: route(per = layer, by = router(mlp)) { a: full, b: window(5) }\n"
     "  1: route(per = chunk(4), by = router(linear, pool = mean)) { a: full, b: linear }\n"
     "  2: route(per = head, by = divergence(threshold = 0.1, queries = last(4))) { a: full, b: window(5) }\n"
@@ -36,6 +36,12 @@ NOT_BUILT = {
     "  else: choose(per = layer) { a: full, b: full { qk_from = previous } } }",
     "wrapped": "mix ltm = memory(linear, chunk = 8)\nlayers { 0: insert(landmark, every = 4) >> full, else: "
     "context(ltm, segment = 16) }",
+    "latents": "layers { 0: full { kv_latent = 8, qk_norm = rms, short_conv = 3 }\n"
+    "  1: persistent(2) | full { kv_latent = 8, init_qk = normal }\n"
+    "  2: heads { 0: full { rope = none }, else: window(4) } { kv_latent = 8 }\n"
+    "  3: heads { 0: when { length < 5: full, else: window(3) }, else: window(3) } { kv_latent = 8, positions = consecutive }\n"
+    "  4: gate(full, window(4), by = softmax, shared = [q]) { kv_latent = 8 }\n"
+    "  5: full { qk_from = previous } }",
     "qk_from_branches": "layers { first(3): full + conv(3), else: full { qk_from = previous } }",
 }
 
@@ -68,7 +74,10 @@ def test_a_kind_builds_or_is_named(name):
 
 
 def test_a_spec_that_builds_has_no_finding():
-    text = "layers { 0: full + conv(3), 1: when { length < 5: full, else: window(3) }, else: heads { 0: full, else: sink(2) } }"
+    text = (
+        "layers { 0: full { kv_latent = 8, rope_dim = 4 } + conv(3), "
+        "1: when { length < 5: full, else: window(3) }, else: heads { 0: full, else: sink(2) } }"
+    )
     assert unbuilt(check_text(MODEL + text)) == ()
 
 
@@ -93,6 +102,6 @@ def test_a_graph_is_made_of_whatever_has_no_finding(expression):
 
 
 def test_findings_are_few_however_many_layers_have_them():
-    layers = "\n".join(f"{n}: full {{ kv_latent = {n + 1} }}" for n in range(400))
+    layers = "\n".join(f"{n}: full {{ input_ema = {n % 64 + 1} }}" for n in range(400))
     spec = check_text(MODEL.replace("layers = 6", "layers = 400") + f"layers {{ {layers} }}")
     assert len(unbuilt(spec)) == 50

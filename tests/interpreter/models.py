@@ -113,5 +113,13 @@ def test_softplus_over_learned_keys() -> None:
     compare(text("all: persistent(3) | window(6) { score = softplus(exponent = 3) }"), ("persistent_key",))
 
 
+def test_keys_and_values_of_one_latent() -> None:
+    """Keys of 16 and 8 shared channels, values of 16; decoding expands what a cache holds, a ring too."""
+    layers = (
+        "0: full { kv_latent = 12, rope_dim = 8 }\n1: sink(1) | window(6) { kv_latent = 12, rope = none, sink_logit = learned }"
+    )
+    compare(text(layers, kv_heads=2), ("kv_a_layernorm", "kv_b_proj", "sink_logit"))
+
+
 def test_branches_that_a_gate_weighs() -> None:
     compare(text("all: gate(full, window(4) { sink_logit = learned }, by = softmax)"), ("gate", "sink_logit"))

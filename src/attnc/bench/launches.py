@@ -149,9 +149,17 @@ def _launch(folder: Folder, mix: Any, plan: Any, words: str, layers: list[int], 
         plain=mix.reference == reference,
         planned={kind: dict(folder.model.providers[kind][mix.name]) for kind in ("cuda", "cpu")},
         mix=mix,
-        plan=plan,
+        plan=_kept(plan, kv_heads, constants),
         folder=folder,
     )
+
+
+def _kept(plan: Any, kv_heads: int, constants: dict[str, Any]) -> Any:
+    """The plan as if keys and values were kept, where a latent is: a launch reads them expanded, and that alone is timed."""
+    if len(plan.slots) != 1 or plan.slots[0].last + 1 == kv_heads:
+        return plan
+    slots = (replace(plan.slots[0], last=kv_heads - 1),)
+    return replace(plan, slots=slots, key_width=constants["HEAD_WIDTH"], value_width=constants["VALUE_WIDTH"])
 
 
 def _constants(path: Path) -> dict[str, Any]:
