@@ -113,6 +113,16 @@ def test_a_launch_that_no_kernel_says_is_named_with_the_reason(tmp_path):
     assert "window(20)" not in [one.words for one in found]
 
 
+def test_mixers_that_are_no_launches_are_named_once(tmp_path):
+    text = TEXT.split("layers {", maxsplit=1)[0].replace("layers = 8", "layers = 3")
+    attnc.build(attnc.check(text + "layers { all: conv(3) + window(9) }\n"), tmp_path / "built")
+    found, skipped = launches(open_folder(tmp_path / "built"))
+    assert [launch.words for launch in found] == ["window(9)"]
+    assert [(one.name, one.reason) for one in skipped] == [
+        ("conv", "no kernel family says this yet; its reference is plain PyTorch")
+    ]
+
+
 @pytest.mark.parametrize("phase", works.PHASES)
 def test_work_is_counted_as_the_masks_show_it(known, phase):
     for launch in known.values():

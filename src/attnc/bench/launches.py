@@ -130,7 +130,18 @@ def launches(folder: Folder) -> tuple[list[Launch], list[Skipped]]:
             continue
         same = known.get(launch.key)
         known[launch.key] = launch if same is None else replace(same, layers=tuple(sorted({*same.layers, *layers})))
-    return list(known.values()), skipped
+    return list(known.values()), [*skipped, *_others(folder)]
+
+
+def _others(folder: Folder) -> list[Skipped]:
+    """Mixers that are no launches, each sort once."""
+    found: dict[str, Skipped] = {}
+    for choice in folder.built.plans["cuda"].choices:
+        name = choice.node.rpartition("/")[2]
+        if not name.startswith("mix."):
+            reasons = [refusal.reason for refusal in choice.refused if refusal.provider == "triton"]
+            found.setdefault(name, Skipped(name, name, reasons[0] if reasons else "it is no launch"))
+    return list(found.values())
 
 
 def _launch(folder: Folder, mix: Any, plan: Any, words: str, layers: list[int], kernel: str) -> Launch:
@@ -173,7 +184,7 @@ def _constants(path: Path) -> dict[str, Any]:
 
 def _why_not(folder: Folder, launch: str) -> str:
     """The plan's reason why no generated kernel runs a launch, or why there is nothing to compare it with."""
-    if launch in importlib.import_module(f"{folder.package.__name__}.kernels").SOFTPLUS:
+    if launch in importlib.import_module(f"{folder.package.__name__}.kernels").__dict__.get("SOFTPLUS", ()):
         return "no other library has its softplus scores"
     plan, node = folder.built.plans["cuda"], folder.built.launches[launch]
     reasons = [refusal.reason for choice in plan.choices if choice.node == node for refusal in choice.refused]

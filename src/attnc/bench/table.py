@@ -31,7 +31,9 @@ def table_text(report: BenchReport) -> str:
     for _, rows in groupby(report.rows, key=lambda row: row.launch):
         several = list(rows)
         parts.append(_launch_text(several[0]) + "".join(map(_row_text, several)))
-    parts += [_wrapped(f"{skip.launch} ({skip.words}) is not timed: {skip.reason}", "") for skip in report.skipped]
+    for skip in report.skipped:
+        words = "" if skip.words == skip.launch else f" ({skip.words})"
+        parts.append(_wrapped(f"{skip.launch}{words} is not timed: {skip.reason}", ""))
     return "\n".join(parts)
 
 

@@ -105,9 +105,10 @@ def _report(file: str, options: Options) -> BenchReport:
         folder = _folder(file, options, stack)
         known, skipped = launching.launches(folder)
         for launch in skipped:
-            note(f"note: {launch.name} ({launch.words}) is not timed: {launch.reason}")
+            words = "" if launch.words == launch.name else f" ({launch.words})"
+            note(f"note: {launch.name}{words} is not timed: {launch.reason}")
         if not known:
-            raise CommandError(Exit.USAGE, f"{file} has no launch that generated kernels say", "attnc show says who runs it")
+            raise CommandError(Exit.USAGE, f"{file} has nothing to time", "attnc show says who runs it")
         if options.device.type == "cpu":
             note(f"note: no GPU here; {', '.join(map(str, options.lengths))} tokens in {options.word} on the CPU")
         note("the roof: a large product of matrices, and a copy")
