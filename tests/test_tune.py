@@ -230,6 +230,29 @@ def test_a_process_that_never_comes_to_a_candidate_is_an_error(folder: Path, tmp
             run(folder, tmp_path / "table.json", lambda _, ended=ended: iter([ended]))
 
 
+@pytest.mark.triton
+def test_the_process_finds_out_what_is_right(tmp_path: Path) -> None:
+    """The real one in Triton's interpreter: verdicts alone, as nothing can be timed there."""
+    build(check_text(TEXT.replace("heads = 2, head_dim = 64", "heads = 1, head_dim = 16"), "x.attn"), tmp_path / "x", Options())
+    well, odd, out = ((32, 4, 4, 1), (24, 4, 4, 1), (8, 4, 4, 1))
+    job = TuneJob(
+        folder=str(tmp_path / "x"),
+        file="softmax_decode_0",
+        device="cpu",
+        dtype="float32",
+        verified_in=("float32",),
+        rounds=0,
+        tries=(Try(blocks=well), Try(blocks=odd), Try(blocks=out, refused="x")),
+    )
+    *answers, ended = in_process(job)
+    assert isinstance(ended, Ended)
+    assert ended.reason == "", ended
+    said = [answer for answer in answers if isinstance(answer, TuneMessage)]
+    assert [(answer.verified, bool(answer.wrong)) for answer in said if answer.verified] == [(well, False), (odd, True)]
+    assert "power of 2" in next(answer.wrong for answer in said if answer.wrong)
+    assert [answer.begun for answer in said if answer.begun] == [well, well, odd]
+
+
 # --- what is kept
 
 

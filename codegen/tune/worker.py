@@ -12,11 +12,12 @@ from typing import TextIO
 
 import torch
 
+from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.tune.messages import TuneJob, TuneMessage
 from attnc.codegen.tune.table import Blocks
 from attnc.codegen.verify import trial
 from attnc.codegen.verify.cases import Case, build
-from attnc.codegen.verify.classes import DECODE, ON_GPU, cases
+from attnc.codegen.verify.classes import DECODE, IN_INTERPRETER, ON_GPU, cases
 from attnc.codegen.verify.subjects import Subject, subjects
 from attnc.codegen.verify.worker import BROKEN, lost
 from attnc.compiler.data import from_json, to_json
@@ -27,6 +28,8 @@ PREFILL_TOKENS = 4096
 DECODED = 8
 """Sequences of a decode call that is timed."""
 
+SIZES = IN_INTERPRETER if INTERPRETS else ON_GPU
+
 MEASURED = 0.02
 """Seconds of launches that one measurement lasts at least."""
 
@@ -36,7 +39,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     job = from_json(TuneJob, sys.stdin.read())
-    subject = next(one for one in subjects(Path(job.folder), ON_GPU.longest // 2) if one.file == job.file)
+    subject = next(one for one in subjects(Path(job.folder), SIZES.longest // 2) if one.file == job.file)
     right = _verify(subject, job, answers)
     if not right:
         return
@@ -56,13 +59,17 @@ def _verify(subject: Subject, job: TuneJob, answers: TextIO) -> dict[Blocks, int
     if waiting:
         lengths = sorted({length for one in job.tries for length in one.blocks[: 1 if subject.skeleton == DECODE else 2]})
         for dtype in job.verified_in:
-            made = cases(subject.skeleton, subject.kernel, subject.heads, lengths, getattr(torch, dtype), job.device, ON_GPU)
+            made = cases(subject.skeleton, subject.kernel, subject.heads, lengths, getattr(torch, dtype), job.device, SIZES)
             for case in (case for several in made.values() for case in several):
                 trials.append(trial.prepare(subject.skeleton, case))
                 _say(answers, TuneMessage())  # still alive
+    default, spare = job.tries[0], 0
+    if waiting and not default.refused:
+        _say(answers, TuneMessage(begun=default.blocks))
+        spare = spills(subject, trials, default.blocks)
     for one in waiting:
         _say(answers, TuneMessage(begun=one.blocks))
-        reason = _wrong(subject, trials, one.blocks)
+        reason = _wrong(subject, trials, one.blocks, spare)
         _say(answers, TuneMessage(verified=one.blocks, wrong=reason))
         if reason and lost(job.device):
             sys.exit(BROKEN)
@@ -71,16 +78,21 @@ def _verify(subject: Subject, job: TuneJob, answers: TextIO) -> dict[Blocks, int
     return right
 
 
-def _wrong(subject: Subject, trials: list[trial.Trial], blocks: Blocks) -> str:
+def _wrong(subject: Subject, trials: list[trial.Trial], blocks: Blocks, spare: int) -> str:
     """Why a candidate is out, or nothing."""
-    before = set(subject.module.READY)
     for one in trials:
         verdict = trial.run(subject.module, subject.skeleton, one, blocks)
         if verdict.wrong:
             return f"{trial.words(one.inputs.case)}: {verdict.wrong}"
-    compiled = [kernel for key, (kernel, _) in subject.module.READY.items() if key not in before]
-    spills = max((getattr(kernel, "n_spills", 0) or 0 for kernel in compiled), default=0)
-    return f"it spills {spills} registers" if spills else ""
+    found = spills(subject, trials, blocks)
+    return f"it keeps {found} numbers of a thread in memory, the table's own blocks {spare}" if found > spare else ""
+
+
+def spills(subject: Subject, trials: list[trial.Trial], blocks: Blocks) -> int:
+    """The most numbers of a thread that the compiled kernels of these blocks keep in memory; 0 where nothing is compiled."""
+    trial.run(subject.module, subject.skeleton, trials[0], blocks)
+    compiled = [kernel for key, (kernel, _) in subject.module.READY.items() if blocks in key]
+    return max((getattr(kernel, "n_spills", 0) or 0 for kernel in compiled), default=0)
 
 
 def prepared(subject: Subject, dtype: str, device: str) -> Callable[[Blocks], object]:
