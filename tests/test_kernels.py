@@ -165,6 +165,16 @@ COMPILED = [
 ]
 
 
+@pytest.mark.triton
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("skeleton", NAMES)
+def test_keys_wider_than_values_do_not_spill_in_16_bits(skeleton: str, target: str) -> None:
+    """The widths of DeepSeek-V2's attention: 128 channels of a head's own and 64 rotated ones, values of 128."""
+    from attnc.codegen.triton.compile import compile_ahead
+
+    fits(compile_ahead(emit(skeleton, Softmax(1, head_width=192, value_width=128)), target, "bf16"), target)
+
+
 SOFTPLUS_COMPILED = [row for row in COMPILED if row[1] == 64 or row[2:] == ("bf16", "sm_90")]
 
 

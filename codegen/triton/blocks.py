@@ -106,7 +106,7 @@ DECODE: dict[int, Table] = {  # keys, warps, warps of the largest tile, stages
 BACKWARD_QUERIES: dict[int, Table] = {  # queries, keys, warps, stages
     64: _rows((64, 32, 4, 2), (16, 16, 4, 1), sm_90_2=(64, 64, 4, 2)),
     128: _rows((64, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(128, 64, 8, 2)),
-    256: _rows((32, 32, 8, 1), (16, 16, 8, 1)),
+    256: _rows((32, 32, 8, 1), (16, 16, 8, 1), gfx942_2=(32, 16, 8, 1)),
 }
 
 BACKWARD_KEYS: dict[int, Table] = {  # queries, keys, warps, stages
