@@ -24,12 +24,16 @@ SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942":
 DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
 _ELEMENTS = frozenset({"q", "k", "v", "o", "q_grad", "k_grad", "v_grad", "o_grad"})
 _POINTERS = {
-    "fp32": {"lse", "lse_grad", "delta", "scale", "scale_grad", "sink_logit", "part_o", "part_norm"},
+    "fp32": {
+        *("lse", "lse_grad", "delta", "scale", "scale_grad", "sink_logit", "part_o", "part_norm", "k_pieces", "v_pieces"),
+    },
     "i32": {"rows", "stored", "base", "pinned", "ring"},
     "i64": {"offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},
 }
 _NUMBERS = {"cap": "fp32"}
-_STRIDES = frozenset({"q_token_stride", "q_head_stride", "k_stride", "v_stride"})
+_STRIDES = frozenset(
+    {"q_token_stride", "q_head_stride", "k_stride", "v_stride", "k_grad_stride", "v_grad_stride", "q_grad_stride"}
+)
 
 
 @dataclass(frozen=True)

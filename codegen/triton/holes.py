@@ -26,6 +26,7 @@ def made_holes(kernel: Softmax) -> dict[str, str]:
         "seen_from": _seen_from(names, kernel.causal),
         "seen_until": _near("seen_until", _SEEN_UNTIL, names, "tl.maximum", _seen_until_near, "j - NOWHERE", "j"),
         "keep": _keep(names, kernel.causal),
+        "solid": _solid(names),
     }
     if kernel.causal:
         holes["upper"] = _function("upper(numbers, i)", "One past the last key near query i that it sees.", ["return i + 1"])
@@ -154,6 +155,18 @@ def _keep(names: Names, causal: bool) -> str:
         body += [f"seen |= ({name} > 0) & (apart & (apart - 1) == 0)"]
     body.append(f"return seen & ({'j <= i' if causal else 'j < NOWHERE'})")
     return _function("keep(numbers, i, j)", "Whether the query at i sees the key at j.", body)
+
+
+def _solid(names: Names) -> str:
+    """A block of one far interval lies in it as a whole, or not at all."""
+    body = [names.unpack] if names.powers else []
+    body += ["whole = end <= numbers[0]", "whole |= (begin >= lower(numbers, last)) & (end <= upper(numbers, first))"]
+    for name in names.powers:
+        body += [f"unit = tl.maximum({name}, 1)", "apart = tl.abs(first // unit - begin // unit)"]
+        body += ["alone = (first // unit == last // unit) & (begin // unit == (end - 1) // unit)"]
+        body += [f"whole |= ({name} > 0) & alone & (apart & (apart - 1) == 0)"]
+    doc = "Whether all queries first..last see all keys from begin up to, not including, end."
+    return _function("solid(numbers, first, last, begin, end)", doc, [*body, "return whole & (end <= horizon(first))"])
 
 
 def _far_part(names: Names) -> str:

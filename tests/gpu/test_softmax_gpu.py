@@ -172,6 +172,19 @@ def test_gradients(name: str, dtype: torch.dtype, record: Record) -> None:
     record(*rows[1], max(errors["k"], errors["v"]))
 
 
+@pytest.mark.parametrize("name", [name.partition("-")[2] for name in PREFILLS if any(part in name for part in ("mixed", "far"))])
+def test_gradients_of_a_long_text(name: str, record: Record) -> None:
+    """Keys far away, and first keys that programs share."""
+    files = [f"{skeleton}-{name}" for skeleton in SKELETONS]
+    case = case_of(files[0], torch.bfloat16, (5003,), (0,))
+    inputs = build(case)
+    outer = outer_gradients(inputs)
+    found = gradients(Kernels.of(*(module(TEXTS[file]) for file in files)), inputs, *outer)
+    errors = check_gradients(inputs, found, *outer)
+    record(*about(files[2], case.kernel, torch.bfloat16), errors["q"])
+    record(*about(files[3], case.kernel, torch.bfloat16), max(errors["k"], errors["v"]))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", [name for name in FORWARD if name.endswith(("mixed", "wide"))])
 def test_a_mean_of_integers_is_exact(name: str, dtype: torch.dtype) -> None:

@@ -37,19 +37,20 @@ Tensors = list[torch.Tensor]
 
 
 @functools.cache
-def kernels(form: Softmax, blocks: tuple[int, int] = (16, 16)) -> Kernels:
-    """The launch's kernels; blocks of queries and keys as given."""
+def kernels(form: Softmax, blocks: tuple[int, int] = (16, 16), share: int = 0) -> Kernels:
+    """The launch's kernels; blocks of queries and keys as given, and from how many queries on first keys are shared out."""
     prefill, decode, queries, keys = (
         load(emit(name, form), FOLDER, f"emitted_{name}_{abs(hash(form))}") for name in FAMILIES["softmax"]
     )
     small = {"blocks": (*blocks, 4, 1)}
+    keys.SHARE = share or keys.SHARE
     functions = Functions(
         functools.partial(prefill.attend, **small),
         decode.attend,
         functools.partial(queries.attend_backward_queries, **small),
         functools.partial(keys.attend_backward_keys, **small),
     )
-    name = "blocks_{}_{}_".format(*blocks) + name_of([str(prefill.__file__), str(queries.__file__)])
+    name = "blocks_{}_{}_{}_".format(*blocks, share) + name_of([str(prefill.__file__), str(queries.__file__)])
     return Kernels(name, functions, Form(*prefill.FORM), form.head_width, form.value_width, form.group)
 
 
@@ -102,6 +103,18 @@ def test_sinks_strides_and_powers_far_away() -> None:
     form = Softmax(1, 1, 1, head_width=16, value_width=16)
     heads = (Union(strides=(40,)), Union(powers=(8,)), Union(sink=2, nears=((1, 0, 9, 0),)), Union(strides=(40,), powers=(64,)))
     right(Case(form, heads, (150, 7), (0, 0)))
+
+
+def test_first_keys_that_all_queries_see_are_shared_out_among_programs() -> None:
+    form = Softmax(1, head_width=16, value_width=24, group=2)
+    heads = (Union(sink=3, nears=((1, 0, 6, 0),)), WINDOW, Union(sink=19, nears=(FULL,)), Union(sink=40))
+    for case in (Case(form, heads, (61, 0, 20), (0, 0, 3)), Case(form, heads, (1, 64), (0, 0))):
+        right(case, share=32)  # 4 programs of 2 turns each
+        inputs = build(case)
+        outer = outer_gradients(inputs)
+        whole, parts = (gradients(kernels(form, share=share), inputs, *outer) for share in (0, 32))
+        assert torch.equal(whole["q"], parts["q"])
+        assert not torch.equal(whole["k"], parts["k"]), "the sums have another order"
 
 
 def test_one_token_empty_sequences_and_rows_that_see_nothing() -> None:

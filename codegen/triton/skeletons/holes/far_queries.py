@@ -33,7 +33,8 @@ def visit_queries(numbers, first, last, start, count, BLOCK_Q: tl.constexpr):
     unit = tl.maximum(unit, 1)
     low = tl.where(doubling, first // unit * unit, first) - start  # queries at distance x: [low + x unit, high + x unit)
     high = tl.where(doubling, (last // unit + 1) * unit, last + 1) - start
-    width = (high - low + BLOCK_Q - 2) // BLOCK_Q + 1  # blocks that one interval may touch
+    within = tl.where(unit % BLOCK_Q == 0, (low % BLOCK_Q + BLOCK_Q) % BLOCK_Q, BLOCK_Q - 1)  # of its first block
+    width = (within + high - low - 1) // BLOCK_Q + 1  # blocks that one interval may touch
     crowded = (parts > 1) | ((parts == 1) & (doubling == 0) & (unit < width * BLOCK_Q))
     reach = 1
     while doubling & (reach * unit < width * BLOCK_Q):  # closer intervals than this count as near
