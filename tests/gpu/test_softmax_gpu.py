@@ -172,7 +172,9 @@ def test_gradients(name: str, dtype: torch.dtype, record: Record) -> None:
     record(*rows[1], max(errors["k"], errors["v"]))
 
 
-@pytest.mark.parametrize("name", [name.partition("-")[2] for name in PREFILLS if any(part in name for part in ("mixed", "far"))])
+@pytest.mark.parametrize(
+    "name", [name.partition("-")[2] for name in PREFILLS if any(part in name for part in ("mixed", "far"))]
+)
 def test_gradients_of_a_long_text(name: str, record: Record) -> None:
     """Keys far away, and first keys that programs share."""
     files = [f"{skeleton}-{name}" for skeleton in SKELETONS]

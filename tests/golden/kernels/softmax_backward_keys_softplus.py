@@ -1,7 +1,8 @@
 """The backward pass of softmax attention over key intervals, for keys and values: one program for a block of keys of a KV head.
 
 It walks the query blocks that see its keys, each at most once, for every query head of the group, so that each gradient is
-summed in one order by one program: the same bits every time. Scores are formed transposed, keys by queries.
+summed in one order by one program: the same bits every time. Only the first keys, where every query of a long sequence sees
+them, are shared out among programs, and `join_kernel` adds what these found. Scores are formed transposed, keys by queries.
 """
 
 import torch
@@ -16,7 +17,7 @@ CAP = True
 EXPONENT = 2.5  # of re-weighted softplus masses; 0.0: their sum alone; None: a softmax
 BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, warps, pipeline stages
     ("sm_80", 2): (32, 32, 8, 2),
-    ("sm_90", 2): (64, 32, 8, 2),
+    ("sm_90", 2): (32, 64, 4, 2),
     ("sm_100", 2): (32, 32, 8, 2),
     ("gfx942", 2): (32, 32, 4, 1),
     ("sm_80", 4): (16, 16, 8, 1),
@@ -34,6 +35,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(0.0)  # exponent of a key that is not seen
 EMPTY = tl.constexpr(1e30)  # stands for the log-sum-exp of a query without keys: no key has a weight beside it
 NOWHERE = tl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
+SHARE = 16384  # query rows of a program that shares first keys with others
+MOST_PIECES = 16
 
 
 @triton.jit
@@ -56,12 +59,26 @@ def upper(numbers, i):
 
 
 @triton.jit
+def horizon(i):
+    """One past the last key that causality shows to query i."""
+    return i + 1
+
+
+@triton.jit
 def keep(numbers, i, j):
     """Whether the query at i sees the key at j."""
     sink, align, shift, back, ahead = numbers
     seen = j < sink
     seen |= j >= lower(numbers, i)
     return seen & (j <= i)
+
+
+@triton.jit
+def solid(numbers, first, last, begin, end):
+    """Whether all queries first..last see all keys from begin up to, not including, end."""
+    whole = end <= numbers[0]
+    whole |= (begin >= lower(numbers, last)) & (end <= upper(numbers, first))
+    return whole & (end <= horizon(first))
 
 
 @triton.jit
@@ -192,20 +209,21 @@ def query_block_of(visits, step, count, BLOCK_Q: tl.constexpr):
     return first_block + step
 
 
-@triton.jit(do_not_specialize=["sequences", "kv_heads", "row_stride", "k_begin_stride", "v_begin_stride"])
+@triton.jit(do_not_specialize=["sequences", "kv_heads", "pieces", "row_stride", "k_begin_stride", "v_begin_stride"])
 def keys_kernel(
-    q, k, v, lse, delta, o_grad, k_grad, v_grad, rows, offsets, past, stored, base, k_begin, v_begin, k_grad_begin,
-    v_grad_begin, scale, cap, sequences, kv_heads, q_token_stride, q_head_stride, k_stride, v_stride, row_stride,
-    k_begin_stride, v_begin_stride,
+    q, k, v, lse, delta, o_grad, k_grad, v_grad, k_pieces, v_pieces, rows, offsets, past, stored, base, k_begin, v_begin,
+    k_grad_begin, v_grad_begin, scale, cap, sequences, kv_heads, pieces, q_token_stride, q_head_stride, k_stride, v_stride,
+    k_grad_stride, v_grad_stride, row_stride, k_begin_stride, v_begin_stride,
     ROW: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     SUMS_APART: tl.constexpr = q.dtype.element_ty == tl.float32
-    # The first keys, which most queries see, first.
+    # The first keys, which most queries see, first, and their pieces before all.
     program = tl.program_id(0)
     group = program % kv_heads
     sequence = program // kv_heads % sequences
-    begin = program // (kv_heads * sequences) * BLOCK_K
+    piece = tl.minimum(program // (kv_heads * sequences), pieces - 1)
+    begin = (program // (kv_heads * sequences) - piece) * BLOCK_K
     slots = tl.load(stored + sequence)
     if begin >= slots:
         return
@@ -218,35 +236,43 @@ def keys_kernel(
     slot = begin + tl.arange(0, BLOCK_K)
     d = tl.arange(0, BLOCK_D)[None, :]
     e = tl.arange(0, BLOCK_E)[None, :]
-    in_k = (slot < slots)[:, None] & (d < D)
-    in_v = (slot < slots)[:, None] & (e < E)
-    k_inside = slot.to(tl.int64)[:, None] * k_stride + d
-    v_inside = slot.to(tl.int64)[:, None] * v_stride + e
-    key = tl.load(k + tl.load(k_begin + sequence * k_begin_stride + group) + k_inside, mask=in_k, other=0.0)
-    value = tl.load(v + tl.load(v_begin + sequence * v_begin_stride + group) + v_inside, mask=in_v, other=0.0)
+    own = tl.arange(0, BLOCK_K)[:, None]
+    there = (slot < slots)[:, None]
+    k_there = k + (tl.load(k_begin + sequence * k_begin_stride + group) + begin.to(tl.int64) * k_stride)
+    v_there = v + (tl.load(v_begin + sequence * v_begin_stride + group) + begin.to(tl.int64) * v_stride)
+    key = tl.load(k_there + (own * k_stride + d), mask=there & (d < D), other=0.0)
+    value = tl.load(v_there + (own * v_stride + e), mask=there & (e < E), other=0.0)
     j = tl.where(slot < slots, base_here + slot, NOWHERE)[:, None]
 
     first = base_here + begin
     last = base_here + tl.minimum(slots, begin + BLOCK_K) - 1
     visits = visit_queries(numbers, first, last, start, count, BLOCK_Q)
+    shared_out = (pieces > 1) & (begin == 0) & (first < numbers[0])
+    turns = tl.where(shared_out | (begin > 0) | (piece == 0), visits[-1] * GROUP, 0)
+    from_turn = tl.where(shared_out, turns * piece // pieces, 0)
+    to_turn = tl.where(shared_out, turns * (piece + 1) // pieces, turns)
     k_acc = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     v_acc = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
-    for turn in tl.range(0, visits[-1] * GROUP):
+    for turn in tl.range(from_turn, to_turn):
         head = group * GROUP + turn % GROUP
-        token = query_block_of(visits, turn // GROUP, count, BLOCK_Q) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+        block = query_block_of(visits, turn // GROUP, count, BLOCK_Q)
+        token = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
         live = token < count
         row = token_begin + token
         place = row * (kv_heads * GROUP) + head
-        there = q + (row * q_token_stride + head * q_head_stride)[:, None]
-        query = tl.load(there + d, mask=live[:, None] & (d < D), other=0.0)
+        query = tl.load(q + (row * q_token_stride + head * q_head_stride)[:, None] + d, mask=live[:, None] & (d < D), other=0.0)
         grad = tl.load(o_grad + place[:, None] * E + e, mask=live[:, None] & (e < E), other=0.0)
         sums = load_sums(lse, place[None, :], live[None, :])
         shared = tl.load(delta + place, mask=live, other=0.0)[None, :]
         scale_here = read_scale(scale, head, place[None, :], live[None, :])
         product = tl.dot(key, tl.trans(query), input_precision="ieee")
-        i = (start + token)[None, :]
-        weight = weight_of(tl.where(keep(numbers, i, j), exponent(product, scale_here, cap, sums), HIDDEN), sums)
         weight_grad = tl.dot(value, tl.trans(grad), input_precision="ieee")
+        power = exponent(product, scale_here, cap, sums)
+        earliest = start + block * BLOCK_Q
+        whole = solid(numbers, earliest, earliest + BLOCK_Q - 1, first, first + BLOCK_K) & (begin + BLOCK_K <= slots)
+        if not whole:
+            power = tl.where(keep(numbers, (start + token)[None, :], j), power, HIDDEN)
+        weight = weight_of(power, sums)
         change = product_grad(weight * (weight_grad - shared), product, scale_here, cap)
         if SUMS_APART:  # an accumulator of tl.dot would take one product after the other
             v_acc = tl.fma(tl.dot(weight, grad, input_precision="ieee"), 1.0, v_acc)
@@ -255,10 +281,42 @@ def keys_kernel(
             v_acc = tl.dot(weight.to(grad.dtype), grad, v_acc)
             k_acc = tl.dot(change.to(query.dtype), query, k_acc)
 
-    k_there = k_grad + tl.load(k_grad_begin + sequence * kv_heads + group) + k_inside
-    v_there = v_grad + tl.load(v_grad_begin + sequence * kv_heads + group) + v_inside
-    tl.store(k_there, k_acc.to(k_grad.dtype.element_ty), mask=in_k)
-    tl.store(v_there, v_acc.to(v_grad.dtype.element_ty), mask=in_v)
+    if shared_out:
+        parts = ((sequence * kv_heads + group) * pieces + piece).to(tl.int64) * BLOCK_K
+        tl.store(k_pieces + (parts * BLOCK_D + own * BLOCK_D + d), k_acc)
+        tl.store(v_pieces + (parts * BLOCK_E + own * BLOCK_E + e), v_acc)
+    # Strides and a mask of their own, so that no address of above stays in a register all the while.
+    ends = tl.where(shared_out | ((begin == 0) & (piece > 0)), 0, slots - begin)
+    k_there = k_grad + (tl.load(k_grad_begin + sequence * kv_heads + group) + begin.to(tl.int64) * k_grad_stride)
+    v_there = v_grad + (tl.load(v_grad_begin + sequence * kv_heads + group) + begin.to(tl.int64) * v_grad_stride)
+    tl.store(k_there + (own * k_grad_stride + d), k_acc.to(k_grad.dtype.element_ty), mask=(own < ends) & (d < D))
+    tl.store(v_there + (own * v_grad_stride + e), v_acc.to(v_grad.dtype.element_ty), mask=(own < ends) & (e < E))
+
+
+@triton.jit(do_not_specialize=["kv_heads", "pieces", "row_stride"])
+def join_kernel(
+    k_grad, v_grad, k_pieces, v_pieces, rows, stored, base, k_grad_begin, v_grad_begin, kv_heads, pieces, k_grad_stride,
+    v_grad_stride, row_stride,
+    ROW: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    sequence = tl.program_id(0) // kv_heads
+    group = tl.program_id(0) % kv_heads
+    numbers = read_row(rows + sequence * row_stride + group * ROW)
+    seen = tl.load(base + sequence) < numbers[0]
+    own = tl.arange(0, BLOCK_K)[:, None]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    e = tl.arange(0, BLOCK_E)[None, :]
+    k_acc = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    v_acc = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
+    for piece in tl.range(0, tl.where(seen, pieces, 0)):
+        parts = ((sequence * kv_heads + group) * pieces + piece).to(tl.int64) * BLOCK_K
+        k_acc += tl.load(k_pieces + (parts * BLOCK_D + own * BLOCK_D + d))
+        v_acc += tl.load(v_pieces + (parts * BLOCK_E + own * BLOCK_E + e))
+    stays = own < tl.where(seen, tl.load(stored + sequence), 0)
+    k_there = k_grad + tl.load(k_grad_begin + sequence * kv_heads + group)
+    v_there = v_grad + tl.load(v_grad_begin + sequence * kv_heads + group)
+    tl.store(k_there + (own * k_grad_stride + d), k_acc.to(k_grad.dtype.element_ty), mask=stays & (d < D))
+    tl.store(v_there + (own * v_grad_stride + e), v_acc.to(v_grad.dtype.element_ty), mask=stays & (e < E))
 
 
 def architecture(device):
@@ -297,26 +355,26 @@ def run(kernel, programs, tensors, numbers, strides, key, constants):
 
 
 def settings(block_q, block_k, warps, stages):
-    """The kernel's compile-time arguments."""
+    """The compile-time arguments of `keys_kernel` and of `join_kernel`."""
     nears, strides, powers, _ = FORM
-    return {
+    common = {
         "ROW": 1 + 4 * nears + strides + powers,
-        "GROUP": GROUP,
         "D": HEAD_WIDTH,
         "E": VALUE_WIDTH,
         "BLOCK_D": max(16, triton.next_power_of_2(HEAD_WIDTH)),
         "BLOCK_E": max(16, triton.next_power_of_2(VALUE_WIDTH)),
-        "BLOCK_Q": block_q,
         "BLOCK_K": block_k,
         "num_warps": warps,
         "num_stages": stages,
         "enable_fp_fusion": True,
     }
+    return {**common, "GROUP": GROUP, "BLOCK_Q": block_q}, common
 
 
 def variants(architecture, element_size):
     """Every kernel that `attend_backward_keys` may launch, with its compile-time arguments."""
-    return ((keys_kernel, settings(*BLOCKS[architecture, element_size])),)
+    walking, joining = settings(*BLOCKS[architecture, element_size])
+    return ((keys_kernel, walking), (join_kernel, joining))
 
 
 def attend_backward_keys(q, part, rows, form, batch, scale, cap, lse, delta, o_grad, *, blocks=None):
@@ -340,17 +398,30 @@ def attend_backward_keys(q, part, rows, form, batch, scale, cap, lse, delta, o_g
     k_grad = torch.zeros(copies, part.k.numel(), dtype=part.k.dtype, device=q.device)
     v_grad = torch.zeros(copies, part.v.numel(), dtype=part.v.dtype, device=q.device)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
+    walking, joining = settings(*chosen)
+    pieces = max(1, min(MOST_PIECES, -(-batch.max_new * GROUP // SHARE)))
+    shared = sequences * kv_heads * chosen[1] * pieces if pieces > 1 else 0
+    k_pieces = torch.empty(shared * joining["BLOCK_D"], dtype=torch.float32, device=q.device)
+    v_pieces = torch.empty(shared * joining["BLOCK_E"], dtype=torch.float32, device=q.device)
+    k_grad_begin = (part.k_begin + apart * part.k.numel()).contiguous()
+    v_grad_begin = (part.v_begin + apart * part.v.numel()).contiguous()
     token_stride, head_stride, _ = q.stride()
     tensors = (
-        q, part.k, part.v, lse.contiguous(), delta, o_grad.contiguous(), k_grad, v_grad, rows, batch.offsets, batch.past,
-        part.stored, part.base, part.k_begin, part.v_begin, (part.k_begin + apart * part.k.numel()).contiguous(),
-        (part.v_begin + apart * part.v.numel()).contiguous(), scale.contiguous(),
+        q, part.k, part.v, lse.contiguous(), delta, o_grad.contiguous(), k_grad, v_grad, k_pieces, v_pieces, rows,
+        batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin, k_grad_begin, v_grad_begin,
+        scale.contiguous(),
     )  # fmt: skip
     numbers = (
-        0.0 if cap is None else cap, sequences, kv_heads, token_stride, head_stride, part.k_stride, part.v_stride,
-        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
+        0.0 if cap is None else cap, sequences, kv_heads, pieces, token_stride, head_stride, part.k_stride, part.v_stride,
+        part.k_stride, part.v_stride, rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
-    programs = -(-part.max_stored // chosen[1]) * sequences * kv_heads
+    programs = (-(-part.max_stored // chosen[1]) + pieces - 1) * sequences * kv_heads
     strides = token_stride | head_stride | part.k_stride | part.v_stride
-    run(keys_kernel, programs, tensors, numbers, strides, (q.device, q.dtype, chosen), lambda: settings(*chosen))
+    key = q.device, q.dtype, chosen
+    run(keys_kernel, programs, tensors, numbers, strides, key, lambda: walking)
+    if pieces > 1:
+        tensors = k_grad, v_grad, k_pieces, v_pieces, rows, part.stored, part.base, k_grad_begin, v_grad_begin
+        numbers = kv_heads, pieces, part.k_stride, part.v_stride, rows.stride(0)
+        strides = part.k_stride | part.v_stride
+        run(join_kernel, sequences * kv_heads, tensors, numbers, strides, (*key, "join"), lambda: joining)
     return (k_grad.sum(0), v_grad.sum(0)) if part.shared else (k_grad[0], v_grad[0])

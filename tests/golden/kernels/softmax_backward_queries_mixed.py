@@ -17,7 +17,7 @@ CAP = False
 EXPONENT = None  # of re-weighted softplus masses; 0.0: their sum alone; None: a softmax
 BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, warps, pipeline stages
     ("sm_80", 2): (64, 32, 8, 2),
-    ("sm_90", 2): (128, 64, 8, 2),
+    ("sm_90", 2): (64, 64, 4, 2),
     ("sm_100", 2): (64, 32, 8, 2),
     ("gfx942", 2): (64, 32, 8, 2),
     ("sm_80", 4): (16, 16, 8, 1),
@@ -79,21 +79,29 @@ def read_scale(scale, head, place, live):
 
 @triton.jit
 def load_sums(lse, place, live):
-    """What the forward pass left of a query: the log-sum-exp of its scores; NaN stays."""
+    """What the forward pass left of a query: the log-sum-exp of its scores, to base 2; NaN stays."""
     sums = tl.load(lse + place, mask=live, other=float("-inf"))
-    return tl.where(sums == float("-inf"), EMPTY, sums)
+    return tl.where(sums == float("-inf"), EMPTY, sums * LOG2E)
+
+
+@triton.jit
+def solid(numbers, first, last, begin, end):
+    """Whether all queries first..last see all keys from begin up to, not including, end."""
+    whole = end <= numbers[0]
+    whole |= (begin >= lower(numbers, last)) & (end <= upper(numbers, first))
+    return whole & (end <= horizon(first))
 
 
 @triton.jit
 def exponent(product, scale, cap, sums):
-    """The logit of a query and a key less the query's log-sum-exp."""
-    return product * scale - sums
+    """The logit of a query and a key less the query's log-sum-exp, to base 2."""
+    return product * (scale * LOG2E) - sums
 
 
 @triton.jit
 def weight_of(exponent, sums):
     """A key's weight; `exponent` is HIDDEN where it is not seen."""
-    return tl.exp(exponent)
+    return tl.exp2(exponent)
 
 
 @triton.jit
@@ -135,8 +143,8 @@ def block_of(visits, step, base, slots, BLOCK_K: tl.constexpr):
 @triton.jit(do_not_specialize=["sequences", "kv_heads", "row_stride", "k_begin_stride", "v_begin_stride"])
 def queries_kernel(
     q, k, v, o, lse, o_grad, lse_grad, q_grad, delta, scale_grad, rows, offsets, past, stored, base, k_begin, v_begin,
-    scale, cap, sequences, kv_heads, q_token_stride, q_head_stride, k_stride, v_stride, row_stride, k_begin_stride,
-    v_begin_stride,
+    scale, cap, sequences, kv_heads, q_token_stride, q_head_stride, k_stride, v_stride, q_grad_stride, row_stride,
+    k_begin_stride, v_begin_stride,
     ROW: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -192,9 +200,13 @@ def queries_kernel(
         key = tl.load(k + (k_first + begin.to(tl.int64) * k_stride) + k_inside, mask=here & (d < D), other=0.0)
         value = tl.load(v + (v_first + begin.to(tl.int64) * v_stride) + v_inside, mask=here & (e < E), other=0.0)
         product = tl.dot(query, tl.trans(key), input_precision="ieee")
-        j = tl.where(slot < slots, base_here + slot, NOWHERE)[None, :]
-        weight = weight_of(tl.where(keep(numbers, i, j), exponent(product, scale_here, cap, sums), HIDDEN), sums)
         weight_grad = tl.dot(grad, tl.trans(value), input_precision="ieee")
+        power = exponent(product, scale_here, cap, sums)
+        whole = solid(numbers, first, last, base_here + begin, base_here + begin + BLOCK_K) & (begin + BLOCK_K <= slots)
+        if not whole:
+            j = tl.where(slot < slots, base_here + slot, NOWHERE)[None, :]
+            power = tl.where(keep(numbers, i, j), power, HIDDEN)
+        weight = weight_of(power, sums)
         change = weight * (weight_grad - shared[:, None])
         of_scale = add_scale_grad(of_scale, change, product, scale_here, cap)
         change = product_grad(change, product, scale_here, cap)
@@ -203,8 +215,12 @@ def queries_kernel(
         else:
             acc = tl.dot(change.to(key.dtype), key, acc)
 
-    here = q_grad + place[:, None] * D + d
-    tl.store(here, acc.to(q_grad.dtype.element_ty), mask=in_q)
+    # A stride and a mask of their own, so that no address of above stays in a register all the while.
+    own = tl.arange(0, BLOCK_Q)[:, None]
+    begin = token_begin + block * BLOCK_Q
+    q_there = q_grad + (begin * q_grad_stride + head * D)
+    stays = own < count - block * BLOCK_Q
+    tl.store(q_there + (own * q_grad_stride + d), acc.to(q_grad.dtype.element_ty), mask=stays & (d < D))
     store_scale_grad(scale_grad, place, of_scale, live)
 
 
@@ -294,7 +310,7 @@ def attend_backward_queries(q, part, rows, form, batch, scale, cap, o, lse, o_gr
     )  # fmt: skip
     numbers = (
         0.0 if cap is None else cap, sequences, kv_heads, token_stride, head_stride, part.k_stride, part.v_stride,
-        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
+        q_grad.stride(0), rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
     programs = -(-batch.max_new // chosen[0]) * sequences * heads
     strides = token_stride | head_stride | part.k_stride | part.v_stride

@@ -139,7 +139,8 @@ def visit(numbers, first, last, base, slots, whole, BLOCK_K: tl.constexpr):
     unit = tl.maximum(unit, 1)
     start = tl.where(doubling, first // unit * unit, first)  # keys at distance x: [start - x unit, stop - x unit)
     stop = tl.where(doubling, (last // unit + 1) * unit, last + 1)
-    width = (stop - start + BLOCK_K - 2) // BLOCK_K + 1  # blocks that one interval may touch
+    within = tl.where(unit % BLOCK_K == 0, ((start - base) % BLOCK_K + BLOCK_K) % BLOCK_K, BLOCK_K - 1)  # of its first block
+    width = (within + stop - start - 1) // BLOCK_K + 1  # blocks that one interval may touch
     crowded = (parts > 1) | ((parts == 1) & (doubling == 0) & (unit < width * BLOCK_K))
     reach = 1
     while doubling & (reach * unit < width * BLOCK_K):  # closer intervals than this count as near

@@ -90,6 +90,19 @@ def read_scale(scale, head, place, live):
 
 
 @triton.jit
+def solid(numbers, first, last, begin, end):
+    """Whether all queries first..last see all keys from begin up to, not including, end."""
+    sink, align, shift, back, ahead, stride, power = numbers
+    whole = end <= numbers[0]
+    whole |= (begin >= lower(numbers, last)) & (end <= upper(numbers, first))
+    unit = tl.maximum(power, 1)
+    apart = tl.abs(first // unit - begin // unit)
+    alone = (first // unit == last // unit) & (begin // unit == (end - 1) // unit)
+    whole |= (power > 0) & alone & (apart & (apart - 1) == 0)
+    return whole & (end <= horizon(first))
+
+
+@triton.jit
 def adjust_score(product, scale, cap):
     """The logit of a query and a key, to base 2."""
     return product * (scale * LOG2E)
@@ -134,7 +147,8 @@ def visit(numbers, first, last, base, slots, whole, BLOCK_K: tl.constexpr):
     unit = tl.maximum(unit, 1)
     start = tl.where(doubling, first // unit * unit, first)  # keys at distance x: [start - x unit, stop - x unit)
     stop = tl.where(doubling, (last // unit + 1) * unit, last + 1)
-    width = (stop - start + BLOCK_K - 2) // BLOCK_K + 1  # blocks that one interval may touch
+    within = tl.where(unit % BLOCK_K == 0, ((start - base) % BLOCK_K + BLOCK_K) % BLOCK_K, BLOCK_K - 1)  # of its first block
+    width = (within + stop - start - 1) // BLOCK_K + 1  # blocks that one interval may touch
     crowded = (parts > 1) | ((parts == 1) & (doubling == 0) & (unit < width * BLOCK_K))
     reach = 1
     while doubling & (reach * unit < width * BLOCK_K):  # closer intervals than this count as near
@@ -254,8 +268,12 @@ def attend_kernel(
                 key = tl.load(k_here + k_inside + c[:, None], mask=here[None, :] & (c < D)[:, None], other=0.0)
                 product = tl.fma(tl.dot(some, key, input_precision="ieee"), 1.0, product)
         score = adjust_score(product, scale_here, cap)
-        j = position(slot, base_here, stored_here, pinned_here, ring_here, slots, RINGS)[None, :]
-        score = tl.where(keep(numbers, i, j), score, HIDDEN)
+        whole = solid(numbers, first, last, base_here + begin, base_here + begin + BLOCK_K) & (begin + BLOCK_K <= slots)
+        if RINGS:
+            whole &= ring_here == NOWHERE
+        if not whole:
+            j = position(slot, base_here, stored_here, pinned_here, ring_here, slots, RINGS)[None, :]
+            score = tl.where(keep(numbers, i, j), score, HIDDEN)
         peak = tl.maximum(best, tl.max(score, 1))
         weight = weigh(score, peak[:, None])
         fade = weigh(best, peak)

@@ -82,6 +82,14 @@ def read_scale(scale, head, place, live):
 
 
 @triton.jit
+def solid(numbers, first, last, begin, end):
+    """Whether all queries first..last see all keys from begin up to, not including, end."""
+    whole = end <= numbers[0]
+    whole |= (begin >= lower(numbers, last)) & (end <= upper(numbers, first))
+    return whole & (end <= horizon(first))
+
+
+@triton.jit
 def adjust_score(product, scale, cap):
     """The logit of a query and a key, to base 2."""
     return product * (scale * LOG2E)
@@ -206,8 +214,12 @@ def attend_kernel(
                 key = tl.load(k_here + k_inside + c[:, None], mask=here[None, :] & (c < D)[:, None], other=0.0)
                 product = tl.fma(tl.dot(some, key, input_precision="ieee"), 1.0, product)
         score = adjust_score(product, scale_here, cap)
-        j = position(slot, base_here, stored_here, pinned_here, ring_here, slots, RINGS)[None, :]
-        score = tl.where(keep(numbers, i, j), score, HIDDEN)
+        whole = solid(numbers, first, last, base_here + begin, base_here + begin + BLOCK_K) & (begin + BLOCK_K <= slots)
+        if RINGS:
+            whole &= ring_here == NOWHERE
+        if not whole:
+            j = position(slot, base_here, stored_here, pinned_here, ring_here, slots, RINGS)[None, :]
+            score = tl.where(keep(numbers, i, j), score, HIDDEN)
         peak = tl.maximum(best, tl.max(score, 1))
         weight = weigh(score, peak[:, None])
         fade = weigh(best, peak)

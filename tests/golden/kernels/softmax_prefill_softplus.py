@@ -22,7 +22,7 @@ BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, 
     ("sm_90", 2): (128, 64, 8, 3),
     ("sm_100", 2): (128, 64, 8, 3),
     ("gfx942", 2): (128, 32, 8, 2),
-    ("sm_80", 4): (32, 16, 8, 2),
+    ("sm_80", 4): (32, 16, 8, 1),
     ("sm_90", 4): (16, 16, 8, 1),
     ("sm_100", 4): (16, 16, 8, 1),
     ("gfx942", 4): (32, 16, 8, 2),
@@ -80,6 +80,14 @@ def read_scale(scale, head, place, live):
     """The factor of a query's logits, the logarithm of its number of keys, and that number over the sum of its masses."""
     here = scale + place * 3
     return tl.load(here, mask=live, other=0.0), tl.load(here + 1, mask=live, other=0.0), tl.load(here + 2, mask=live, other=0.0)
+
+
+@triton.jit
+def solid(numbers, first, last, begin, end):
+    """Whether all queries first..last see all keys from begin up to, not including, end."""
+    whole = end <= numbers[0]
+    whole |= (begin >= lower(numbers, last)) & (end <= upper(numbers, first))
+    return whole & (end <= horizon(first))
 
 
 @triton.jit
@@ -247,8 +255,12 @@ def attend_kernel(
                 key = tl.load(k_here + k_inside + c[:, None], mask=here[None, :] & (c < D)[:, None], other=0.0)
                 product = tl.fma(tl.dot(some, key, input_precision="ieee"), 1.0, product)
         score = adjust_score(product, scale_here, cap)
-        j = position(slot, base_here, stored_here, pinned_here, ring_here, slots, RINGS)[None, :]
-        score = tl.where(keep(numbers, i, j), score, HIDDEN)
+        whole = solid(numbers, first, last, base_here + begin, base_here + begin + BLOCK_K) & (begin + BLOCK_K <= slots)
+        if RINGS:
+            whole &= ring_here == NOWHERE
+        if not whole:
+            j = position(slot, base_here, stored_here, pinned_here, ring_here, slots, RINGS)[None, :]
+            score = tl.where(keep(numbers, i, j), score, HIDDEN)
         peak = tl.maximum(best, tl.max(score, 1))
         weight = weigh(score, peak[:, None])
         fade = weigh(best, peak)

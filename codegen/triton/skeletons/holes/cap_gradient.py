@@ -18,7 +18,7 @@ def tanh(x):
 
 @triton.jit
 def exponent(product, scale, cap, sums):
-    """The logit of a query and a key, under the soft cap as the forward pass rounds it, less the query's log-sum-exp; to base 2."""
+    """The soft-capped logit of a query and a key, as the forward pass rounds it, less the query's log-sum-exp; to base 2."""
     return tanh(product * (scale / cap)) * (cap * LOG2E) - sums
 
 
