@@ -114,6 +114,7 @@ def _implementations(functions: Functions, form: Form, v_width: int) -> dict[str
         q: Tensor, k: Tensor, v: Tensor, scale: Tensor, rows: Tensor, places: list[Tensor], sizes: list[int],
         rings: bool, shared: bool, cap: float | None, sink_logit: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        q, k, v = dense(q), k.contiguous(), v.contiguous()
         part = Part(k, v, *places, *sizes, rings, shared, v_width)  # type: ignore[call-arg, arg-type]
         run = functions.decode if part.max_new <= DECODE_TOKENS else functions.prefill
         with device_of(q):
@@ -124,6 +125,7 @@ def _implementations(functions: Functions, form: Form, v_width: int) -> dict[str
             q: Tensor, k: Tensor, v: Tensor, scale: Tensor, rows: Tensor, places: list[Tensor], sizes: list[int],
             rings: bool, shared: bool, cap: float | None, *results: Tensor,
         ) -> tuple[Tensor, Tensor]:  # fmt: skip
+            q, k, v = dense(q), k.contiguous(), v.contiguous()
             part = Part(k, v, *places, *sizes, rings, shared, v_width)  # type: ignore[call-arg, arg-type]
             with device_of(q):
                 return run(q, part, rows, form, part, scale, cap, *results)
@@ -135,6 +137,11 @@ def _implementations(functions: Functions, form: Form, v_width: int) -> dict[str
         "backward_queries": later(functions.backward_queries),
         "backward_keys": later(functions.backward_keys),
     }
+
+
+def dense(q: Tensor) -> Tensor:
+    """q with a dense last axis, which kernels read; other strides they are given."""
+    return q if q.stride(-1) == 1 else q.contiguous()
 
 
 def device_of(x: Tensor) -> AbstractContextManager[Any]:
