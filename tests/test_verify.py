@@ -65,12 +65,38 @@ def test_a_built_folder_is_right(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_kernels_that_are_not_compared_are_named(tmp_path: Path) -> None:
-    text = TEXT.replace("1: full", "1: full { score = softplus(exponent = 2) }")
+    (tmp_path / "kernels").mkdir()
+    for name in ("softmax_prefill_0", "softmax_decode_0", "softmax_other_1"):
+        (tmp_path / "kernels" / f"{name}.py").write_text("")
+    assert verifying.unseen(tmp_path, ["softmax_prefill_0", "softmax_decode_0"]) == ("softmax_other_1",)
+    report = verifying.verify(tmp_path, "cpu", ["float32"], lambda _: None, command=fake("pass"))
+    assert any("not compared: softmax_decode_0, softmax_other_1" in decision for decision in report.decisions)
+
+
+@pytest.mark.triton
+def test_both_halves_of_a_softplus_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Right as built; wrong with another constant in the half that sums masses."""
+    layers = "layers { all: window(20) { score = softplus(exponent = 2) } }\n"
+    text = TEXT.partition("layers {")[0].replace("heads = 2", "heads = 1") + layers
     build(check_text(text, "small.attn"), tmp_path / "built", Options())
-    every = {path.stem for path in (tmp_path / "built" / "kernels").glob("softmax*.py")}
-    left = verifying.unseen(tmp_path / "built", [f"{skeleton}_0" for skeleton in FAMILIES["softmax"]])
-    assert set(left) == {name for name in every if not name.endswith("_0")}
-    assert len(left) == 2 * len(FAMILIES["softmax"]), "masses and weights"
+    index = (tmp_path / "built" / "kernels" / "__init__.py").read_text("utf-8")
+    assert index.count("softmax_prefill_") == 2
+    names = ("softmax_prefill_0", "softmax_backward_queries_0")
+    words = [word for name in names for word in ("--kernel", name)]
+    code, out, _ = run(capsys, tmp_path / "built", "--device", "cpu", *words, "--json")
+    report = json.loads(out)
+    assert code == 0, out
+    assert {"softmax_prefill_0", "softmax_prefill_1"} <= {kernel["kernel"] for kernel in report["kernels"]}
+    assert {row["kernel"] for row in report["rows"]} == {"softmax_prefill_1", "softmax_backward_queries_1"}
+    path = tmp_path / "built" / "kernels" / "softmax_prefill_0.py"
+    old = "j <= i"
+    text = path.read_text("utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, "j < i"), "utf-8")
+    code, out, err = run(capsys, tmp_path / "built", "--device", "cpu", "--kernel", "softmax_prefill_0")
+    assert code == 1
+    assert "softmax_prefill_1" in err
+    assert "the result is off by" in out
 
 
 BROKEN = {

@@ -38,7 +38,7 @@ class TunedKernel(Value):
 
 
 class TuneReport(Value):
-    """What `attnc tune kernels --json` prints. `left`: kernels that nothing is compared with yet, those of softplus scores."""
+    """What `attnc tune kernels --json` prints. `left`: kernels that are not tuned, those of softplus scores."""
 
     schema_version: Literal[1] = 1
     folder: str

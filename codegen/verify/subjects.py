@@ -14,6 +14,7 @@ from torch import Tensor
 from attnc.codegen.importing import import_folder
 from attnc.codegen.verify.cases import EMPTY, UNBOUNDED, KeySet, Union
 from attnc.compiler.families import FAMILIES, Softmax
+from attnc.runtime.softplus import SoftplusKernels
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Own:
 class Subject:
     """A kernel file: what it was made for, and the heads of each launch and variant that runs on it, each sort once; `whole`:
     one for every KV head of the first launch.
+
+    softplus  the launch that it is one half of, where weights are softplus masses; `masses`: the file of its other half
     """
 
     file: str
@@ -51,6 +54,8 @@ class Subject:
     launches: tuple[str, ...]
     heads: tuple[tuple[KeySet, ...], ...]
     whole: tuple[KeySet, ...]
+    softplus: SoftplusKernels | None = None
+    masses: str | None = None
 
 
 def subjects(folder: Path, shortest: int) -> list[Subject]:
@@ -60,28 +65,39 @@ def subjects(folder: Path, shortest: int) -> list[Subject]:
     """
     package = import_folder(folder)
     index = import_module(f"{package.__name__}.kernels")
-    files: dict[str, tuple[str, ...]] = index.FILES
-    for launch in files:
+    launches = {**index.FILES, **{launch: files[4:] for launch, files in index.SOFTPLUS.items()}}
+    for launch in launches:
         index.kernel(launch)  # tuned blocks are put into the files' tables
     numbers = import_module(f"{package.__name__}.runtime.intervals").row
     model = import_module(f"{package.__name__}.runtime.load").without_numbers(package.Model)
     mixes = {mix.name: mix for mix in model.launches()}
     served: dict[str, list[str]] = {}
-    for launch, names in files.items():
+    for launch, names in launches.items():
         for name in names:
             served.setdefault(name, []).append(launch)
     found = []
-    for name, launches in served.items():
-        own = [_heads(mixes[launch], numbers) for launch in launches]
+    for name, several in served.items():
+        own = [_heads(mixes[launch], numbers) for launch in several]
         every = list(dict.fromkeys(heads for variants in own for heads in variants))
         every += [small for heads in every if (small := _short(heads, shortest)) != heads]
-        modules = [import_module(f"{package.__name__}.kernels.{file}") for file in files[launches[0]]]
-        at = files[launches[0]].index(name)
-        skeleton = FAMILIES["softmax"][at]
-        first = mixes[launches[0]]
+        files = launches[several[0]]
+        softplus = index.SOFTPLUS.get(several[0])
+        modules = [import_module(f"{package.__name__}.kernels.{file}") for file in (*files, *(softplus or ())[:4])]
+        at, first = files.index(name), mixes[several[0]]
         groups = [group for group in first.variants[0].groups for _ in range(group.first, group.last + 1)]
-        whole = tuple(Own(group, first.form, numbers) for group in groups)
-        found.append(Subject(name, skeleton, made_for(modules[0]), modules[at], tuple(launches), tuple(every), whole))
+        found.append(
+            Subject(
+                file=name,
+                skeleton=FAMILIES["softmax"][at],
+                kernel=made_for(modules[0]),
+                module=modules[at],
+                launches=tuple(several),
+                heads=tuple(every),
+                whole=tuple(Own(group, first.form, numbers) for group in groups),
+                softplus=SoftplusKernels.of([*modules[4:], *modules[:4]]) if softplus else None,
+                masses=softplus[at] if softplus else None,
+            )
+        )
     return found
 
 
@@ -89,7 +105,7 @@ def made_for(prefill: ModuleType) -> Softmax:
     """What a launch's kernels were emitted for, from the constants of the prefill file."""
     nears, strides, powers, causal = prefill.FORM
     widths = (prefill.HEAD_WIDTH, prefill.VALUE_WIDTH, prefill.GROUP)
-    return Softmax(nears, strides, powers, causal, *widths, prefill.CAP, prefill.SINK_LOGIT)
+    return Softmax(nears, strides, powers, causal, *widths, prefill.CAP, prefill.SINK_LOGIT, prefill.EXPONENT)
 
 
 def _heads(mix: Any, numbers: Callable[[Any, Any, int], tuple[int, ...]]) -> list[tuple[KeySet, ...]]:

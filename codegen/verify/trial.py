@@ -22,7 +22,9 @@ from attnc.codegen.verify.judge import (
     expect,
     expect_gradients,
 )
+from attnc.codegen.verify.softplus import ExpectedSoftplus, compare_softplus, expect_softplus
 from attnc.compiler.families import BACKWARD
+from attnc.runtime.softplus import SoftplusKernels
 
 Blocks = tuple[int, ...]
 
@@ -33,12 +35,14 @@ class Trial:
 
     inputs: Inputs
     outer: tuple[Tensor, Tensor] | None
-    expected: Expected | ExpectedGradients
+    expected: Expected | ExpectedGradients | ExpectedSoftplus
 
 
 def prepare(skeleton: str, case: Case) -> Trial:
     """For kernels of this skeleton."""
     inputs = build(case)
+    if case.kernel.exponent is not None:
+        return Trial(inputs, None, expect_softplus(inputs, skeleton in BACKWARD))
     if skeleton not in BACKWARD:
         return Trial(inputs, None, expect(inputs))
     outer = outer_gradients(inputs)
@@ -56,9 +60,21 @@ def run(module: ModuleType, skeleton: str, trial: Trial, blocks: Blocks | None =
             with poisoned():
                 o, lse = module.attend(*trial.inputs.arguments, **options)
             return compare(trial.inputs, trial.expected, o, lse)
+        assert isinstance(trial.expected, ExpectedGradients), "softplus launches run whole"
         assert trial.outer is not None, "gradients of the results come with what is expected"
         flat = gradients(module, skeleton, trial.inputs, *trial.outer, options)
         verdicts = compare_gradients(trial.inputs, trial.expected, flat)
+    except Exception as error:
+        return Verdict(math.nan, math.nan, math.nan, f"{type(error).__name__}: {one_line(str(error))}")
+    return max(verdicts.values(), key=Verdict.rank)
+
+
+def run_softplus(launch: SoftplusKernels, skeleton: str, trial: Trial) -> Verdict:
+    """The verdict on one half of a softplus launch, the other half with it: none of them means something alone."""
+    assert isinstance(trial.expected, ExpectedSoftplus), "prepared for its kernel"
+    names = {BACKWARD[0]: ("q",), BACKWARD[1]: ("k", "v")}.get(skeleton, ("o",))
+    try:
+        verdicts = compare_softplus(launch, trial.inputs, trial.expected, names)
     except Exception as error:
         return Verdict(math.nan, math.nan, math.nan, f"{type(error).__name__}: {one_line(str(error))}")
     return max(verdicts.values(), key=Verdict.rank)

@@ -136,5 +136,5 @@ def _decisions(way: str, kernels: tuple[Kernel, ...], left: tuple[str, ...]) -> 
     if edited:
         said.append(f"not as they were built: {', '.join(edited)}")
     if left:
-        said.append(f"not compared, as their weights are softplus masses: {', '.join(left)}")
+        said.append(f"not compared: {', '.join(left)}")
     return tuple(said)

@@ -38,8 +38,9 @@ def main() -> None:
     job = from_json(Job, sys.stdin.read())
     torch.set_num_threads(1)
     sizes = IN_INTERPRETER if INTERPRETS else ON_GPU
-    found = [one for one in subjects(Path(job.folder), sizes.longest // 2) if not job.only or one.file in job.only]
-    say(answers, Message(machine=machine(job.device), kernels=tuple(described(Path(job.folder), one) for one in found)))
+    found = [one for one in subjects(Path(job.folder), sizes.longest // 2) if wanted(one, job)]
+    files = [(file, one) for one in found for file in (one.file, one.masses) if file is not None]
+    say(answers, Message(machine=machine(job.device), kernels=tuple(described(Path(job.folder), *pair) for pair in files)))
     for subject in found:
         for dtype in job.dtypes:
             for row in tried(subject, dtype, job, answers):
@@ -60,13 +61,18 @@ def machine(device: str) -> Machine:
     return Machine(device=name, way="interpreter" if INTERPRETS else "gpu", torch=torch.__version__, triton=triton.__version__)
 
 
-def described(folder: Path, subject: Subject) -> Kernel:
+def wanted(subject: Subject, job: Job) -> bool:
+    """Whether the job asks for a kernel, or for its other half."""
+    return not job.only or not {subject.file, subject.masses}.isdisjoint(job.only)
+
+
+def described(folder: Path, file: str, subject: Subject) -> Kernel:
     """A kernel file, beside what plan.json says of it."""
-    name = f"kernels/{subject.file}.py"
+    name = f"kernels/{file}.py"
     digest = kernels.digest((folder / name).read_text("utf-8"))
     known = json.loads((folder / "plan.json").read_text("utf-8"))["kernels"]
     return Kernel(
-        kernel=subject.file,
+        kernel=file,
         skeleton=subject.skeleton,
         launches=subject.launches,
         sha256=digest,
@@ -92,7 +98,11 @@ def judged(subject: Subject, key: tuple[str, str, str], several: tuple[Case, ...
     """One class of inputs; the first case that fails ends it."""
     worst, reason = Verdict(0.0, 0.0, 0.0), ""
     for case in several:
-        verdict = trial.run(subject.module, subject.skeleton, trial.prepare(subject.skeleton, case))
+        prepared = trial.prepare(subject.skeleton, case)
+        if subject.softplus is None:
+            verdict = trial.run(subject.module, subject.skeleton, prepared)
+        else:
+            verdict = trial.run_softplus(subject.softplus, subject.skeleton, prepared)
         worst = max(worst, verdict, key=Verdict.rank)
         if verdict.wrong:
             reason = f"{trial.words(case)}: {verdict.wrong}"

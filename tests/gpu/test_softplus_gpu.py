@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_cases import SOFTPLUS
-from softplus_cases import attend, check_softplus, launch, outer
+from softplus_cases import check_softplus, launch
 
 from attnc.codegen import kernels
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.emit import emit
 from attnc.codegen.verify.cases import FULL, Case, Union, build
+from attnc.codegen.verify.softplus import attend, outer
 from attnc.compiler import check_path, passes
 from attnc.compiler import graph as graphs
 from attnc.compiler.families import FAMILIES, Softmax

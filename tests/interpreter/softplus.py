@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from softplus_cases import attend, both, check_softplus, dense, launch, leaves_of, outer
+from softplus_cases import check_softplus, launch
 
 from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.verify.cases import FULL, Case, Union, build
 from attnc.codegen.verify.dense import counts
 from attnc.codegen.verify.gradients import rms
+from attnc.codegen.verify.softplus import attend, both, dense, leaves_of, outer
 from attnc.compiler.families import Softmax
 from attnc.runtime.keys import persistent_keys
 from attnc.runtime.softplus import SoftplusKernels, count_near

@@ -54,7 +54,7 @@ def tune(
         raise CommandError(Exit.ENVIRONMENT, "times of kernels cannot be measured without a GPU", help_line)
     report = _run(folder, where, chosen_dtypes(dtype, where), out, seconds, again, most)
     if report.left:
-        note(f"note: not tuned, as `attnc verify` does not compare them: {', '.join(report.left)}")
+        note(f"note: not tuned, as their weights are softplus masses: {', '.join(report.left)}")
     if json:
         print_json(report)
     else:
