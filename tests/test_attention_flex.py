@@ -281,6 +281,37 @@ def test_equal_numbers_and_lengths_share_a_mask_and_other_lengths_share_the_code
     assert flex_text.mask_code.cache_info().misses == 1
 
 
+def test_a_launch_is_compiled_for_its_first_length_and_once_for_all_others(monkeypatch):
+    """Traced as on a GPU, the mask, the cap and the sink's share in one graph; run as it was traced."""
+    graphs, original = [], torch.compile
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph
+
+    def compile_counted(code, fullgraph, backend=count):  # uncompiled, flex_attention names a backend of its own
+        return original(code, fullgraph=fullgraph, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", compile_counted)
+    monkeypatch.setattr(attention_flex, "complain", lambda *_: None)
+    attention_flex._attend.cache_clear()
+    groups = (HeadGroup(0, 0, near=(FULL,)), HeadGroup(1, 1, sink=64, near=(Near(back=130),)))
+    form, sink, compiled = Form.of(groups, True), torch.randn(4), []
+    for sizes in ([640], [700], [1000], [300, 500], [200, 1, 400], [77, 600]):
+        q, k, v = (x.float() for x in random_qkv(0, sum(sizes), 2, 2, 16, 16))
+        batch = packed(sizes)
+        with torch.no_grad():
+            found = flex_attention_lse(q, (batch.keys(k, v),), groups, form, batch, 0.2, 5.0, sink)
+            same = flex_attention_lse(q, (batch.keys(k, v),), groups, form, batch, 0.2, 5.0, sink, using=eager)
+        for one, other in zip(found, same, strict=True):
+            assert torch.equal(one, other)
+        compiled.append(len(graphs))
+    attention_flex._attend.cache_clear()
+    assert compiled[0] == 1
+    assert compiled[2] == compiled[1] <= 2
+    assert compiled[5] == compiled[4] <= 4
+
+
 def test_a_model_on_a_cpu_or_of_narrow_heads_is_told_so():
     groups = (HeadGroup(0, 0, near=(FULL,)),)
     q, k, v = random_qkv(0, 8, 1, 1, 4, 4)

@@ -120,6 +120,13 @@ def test_a_built_model_follows_a_split_plan(built):
     torch.testing.assert_close(found, model.use("torch")(TEXTS).logits, rtol=1e-12, atol=1e-12)
 
 
+def test_a_split_model_compiles_as_one_graph(built):
+    parts = (HeadPart(first=0, last=1, provider="torch"), HeadPart(first=2, last=3, provider="torch"))
+    model = attnc.load(built("split", parts))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(TEXTS).logits, model(TEXTS).logits)
+
+
 @pytest.mark.parametrize(
     ("provider", "reason"), [("flex", "flex_attention's kernels need a GPU"), ("fa4", "flash-attn-4 is not installed")]
 )
