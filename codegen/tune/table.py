@@ -14,7 +14,6 @@ from typing import Literal
 from filelock import FileLock
 from pydantic import ValidationError
 
-from attnc.codegen import kernels
 from attnc.codegen.problem import complaint
 from attnc.compiler.data import from_json, to_json
 from attnc.compiler.value import Value
@@ -113,6 +112,8 @@ def table_path(folder: Path, device: str, triton: str) -> Path:
 
 def identity(text: str) -> str:
     """What names a kernel whatever blocks it takes: the digest of its text without the rows of BLOCKS."""
+    from attnc.codegen import kernels  # which knows the layer graph; a schema does without networkx
+
     return kernels.digest(text, "none")
 
 
