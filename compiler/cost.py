@@ -48,7 +48,8 @@ class Launch(NamedTuple):
 
     `ratio`: query heads a KV head. `unsaid`: why the softmax family cannot say it. `cap`, `sink_logit`: whether logits are
     capped and each head has one more. `learned`: whether it has keys of its own. `ring`: whether decoding drops old ones.
-    `softplus`: whether masses are summed first, which reads the keys, and passes back through them, once more.
+    `softplus`: whether masses are summed first, which reads the keys, and passes back through them, once more. `latent`: the width
+    of what keys and values are expanded from in every call, 0 if they are kept.
     """
 
     ratio: int
@@ -61,6 +62,7 @@ class Launch(NamedTuple):
     learned: bool = False
     ring: bool = False
     softplus: bool = False
+    latent: int = 0
 
     @property
     def scored(self) -> bool:
@@ -156,9 +158,13 @@ def _work(
     heads = launch.kv_heads * launch.ratio
     passes = 3.5 if phase == "train" else 1.0
     again = key * twice  # a pass over the keys that needs no values
-    moved = heads * queries * (key + value + again) + read * (key + value + again)
+    cached = read / launch.kv_heads if launch.ring else load.length
+    latent = launch.latent * cached if phase == "decode" else 0.0  # elsewhere the new tokens' keys are made once, as all are
+    made = launch.kv_heads * cached * (key + value) if latent else 0.0
+    moved = latent + made
+    moved += heads * queries * (key + value + again) + read * (key + value + again)
     return Work(
-        flops=2 * load.batch * pairs * (key + value + again) * passes,
+        flops=2 * load.batch * (pairs * (key + value + again) * passes + made * launch.latent),
         exponentials=load.batch * pairs * (2 if phase == "train" else 1) * (1 + twice),
         bytes=load.batch * load.width * moved * (3 if phase == "train" else 1),
         launches=launches * (1 + twice),

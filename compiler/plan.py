@@ -87,6 +87,7 @@ def _launch(mix: Mix, cap: bool) -> Launch:
         learned=any(MIXERS[key.kind].own_keys(key) for key in keys),
         ring=any(kept.recent is not None for _, _, kept in kept_heads(mix)),
         softplus=isinstance(a.score, Softplus),
+        latent=a.kv_latent or 0,
     )
 
 

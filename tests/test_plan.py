@@ -136,6 +136,14 @@ def test_softplus_runs_on_generated_kernels_or_its_reference():
     assert all(softplus[phase] > softmax[phase] for phase in PHASES), "keys are read once more"
 
 
+def test_decoding_from_a_latent_costs_its_expansion():
+    rules = ("full", "full { kv_latent = 64, rope = none }", "window(64) { kv_latent = 64, rope = none }")
+    plans = [planned(check_text(HEAD.format(width=64) + f"layers {{ all: {rule} }}")) for rule in rules]
+    full, latent, near = ({choice.phase: choice.seconds for choice in plan.choices} for plan in plans)
+    assert near["decode"] < full["decode"] < latent["decode"]
+    assert (full["train"], full["prefill"]) == (latent["train"], latent["prefill"])
+
+
 def test_strict_refuses_references_and_says_where_and_why(tmp_path):
     build(check_text(WIDE), tmp_path / "wide", Options(strict=True))
     report = build(check_text(UNSAID), tmp_path / "unsaid", Options())
