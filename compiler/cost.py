@@ -48,8 +48,8 @@ class Launch(NamedTuple):
 
     `ratio`: query heads a KV head. `unsaid`: why the softmax family cannot say it. `cap`, `sink_logit`: whether logits are
     capped and each head has one more. `learned`: whether it has keys of its own. `ring`: whether decoding drops old ones.
-    `softplus`: whether masses are summed first, which reads the keys, and passes back through them, once more. `latent`: the width
-    of what keys and values are expanded from in every call, 0 if they are kept.
+    `softplus`: whether masses are summed first, which reads the keys, and passes back through them, once more. `latent`: the
+    width of what keys and values are expanded from in every call, 0 if they are kept.
     """
 
     ratio: int
