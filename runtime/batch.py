@@ -5,10 +5,10 @@ Legend: T new tokens of S sequences; B rows of N places given by the caller; W m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from .sizes import DECODE_TOKENS, alike, largest
 
 if TYPE_CHECKING:
     from .cache import Cache
+
+Made = TypeVar("Made")
 
 PHASES = ("train", "prefill", "decode")
 
@@ -50,6 +52,18 @@ class Batch:
     shape: tuple[int, int]
     places: Tensor | None = None
     rows: tuple[int, ...] | None = None
+    made: dict[tuple[object, ...], Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once a call: layers that are alike ask for the same. (A compiler sees that by itself, and
+        compiled layers may be checkpointed apart, so then nothing is kept.)
+        """
+        if torch.compiler.is_compiling():
+            return make()
+        if key not in self.made:
+            self.made[key] = make()
+        found: Made = self.made[key]
+        return found
 
     @property
     def sequences(self) -> int:
@@ -128,7 +142,22 @@ class Batch:
 
     def keys(self, k: Tensor, v: Tensor) -> KeyPart:
         """The new keys k [T, G, D] and values v [T, G, E] as a key part."""
-        return packed_keys(k, v, self.offsets, self.sizes, self.past, self.pasts)
+        return self.once(("keys", *k.shape[1:], *v.shape[1:]), lambda: self._keys(k, v)).holding(k.reshape(-1), v.reshape(-1))
+
+    def _keys(self, k: Tensor, v: Tensor) -> KeyPart:
+        none = k.new_empty(0)
+        return packed_keys(k, v, self.offsets, self.sizes, self.past, self.pasts).holding(none, none)
+
+    def stored(self, written: bool) -> Tensor:
+        """[S] int32, how many tokens of each sequence a cache holds, with this call's or without."""
+        past, offsets = self.past, self.offsets
+        return self.once(
+            ("stored", written), lambda: (past + (offsets[1:] - offsets[:-1]) if written else past).to(torch.int32)
+        )
+
+    def zeros(self) -> Tensor:
+        """[S] int32."""
+        return self.once(("zeros",), lambda: torch.zeros_like(self.past, dtype=torch.int32))
 
     def select(self, keep: Sequence[bool]) -> tuple[Batch, Tensor]:
         """The sequences for which `keep` holds, and the index [T'] of their tokens among this batch's; both without waiting.

@@ -95,6 +95,10 @@ class KeyPart:
     bases: tuple[int, ...]
     places: tuple[int, ...]
 
+    def holding(self, k: Tensor, v: Tensor) -> KeyPart:
+        """The same layout of other storages."""
+        return replace(self, k=k, v=v)
+
     def select(self, sequences: Sequence[int]) -> KeyPart:
         """The same storage for some of its sequences only, in the order given."""
         index = torch.tensor(sequences, dtype=torch.int64, device=self.k_begin.device)

@@ -102,9 +102,11 @@ class LayerCache:
         }
         self.bands = self._layout()
         heads = sum(band.heads for band in self._bands)
-        self._begin = torch.tensor(self._slot_zero(), dtype=torch.int64, device=device).view(rows, heads)
+        begin = torch.tensor(self._slot_zero(), dtype=torch.int64, device=device).view(rows, heads)
+        self._k_begin, self._v_begin = begin * self.k_width, begin * plan.value_width
         per_head = [(band.pinned, band.ring) for band in self._bands for _ in range(band.heads)]
-        self._numbers = torch.tensor(per_head, dtype=torch.int32, device=device).view(heads, 2)
+        numbers = torch.tensor(per_head, dtype=torch.int32, device=device).view(heads, 2)
+        self._pinned, self._ring = numbers[:, 0].contiguous(), numbers[:, 1].contiguous()
 
     def _layout(self) -> tuple[Band, ...]:
         bands, start = [], 0
@@ -134,16 +136,24 @@ class LayerCache:
         Of a call longer than a ring only the tokens that stay are written.
         """
         assert not (torch.is_grad_enabled() and v.requires_grad), "a model with a cache runs without gradients"
-        rows = batch.sequence if batch.rows is None else self._chosen(batch)[batch.sequence]
         for band, layout in zip(self._bands, self.bands, strict=True):
-            spots = _staying(batch, band)
-            positions, places = (batch.positions, rows) if spots is None else (batch.positions[spots], rows[spots])
-            wrapped = band.pinned + torch.remainder(positions - band.pinned, band.ring)
-            slots = torch.where(positions < band.pinned, positions, wrapped)
+            spots, places, slots = self._targets(batch, band)
             pairs = ((self.k, k, layout.k), (self.v, v, layout.v)) if self.owns_keys else ((self.v, v, layout.v),)
             for flat, new, steps in pairs:
                 chosen = new[:, band.first : band.last + 1] if spots is None else new[spots, band.first : band.last + 1]
                 self._view(flat, band, steps)[:, places, slots] = chosen.transpose(0, 1).to(flat.dtype)
+
+    def _targets(self, batch: Batch, band: _Ring) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Which tokens of the batch a band keeps (None: all), and the row and slot of each."""
+
+        def make() -> tuple[Tensor | None, Tensor, Tensor]:
+            rows = batch.sequence if batch.rows is None else self._chosen(batch)[batch.sequence]
+            spots = _staying(batch, band)
+            positions, places = (batch.positions, rows) if spots is None else (batch.positions[spots], rows[spots])
+            wrapped = band.pinned + torch.remainder(positions - band.pinned, band.ring)
+            return spots, places, torch.where(positions < band.pinned, positions, wrapped)
+
+        return batch.once(("slots", band.pinned, band.ring), make)
 
     def write_after(self, k: Tensor, v: Tensor, batch: Batch) -> None:
         """As `write`, for a call whose past has been read: at once, or at the call's end where later layers read these keys."""
@@ -162,19 +172,20 @@ class LayerCache:
         """The stored keys as a key part: up to the batch's past, or with its own tokens if they are `written` already."""
         sizes = batch.sizes if written else (0,) * batch.sequences
         counts = tuple(past + size for past, size in zip(batch.pasts, sizes, strict=True))
-        stored = batch.past + (batch.offsets[1:] - batch.offsets[:-1]) if written else batch.past
-        begin = self._begin if batch.rows is None else self._begin[self._chosen(batch)]
+        k_begin, v_begin = self._k_begin, self._v_begin
+        if batch.rows is not None:
+            k_begin, v_begin = k_begin[self._chosen(batch)], v_begin[self._chosen(batch)]
         return KeyPart(
             k=self.k,
             v=self.v,
-            k_begin=begin * self.k_width,
-            v_begin=begin * self.plan.value_width,
+            k_begin=k_begin,
+            v_begin=v_begin,
             k_stride=self.k_width,
             v_stride=self.plan.value_width,
-            stored=stored.to(torch.int32),
-            base=torch.zeros_like(stored, dtype=torch.int32),
-            pinned=self._numbers[:, 0].contiguous(),
-            ring=self._numbers[:, 1].contiguous(),
+            stored=batch.stored(written),
+            base=batch.zeros(),
+            pinned=self._pinned,
+            ring=self._ring,
             max_stored=largest(counts),
             k_width=self.k_width,
             v_width=self.plan.value_width,
@@ -225,7 +236,7 @@ class LayerCache:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _chosen(self, batch: Batch) -> Tensor:
-        return torch.tensor(batch.rows, dtype=torch.int64, device=self.v.device)
+        return batch.once(("rows",), lambda: torch.tensor(batch.rows, dtype=torch.int64, device=self.v.device))
 
     def _view(self, flat: Tensor, band: _Ring, steps: Steps) -> Tensor:
         """[heads, S, slots, width]"""
