@@ -6,6 +6,7 @@ test_kernels_interpreter.py runs this file.
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +172,32 @@ def test_integers_are_exact() -> None:
     want, _ = reference(inputs)
     assert torch.equal(o[7::8].double(), (want[7::8] * 8).round() / 8)
     assert lse[7::8].unique().numel() == 1
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
+def test_not_a_number_is_no_empty_row_and_stays_in_its_sequence() -> None:
+    for decodes in (False, True):
+        form = Softmax(1, head_width=16, value_width=16)
+        case = Case(form, (WINDOW, ALL), (6, 5) if decodes else (20, 18), (40, 3) if decodes else (0, 0), cache=decodes)
+        module = kernel("softmax_decode" if decodes else "softmax_prefill", form)
+        inputs = build(case)
+        want = module.attend(*inputs.arguments)
+        q = inputs.q.clone()
+        q[2, 1, 5] = math.nan
+        o, lse = module.attend(*replace(inputs, q=q).arguments)
+        assert torch.isnan(o[2, 1]).all()
+        assert torch.isnan(lse[2, 1])
+        others = torch.ones(lse.shape, dtype=torch.bool)
+        others[2, 1] = False
+        assert torch.equal(o[others], want[0][others])
+        keys = [key.clone() for key in inputs.keys]
+        keys[0][-1, 0, 3] = math.nan
+        o, lse = module.attend(*build(case, given=(keys, inputs.values)).arguments)
+        last = case.sizes[0] - 1
+        assert torch.isnan(o[last, 0]).all()
+        assert torch.isnan(lse[last, 0])
+        assert torch.equal(o[case.sizes[0] :], want[0][case.sizes[0] :])
+        assert torch.equal(o[:, 1], want[0][:, 1])
 
 
 def test_a_cache_and_new_keys_join_by_their_sums() -> None:
