@@ -270,7 +270,7 @@ def test_show_gives_every_layer_its_kernel_price_cache_and_refusals(attnc_run):
     _, out, _ = attnc_run("show", GEMMA, "--device", "h100")
     assert "growing, 8192 B a token" in out
     assert "ring of 1039" in out
-    assert "train    torch       1.8 ms (flash), triton 3.59 ms, reference 192 ms" in out
+    assert "train    triton      1.8 ms, torch 1.8 ms (flash), reference 192 ms" in out
     _, on_cpu, _ = attnc_run("show", GEMMA, "--device", "cpu")
     assert "triton no: generated kernels need a GPU" in on_cpu
     _, out, _ = attnc_run("show", GEMMA, "--device", "h100", "--json")

@@ -40,7 +40,7 @@ Spot = tuple[int, int]
 def shipped() -> dict[Softmax, str]:
     """The kernels that the shipped specs' layers run on, at their full widths, each by the first spec that has it."""
     found: dict[Softmax, str] = {}
-    for name in STATIC:
+    for name in (*STATIC, "infiniretri"):  # its driver is not built, its layers are
         spec = check_path(TOP / "specs" / f"{name}.attn")
         for _, node in passes.run(graphs.build(spec)).network.nodes(data="node"):
             kernel = kernels.family(node, spec.model) if isinstance(node, graphs.Mix) else None
