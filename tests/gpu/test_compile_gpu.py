@@ -31,6 +31,9 @@ layers { 0: window(40), 1: heads { 0: sink(4) | window(20), 1: stride(8) } }
 """
 
 
+FEW = 64
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("built") / "small"
@@ -48,6 +51,14 @@ def trained(model: torch.nn.Module, call: object, tokens: torch.Tensor) -> list[
     return [logits.detach(), *torch.autograd.grad(logits.float().square().mean(), list(model.parameters()))]
 
 
+def pooled(*found: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+    """The same tensors side by side; those of a few numbers, whose errors are chance, as one, each over its size in the last."""
+    sizes = [rms(right.double()) for right in found[-1]]
+    few = [index for index, right in enumerate(found[-1]) if right.numel() < FEW]
+    small = tuple(torch.cat([one[index].double().flatten() / sizes[index] for index in few]) for one in found)
+    return [small, *(pair for index, pair in enumerate(zip(*found, strict=True)) if index not in few)]
+
+
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -63,7 +74,7 @@ def test_a_compiled_model_trains_as_the_plain_one(dtype: torch.dtype, folder: Pa
     for length in (200, 333, 9):
         want, own = trained(exact, exact, texts(length)), trained(model, model, texts(length))
         assert same(own, trained(model, plain, texts(length)))
-        for got, mine, right in zip(trained(model, fused, texts(length)), own, want, strict=True):
+        for got, mine, right in pooled(trained(model, fused, texts(length)), own, want):
             assert rms(got - right) <= 1.5 * max(rms(mine - right), rms(right.to(dtype) - right)), length
 
 
