@@ -52,7 +52,7 @@ def trained(model: torch.nn.Module, call: object, tokens: torch.Tensor) -> list[
 
 
 def pooled(*found: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-    """The same tensors side by side; those of a few numbers, whose errors are chance, as one, each over its size in the last."""
+    """The same tensors side by side; those of few numbers, whose errors are chance, as one, each over its size in the last."""
     sizes = [rms(right.double()) for right in found[-1]]
     few = [index for index, right in enumerate(found[-1]) if right.numel() < FEW]
     small = tuple(torch.cat([one[index].double().flatten() / sizes[index] for index in few]) for one in found)
