@@ -32,7 +32,9 @@ class What(StrEnum):
 
 
 def tune(
-    what: Annotated[What, typer.Argument(help="kernels: the blocks that they cut texts into, warps and pipeline stages.")],
+    what: Annotated[
+        What, typer.Argument(metavar="kernels", help="kernels: the blocks that they cut texts into, warps and pipeline stages.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that attnc build wrote.", show_default=False)],
     device: Annotated[str | None, typer.Option(help="cuda or cuda:1.", show_default=False)] = None,
     dtype: Annotated[str, typer.Option(metavar="T,T", help="bfloat16 or float16 counts for both; float32.")] = "bfloat16",
