@@ -12,22 +12,29 @@ import pytest
 
 pytestmark = pytest.mark.triton
 HERE = Path(__file__).parent
-TESTS = [
-    f"{file.name}::{node.name}"
-    for file in sorted((HERE / "interpreter").glob("*.py"))
-    for node in ast.parse(file.read_text(encoding="utf-8")).body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-]
+TOGETHER = 6
+"""Tests that one process runs: to begin with torch and triton takes it as long as a small test."""
 
 
-@pytest.mark.parametrize("test", TESTS)
-def test_in_the_interpreter(test: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", f"tests/interpreter/{test}"]
+def groups() -> list[list[str]]:
+    """The tests of tests/interpreter, a few of a file at a time."""
+    found = []
+    for file in sorted((HERE / "interpreter").glob("*.py")):
+        nodes = ast.parse(file.read_text(encoding="utf-8")).body
+        names = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+        found += [[f"{file.name}::{name}" for name in names[n : n + TOGETHER]] for n in range(0, len(names), TOGETHER)]
+    return found
+
+
+@pytest.mark.parametrize("tests", groups(), ids=" ".join)
+def test_in_the_interpreter(tests: list[str]) -> None:
+    places = [f"tests/interpreter/{test}" for test in tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--durations=3", *places]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert "1 passed" in run.stdout, run.stdout[-2000:]
+    assert f"{len(tests)} passed" in run.stdout, run.stdout[-2000:]
 
 
 def test_there_are_tests_to_run() -> None:
-    assert len(TESTS) >= 8
+    assert sum(map(len, groups())) >= 40

@@ -17,7 +17,7 @@ CAP = True
 EXPONENT = 2.5  # of re-weighted softplus masses; 0.0: their sum alone; None: a softmax
 BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, warps, pipeline stages
     ("sm_80", 2): (32, 32, 8, 2),
-    ("sm_90", 2): (32, 64, 4, 2),
+    ("sm_90", 2): (64, 32, 8, 2),
     ("sm_100", 2): (32, 32, 8, 2),
     ("gfx942", 2): (32, 32, 4, 1),
     ("sm_80", 4): (16, 16, 8, 1),
