@@ -1,7 +1,8 @@
 """How large the blocks are: one row for each class of head width, architecture and element size, as data.
 
 Chosen so that no kernel spills registers at widths 64 and 128 (but for a few bytes of the fp32 forward kernel on sm_90) and
-none takes more shared memory than there is: the tests compile them, and a tuner may pass other blocks to `attend`. "any" is for Triton's interpreter.
+none takes more shared memory than there is: the tests compile them, and a tuner may pass other blocks to `attend`. "any" is for
+Triton's interpreter.
 """
 
 from __future__ import annotations
