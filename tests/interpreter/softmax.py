@@ -123,13 +123,13 @@ def decodes(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=20)
+@settings(max_examples=14)
 @given(prefills(), st.sampled_from([(16, 16), (32, 16), (16, 32)]))
 def test_any_prefill_is_dense_attention(case: Case, blocks: tuple[int, int]) -> None:
     right(case, blocks=(*blocks, 4, 1))
 
 
-@settings(max_examples=20)
+@settings(max_examples=14)
 @given(decodes(), st.integers(1, 5))
 def test_any_decode_is_dense_attention(case: Case, splits: int) -> None:
     right(case, splits=splits)

@@ -23,11 +23,11 @@ from .runtime.stateful import Weight, run_stateful
 # How each launch runs, by kind of device and phase; plan.json has the prices, the runners-up and the refusals.
 PROVIDERS = {
     "cuda": {
-        "FullAttention": {"train": "torch", "prefill": "triton", "decode": "triton"},
-        "FullAttention2": {"train": "torch", "prefill": "triton", "decode": "triton"},
-        "WindowAttention": {"train": "torch", "prefill": "triton", "decode": "triton"},
-        "FullAttention3": {"train": "torch", "prefill": "triton", "decode": "triton"},
-        "WindowAttention2": {"train": "torch", "prefill": "triton", "decode": "triton"},
+        "FullAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
+        "FullAttention2": {"train": "triton", "prefill": "triton", "decode": "triton"},
+        "WindowAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
+        "FullAttention3": {"train": "triton", "prefill": "triton", "decode": "triton"},
+        "WindowAttention2": {"train": "triton", "prefill": "triton", "decode": "triton"},
     },
     "cpu": {
         "FullAttention": {"train": "torch", "prefill": "torch", "decode": "torch"},

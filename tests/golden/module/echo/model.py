@@ -22,8 +22,8 @@ from .runtime.rotary import Rope, rotate_by
 # How each launch runs, by kind of device and phase; plan.json has the prices, the runners-up and the refusals.
 PROVIDERS = {
     "cuda": {
-        "FullAttention": {"train": "torch", "prefill": "triton", "decode": "triton"},
-        "FullAttention2": {"train": "torch", "prefill": "triton", "decode": "triton"},
+        "FullAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
+        "FullAttention2": {"train": "triton", "prefill": "triton", "decode": "triton"},
     },
     "cpu": {
         "FullAttention": {"train": "torch", "prefill": "torch", "decode": "torch"},
