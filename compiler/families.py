@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from attnc.compiler.intervals import Intervals
@@ -93,6 +93,40 @@ class Softmax:
     def far(self) -> int:
         """How many parts reach back without end but with gaps."""
         return self.strides + self.powers
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """One kernel of the family of matrix states. For every token of a head, with a state S [K, V] in fp32, in this order:
+
+        S <- exp(decay) S                                    decay <= 0, a logarithm: by row of S where it is a vector
+        S <- S + k (write * v - S^T (erase * k))^T           the delta rule; `add`: S <- S + k v^T
+        o  = scale S^T q                                     `normalize`: S^T q / (z . q), z the same sum of keys alone
+
+    Fixed here is what changes the code; lengths, batch sizes, numbers of heads and decays are numbers of the launch.
+
+    decay           none; `head`: a number for each head; `scalar`, `vector`: of the token, one a head or one for each of K
+    update          `add` or `delta`
+    erase, write    delta: strengths of the token, one a head or one for each of K (erase) and V (write)
+    normalize       add: whether the output is divided by the sum of its weights
+    key_width, value_width  K and V, 1..1024; kernels take up to 256
+    """
+
+    decay: Literal["none", "head", "scalar", "vector"] = "none"
+    update: Literal["add", "delta"] = "add"
+    erase: Literal["scalar", "vector"] = "scalar"
+    write: Literal["scalar", "vector"] = "scalar"
+    normalize: bool = False
+    key_width: int = 64
+    value_width: int = 64
+
+    def __post_init__(self) -> None:
+        assert self.decay in ("none", "head", "scalar", "vector"), self
+        assert self.update in ("add", "delta"), self
+        assert {self.erase, self.write} <= {"scalar", "vector"}, self
+        assert type(self.normalize) is bool, self
+        assert not (self.normalize and self.update == "delta"), "the delta rule has no sum to divide by"
+        assert all(type(width) is int and 1 <= width <= 1024 for width in (self.key_width, self.value_width)), self
 
 
 BACKWARD = ("softmax_backward_queries", "softmax_backward_keys")
