@@ -32,6 +32,7 @@ ROOMS = {
         {"attnc", "attnc.dsl", "attnc.compiler", "attnc.codegen", "attnc.runtime", "attnc.bench"},
         {"pydantic", "torch", "triton", "matplotlib", "platformdirs"},
     ),
+    "tasks": ("src/attnc/tasks", {"attnc.dsl", "attnc.tasks"}, {"torch"}),
     "cli": (
         "src/attnc/cli",
         {
@@ -42,6 +43,7 @@ ROOMS = {
             "attnc.lsp",
             "attnc.checkpoint",
             "attnc.bench",
+            "attnc.tasks",
             "attnc.cli",
             "attnc.runtime.codes",
         },

@@ -72,8 +72,8 @@ def complain_of(error: Exception, form: Format) -> int:
         )
         return Exit.ENVIRONMENT
     code = str(getattr(error, "code", ""))
-    if re.fullmatch(r"A5\d\d", code):  # a built folder's own errors, whose classes lie in the folder
-        complain(str(error), "build with --weights DIR or --init SEED" if code == "A541" else None)
+    if re.fullmatch(r"A5\d\d", code):  # a task's, or a built folder's own, whose classes lie in the folder
+        complain(str(error), "build with --weights DIR or --init SEED" if code == "A541" else getattr(error, "help", None))
         return exit_code([code])
     if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
         where = f": {error.filename}" if error.filename else ""
