@@ -12,6 +12,7 @@ from attnc.compiler.intervals import UNBOUNDED, Intervals, Near
 from attnc.compiler.kept import join, kept_heads
 from attnc.compiler.mixer import Kind
 from attnc.compiler.spec import Model
+from attnc.compiler.streams import channels, of_softmax
 from attnc.compiler.value import Share, Tokens
 
 LONGEST = 110
@@ -98,11 +99,8 @@ def plan_text(mix: Mix, project: Project, at: int) -> str:
 
 def _conv_states(project: Project) -> str:
     a = project.attributes
-    widths = {"q": a.heads * a.head_dim, "k": a.kv_heads * a.head_dim} if project.qk_layer is None else {}
-    if a.share_qk:
-        widths.pop("k", None)
-    widths["v"] = a.kv_heads * a.value_dim
     assert a.short_conv is not None, "asked only where there is a convolution"
+    widths = channels(of_softmax(a, own_qk=project.qk_layer is None))
     texts = [f'State("{name}_conv", ({a.short_conv - 1}, {width}))' for name, width in widths.items()]
     return f"states=({', '.join(texts)},)"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import jinja2
 
-from attnc.codegen import composing, projecting
+from attnc.codegen import applying, attending, composing, routing
 from attnc.codegen.launching import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
@@ -50,7 +50,7 @@ class _Classes:
     known: dict[tuple[int, bool], Part] = field(default_factory=dict)
 
     def of_layer(self, layer: Layer) -> Part:
-        handed = projecting.hands_on(self.graph, layer.index)
+        handed = attending.hands_on(self.graph, layer.index)
         key = (id(layer.mixer), handed)  # layers of one rule hold the same mixer
         if key not in self.known:
             self.known[key] = self.write(layer.mixer, layer.index, "")
@@ -63,15 +63,15 @@ class _Classes:
                 inner = [self.write(p, layer, f"{scope}.{n}" if scope else n) for n, p in zip(names, parts, strict=True)]
                 part = composing.combine(mixer, inner, self.names, self.spec.model)
             case Mixing():
-                part = projecting.apply(self.graph, layer, scope, self.names, self.spec.model)
+                part = applying.apply(self.graph, layer, scope, self.names, self.spec.model)
                 if not scope:  # its weights lie below its own name, `mixer.conv`, as they do beside others
                     self.parts.append(part)
                     alone = Sum(names=(mixer.kind.kind,), parts=(mixer,))
                     part = composing.combine(alone, [part], self.names, self.spec.model)
             case Route():
-                part = projecting.routed(self.graph, layer, scope, self.names, self.spec.model, self.visible)
+                part = routing.routed(self.graph, layer, scope, self.names, self.spec.model, self.visible)
             case _:
-                part = projecting.attention(self.graph, layer, scope, self.names, self.spec.model, self.visible)
+                part = attending.attention(self.graph, layer, scope, self.names, self.spec.model, self.visible)
         self.parts.append(part)
         return part
 
@@ -87,7 +87,7 @@ def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, ve
     slot = 0
     for layer in spec.layers:
         part = classes.of_layer(layer)
-        source = projecting.source_layer(graph, layer.index)
+        source = attending.source_layer(graph, layer.index)
         table.append((layer.index, part, slot, "" if source is None else f", {slots[source]}"))
         slots.append(slot)
         slot += part.slots

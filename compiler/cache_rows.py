@@ -12,6 +12,7 @@ from attnc.compiler.mixer import Growing, Kept, Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.part_names import part_names
 from attnc.compiler.spec import Change, Context, Heads, Layer, Mixing, Model, Route
+from attnc.compiler.streams import channels, of_softmax
 from attnc.compiler.value import Share, Tokens
 from attnc.compiler.walk import Part, every, first_leaf, kinds, leaves, parts
 
@@ -218,12 +219,7 @@ class _Rows:
 def conv_shapes(attributes: Attributes) -> dict[str, tuple[int, ...]]:
     """The last inputs of the convolutions on q, k and v of a softmax."""
     assert attributes.short_conv is not None, "asked only where there is a convolution"
-    widths = {"q": attributes.heads * attributes.head_dim, "k": attributes.kv_heads * attributes.head_dim}
-    if attributes.qk_from:
-        widths = {}
-    elif attributes.share_qk:
-        del widths["k"]
-    widths["v"] = attributes.kv_heads * attributes.value_dim
+    widths = channels(of_softmax(attributes, own_qk=attributes.qk_from is None))
     return {f"{key}_conv": (attributes.short_conv - 1, width) for key, width in widths.items()}
 
 

@@ -13,6 +13,7 @@ from attnc.compiler.graph import Apply, Combine, Graph, Mix, Node, Project, Rout
 from attnc.compiler.mixer import Weight
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.spec import Model, Spec
+from attnc.compiler.streams import Streams, channels, of_softmax
 
 
 def parameters(spec: Spec, graph: Graph) -> tuple[Weight, ...]:
@@ -116,19 +117,20 @@ def _borrowed(node: Node) -> list[str]:
 
 def projections(node: Project, model: Model) -> list[Weight]:
     """q, k, v and o with what stands between them."""
-    a, bias = node.attributes, model.bias in ("qkv", "all")
+    a = node.attributes
     if a.kv_latent is not None:
         return latent(a, model)
-    found: list[Weight] = []
-    if node.qk_layer is None:
-        names = {"q_proj": a.heads} | ({} if a.share_qk else {"k_proj": a.kv_heads})
-        start = (0.0, 0.02) if a.init_qk is None else (float(a.init_qk.mean), float(a.init_qk.std))
-        found += [
-            w for name, heads in names.items() for w in linear(name, model.dim, heads * a.head_dim, bias=bias, start=start)
-        ]
-    found += linear("v_proj", model.dim, a.kv_heads * a.value_dim, bias=bias)
-    found += linear("o_proj", a.heads * a.value_dim, model.dim, bias=model.bias == "all")
-    return [*found, *between(a, model, own_qk=node.qk_layer is None)]
+    streams = of_softmax(a, own_qk=node.qk_layer is None)
+    return [*into(streams, a, model), *between(streams, a, model), *_sink(a), *_scale(a, model)]
+
+
+def into(streams: Streams, a: Attributes, model: Model) -> list[Weight]:
+    """The projections of x, and o."""
+    bias, found = model.bias in ("qkv", "all"), []
+    own = (0.0, 0.02) if a.init_qk is None else (float(a.init_qk.mean), float(a.init_qk.std))
+    for name, size in channels(streams).items():
+        found += linear(f"{name}_proj", model.dim, size, bias=bias, start=(0.0, 0.02) if name == "v" else own)
+    return [*found, *linear("o_proj", a.heads * a.value_dim, model.dim, bias=model.bias == "all")]
 
 
 def latent(a: Attributes, model: Model) -> list[Weight]:
@@ -143,31 +145,33 @@ def latent(a: Attributes, model: Model) -> list[Weight]:
         Weight(name="kv_a_layernorm.weight", shape=(a.kv_latent,), start=_one(model)),
         *linear("kv_b_proj", a.kv_latent, a.kv_heads * (a.head_dim + a.value_dim), bias=False),
         *linear("o_proj", a.heads * a.value_dim, model.dim, bias=out_bias),
-        *between(a, model, own_qk=True),
+        *between({}, a, model),
+        *_sink(a),
+        *_scale(a, model),
     ]
 
 
-def between(a: Attributes, model: Model, *, own_qk: bool) -> list[Weight]:
-    """Short convolutions, norms of q and k, output norm and gate, output scale."""
+def between(streams: Streams, a: Attributes, model: Model) -> list[Weight]:
+    """Short convolutions, norms of q and k, output norm and gate."""
     found: list[Weight] = []
     if a.short_conv is not None:
-        widths = {"q": a.heads * a.head_dim, "k": a.kv_heads * a.head_dim} if own_qk else {}
-        if a.share_qk:
-            widths.pop("k", None)
-        widths["v"] = a.kv_heads * a.value_dim
-        found += [Weight(name=f"{name}_conv.weight", shape=(width, a.short_conv)) for name, width in widths.items()]
-    if a.qk_norm == "rms" and own_qk:
-        names = ("q_norm",) if a.share_qk else ("q_norm", "k_norm")
-        found += [Weight(name=f"{name}.weight", shape=(a.head_dim,), start=_one(model)) for name in names]
+        found += [Weight(name=f"{name}_conv.weight", shape=(size, a.short_conv)) for name, size in channels(streams).items()]
+    if a.qk_norm == "rms":
+        normed = (name for name in streams if name != "v")
+        found += [Weight(name=f"{name}_norm.weight", shape=(a.head_dim,), start=_one(model)) for name in normed]
     if a.output_norm is not None:
         found.append(Weight(name="output_norm.weight", shape=(a.value_dim,), start=1.0))
     if a.output_gate is not None:
         found += linear("output_gate", model.dim, a.heads * a.value_dim, bias=False)
-    if a.sink_logit is not None:
-        found.append(Weight(name="sink_logit", shape=(a.heads,), start=0.0))
-    if isinstance(a.scale, LearnedScale):
-        found.append(Weight(name="scale", shape=(model.dim,), start=float(a.scale.init)))
     return found
+
+
+def _sink(a: Attributes) -> list[Weight]:
+    return [] if a.sink_logit is None else [Weight(name="sink_logit", shape=(a.heads,), start=0.0)]
+
+
+def _scale(a: Attributes, model: Model) -> list[Weight]:
+    return [Weight(name="scale", shape=(model.dim,), start=float(a.scale.init))] if isinstance(a.scale, LearnedScale) else []
 
 
 def of_mix(node: Mix, model: Model) -> list[Weight]:

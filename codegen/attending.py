@@ -1,0 +1,187 @@
+"""The class of one set of projections with its launches over keys: x -> q, k, v -> softmaxes -> o."""
+
+from __future__ import annotations
+
+from attnc.codegen import latent, projecting
+from attnc.codegen.launching import Masks, launch, plan_text, rope_text
+from attnc.codegen.parts import Launch, Names, Part, merged
+from attnc.compiler.attributes import Attributes, LogPosition
+from attnc.compiler.graph import Graph, Mix, Project
+from attnc.compiler.kept import chunk_size
+from attnc.compiler.mixers import MIXERS
+from attnc.compiler.parameters import of_mix, place
+from attnc.compiler.spec import Model
+from attnc.compiler.streams import of_softmax
+
+
+def hands_on(graph: Graph, layer: int) -> bool:
+    """Whether a later layer takes over this layer's q and k."""
+    return any(
+        data["carries"] == "qk" for name, _ in graph.nodes(layer) for _, _, data in graph.network.out_edges(name, data=True)
+    )
+
+
+def source_layer(graph: Graph, layer: int) -> int | None:
+    """The earlier layer whose q and k this one takes over."""
+    found = (node.qk_layer for _, node in graph.nodes(layer) if isinstance(node, Project))
+    return next((source for source in found if source is not None), None)
+
+
+def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, visible: Masks) -> Part:
+    """The class of a scope's Project node with all Mix nodes that read it."""
+    project = next(node for _, node in graph.nodes(layer) if isinstance(node, Project) and node.scope == scope)
+    mixes = [(name, node) for name, node in graph.nodes(layer) if isinstance(node, Mix) and node.scope == scope]
+    covered = sorted(group for _, mix in mixes for group in range(mix.first, mix.last + 1))
+    assert covered == list(range(project.attributes.kv_heads)), f"the launches of layer {layer} cover each KV group once"
+    kinds = [key.kind for _, mix in mixes for variant in mix.variants for group in variant.groups for key in group.keys]
+    class_name = names.new(kinds, "Attention")
+    many = len(mixes) > 1
+    launches = tuple(
+        launch(mix, f"{class_name}.{at}" if many else class_name, model, visible) for at, (_, mix) in enumerate(mixes)
+    )
+    a = project.attributes
+    attend = [*project_lines(project, handed=hands_on(graph, layer)), *_launches(mixes, a)]
+    if a.kv_latent is not None:
+        assert not many, "one launch reads a latent for all heads"
+        attend = latent.body(a)
+    body = [*attend, *projecting.output(a)]
+    origins = dict.fromkeys(str(group.origin) for _, mix in mixes for variant in mix.variants for group in variant.groups)
+    plans = tuple(plan_text(mix, project, at) for at, (_, mix) in enumerate(mixes))
+    return Part(
+        name=class_name,
+        place=place(project).split(".")[0],
+        template="attention.py.j2",
+        summary=projecting.summary(a),
+        origins=tuple(origins),
+        modules=(*modules(project, model), *_ropes(mixes), *_learned([mix for _, mix in mixes], model)),
+        body=tuple(body),
+        plans=plans,
+        slots=len(mixes),
+        mixes=launches,
+        launches={one.name: name for one, (name, _) in zip(launches, mixes, strict=True)},
+        needs=_needs(project, a, [mix for _, mix in mixes], launches),
+        source=project.qk_layer is not None,
+    )
+
+
+def modules(project: Project, model: Model) -> list[str]:
+    """Lines of __init__: the projections, and what stands between them and the output."""
+    a = project.attributes
+    streams = of_softmax(a, own_qk=project.qk_layer is None)
+    first = projecting.projections(streams, a, model) if a.kv_latent is None else latent.modules(a, model)
+    sink = [] if a.sink_logit is None else [f"self.sink_logit = nn.Parameter(torch.zeros({a.heads}))"]
+    return [*first, *projecting.after(a, model), *sink, *projecting.out_scale(a, model)]
+
+
+def project_lines(project: Project, handed: bool) -> list[str]:
+    """Lines of forward: from x to q [T, H, D], k [T, G, D], v [T, G, E], before positions.
+
+    `handed`: a later layer takes q and k over.
+    """
+    a, own = project.attributes, project.qk_layer is None
+    lines = projecting.project(of_softmax(a, own_qk=own), a)
+    if own and a.share_qk:
+        lines.append("k = q")
+    if not own:
+        lines.append('q, k = call.handed["q"], call.handed["k"]  # of the nearest earlier layer with its own')
+    elif handed:
+        lines.append('call.handed["q"], call.handed["k"] = q, k')
+    return lines
+
+
+def _learned(mixes: list[Mix], model: Model) -> list[str]:
+    """Learned tensors of the key sets."""
+    weights = {weight.name: weight for mix in mixes for weight in of_mix(mix, model)}
+    return [f"self.{name} = nn.Parameter(torch.zeros{weight.shape!r})" for name, weight in weights.items()]
+
+
+def _launches(mixes: list[tuple[str, Mix]], a: Attributes) -> list[str]:
+    """Positions, then each launch over its heads; several launches are joined along the heads."""
+    lines: list[str] = []
+    outputs: list[str] = []
+    ratio = a.heads // a.kv_heads
+    for at, (_, mix) in enumerate(mixes):
+        whole = mix.first == 0 and mix.last == a.kv_heads - 1
+        q, k, v = "q", "k", "v"
+        if not whole:
+            kv = f"{mix.first}:{mix.last + 1}"
+            q, k, v = f"q[:, {mix.first * ratio}:{(mix.last + 1) * ratio}]", f"k[:, {kv}]", f"v[:, {kv}]"
+        suffix = "" if len(mixes) == 1 else str(at)
+        q, k = _positions(lines, mix, q, k, suffix)
+        sink = _sink(mix, ratio, whole)
+        learned = _persistent(mix)
+        outputs.append(f"o{suffix}")
+        slot = "self.slot" if at == 0 else f"self.slot + {at}"
+        lines.append(f"o{suffix} = self.mixes[{at}]({q}, {k}, {v}, call.batch, call.slot({slot}){sink}{learned})  # [T, H, E]")
+    if len(outputs) > 1:
+        lines.append(f"o = torch.cat(({', '.join(outputs)}), dim=1)  # [T, H, E]")
+    return lines
+
+
+def _turns(mix: Mix) -> bool:
+    """Whether q and k are turned before the launch."""
+    return rope_text(mix.attributes) is not None and mix.attributes.positions != "consecutive"
+
+
+def _ropes(mixes: list[tuple[str, Mix]]) -> list[str]:
+    """The rotation of each launch, an attribute: what it multiplies positions by is made when a model is loaded."""
+    suffixes = [""] if len(mixes) == 1 else [str(at) for at in range(len(mixes))]
+    pairs = zip(suffixes, mixes, strict=True)
+    return [f"self.rope{suffix} = {rope_text(mix.attributes)}" for suffix, (_, mix) in pairs if _turns(mix)]
+
+
+def _positions(lines: list[str], mix: Mix, q: str, k: str, suffix: str) -> tuple[str, str]:
+    """Adds the lines that turn and sharpen q and k; returns their names."""
+    a = mix.attributes
+    if _turns(mix):
+        every = "" if a.positions == "absolute" else f", every={chunk_size(mix)}"
+        lines.append(f"turn{suffix} = call.angles(self.rope{suffix}{every})  # cosines and sines, [T, rotated / 2]")
+        lines.append(f"q{suffix}, k{suffix} = rotate_by({q}, *turn{suffix}), rotate_by({k}, *turn{suffix})")
+        q, k = f"q{suffix}", f"k{suffix}"
+    if isinstance(a.temperature, LogPosition):
+        numbers = f"{float(a.temperature.floor_scale)!r}, {float(a.temperature.attn_scale)!r}"
+        lines.append(f"q{suffix} = log_position({q}, call.batch.positions, {numbers})")
+        q = f"q{suffix}"
+    return q, k
+
+
+def _sink(mix: Mix, ratio: int, whole: bool) -> str:
+    if mix.attributes.sink_logit is None:
+        return ""
+    return ", self.sink_logit" if whole else f", self.sink_logit[{mix.first * ratio}:{(mix.last + 1) * ratio}]"
+
+
+def _persistent(mix: Mix) -> str:
+    """Learned keys stand beside the sequence's, in every head group of a launch or in none."""
+    learned = any(MIXERS[key.kind].own_keys(key) for variant in mix.variants for group in variant.groups for key in group.keys)
+    return ", persistent=persistent_keys(self.persistent_key, self.persistent_value, call.batch.sequences)" if learned else ""
+
+
+def _needs(project: Project, a: Attributes, mixes: list[Mix], launches: tuple[Launch, ...]) -> dict[str, set[str]]:
+    needs: dict[str, set[str]] = {"mix": {"Mix", "Variant"}, "intervals": {"HeadGroup"}, "cache": {"LayerPlan", "Slots"}}
+    needs = merged([needs, projecting.needs(of_softmax(a, own_qk=project.qk_layer is None), a)])
+    if a.short_conv is not None:
+        needs["cache"].add("State")
+    if a.kv_latent is not None:
+        needs = merged([needs, {"latent": {"Expand"}, "layers": {"RMSNorm"}}])
+    for mix, one in zip(mixes, launches, strict=True):
+        text = repr(one) + plan_text(mix, project, 0) + (rope_text(mix.attributes) or "")
+        for file, names in WORDS.items():
+            needs.setdefault(file, set()).update(name for name in names if f"{name}(" in text or f"{name}," in text)
+        if _turns(mix):
+            needs.setdefault("rotary", set()).add("rotate_by")
+        if isinstance(mix.attributes.temperature, LogPosition):
+            needs.setdefault("layers", set()).add("log_position")
+        if _persistent(mix):
+            needs.setdefault("keys", set()).add("persistent_keys")
+    return {file: names for file, names in needs.items() if names}
+
+
+WORDS = {
+    "mix": ("Guard",),
+    "intervals": ("Near", "FULL"),
+    "sizes": ("Share",),
+    "cache": ("Growing", "Ring"),
+    "rotary": ("Rope", "LinearScale", "Yarn", "Llama3"),
+    "attention_reference": ("Reference",),
+}
