@@ -129,6 +129,32 @@ class Recurrence:
         assert all(type(width) is int and 1 <= width <= 1024 for width in (self.key_width, self.value_width)), self
 
 
+@dataclass(frozen=True)
+class Channels:
+    """One kernel of the family of channel states. For every token of a channel, with M numbers h in fp32:
+
+        h[m] <- exp(step rates[m]) h[m] + write[m] u         rates of the channel; step, u of token and channel
+        y    =  Re(sum over m of weights[m] read[m] h[m])    write, read of the token; weights of the channel
+
+    step, write, read, weights  whether there is such a thing; else it is 1
+    complex_states  whether rates, weights and h are complex
+    state           M, 1..1024; kernels take up to 256
+    """
+
+    step: bool = True
+    write: bool = True
+    read: bool = True
+    weights: bool = False
+    complex_states: bool = False
+    state: int = 16
+
+    def __post_init__(self) -> None:
+        flags = (self.step, self.write, self.read, self.weights, self.complex_states)
+        assert all(type(flag) is bool for flag in flags), self
+        assert type(self.state) is int, self
+        assert 1 <= self.state <= 1024, self
+
+
 BACKWARD = ("softmax_backward_queries", "softmax_backward_keys")
 """The softmax family's backward pass: for queries, then for keys and values."""
 

@@ -43,12 +43,20 @@ class Kept(Value):
     drops: bool = False
 
 
+Spread = tuple[Literal["even", "log_even", "count"], float, float, Literal["plain", "log", "inverse_softplus"]]
+"""Numbers drawn evenly between two, or with even logarithms, or counted along the last axis from the first in steps of the
+second; what is stored is them, their logarithms, or what softplus makes them of.
+"""
+
+
 class Weight(Value):
-    """A learned tensor: name, shape, and how it starts: filled with a number, or (mean, deviation) of normal numbers."""
+    """A learned tensor: name, shape, and how it starts: filled with a number, (mean, deviation) of normal numbers, or a
+    `Spread`.
+    """
 
     name: str
     shape: tuple[int, ...]
-    start: float | tuple[float, float] = (0.0, 0.02)
+    start: float | tuple[float, float] | Spread = (0.0, 0.02)
 
 
 class Growing(Value):

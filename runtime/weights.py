@@ -18,8 +18,11 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 SHOWN = 8
 """Names that a complaint lists before it counts the rest."""
 
-Start = float | tuple[float, float]
-"""A number that fills a tensor, or (mean, standard deviation) of normal numbers."""
+Start = float | tuple[float, float] | tuple[str, float, float, str]
+"""A number that fills a tensor, (mean, standard deviation) of normal numbers, or (how, low, high, stored as): numbers between
+`low` and `high`, drawn `even` or with logarithms that are (`log_even`), or a `count` along the last axis from `low` in steps of
+`high`; stored `plain`, as their `log`, or as what softplus makes them of (`inverse_softplus`).
+"""
 
 
 class WeightsError(ValueError):
@@ -160,5 +163,30 @@ def started(name: str, shape: Sequence[int], start: Start, seed: int) -> Tensor:
     """A float32 tensor as it starts: its numbers depend on its name and the seed alone."""
     if not isinstance(start, tuple):
         return torch.full(tuple(shape), start, dtype=torch.float32)
+    if len(start) == 4:
+        return _stored(_numbers(name, shape, start[:3], seed), start[3]).to(torch.float32)
     mean, deviation = start
     return torch.randn(tuple(shape), generator=_generator(name, seed), dtype=torch.float32) * deviation + mean
+
+
+def _numbers(name: str, shape: Sequence[int], start: tuple[str, float, float], seed: int) -> Tensor:
+    """Float64 numbers counted or drawn, before they are stored."""
+    how, low, high = start
+    if how == "count":
+        return (low + high * torch.arange(shape[-1], dtype=torch.float64)).expand(tuple(shape)).contiguous()
+    drawn = torch.rand(tuple(shape), generator=_generator(name, seed), dtype=torch.float64)
+    if how == "log_even":
+        return low * (high / low) ** drawn
+    assert how == "even", how
+    return low + (high - low) * drawn
+
+
+def _stored(numbers: Tensor, stored: str) -> Tensor:
+    match stored:
+        case "log":
+            return numbers.log()
+        case "inverse_softplus":  # softplus(x) = numbers; log(exp(n) - 1) would lose the digits of small ones
+            return numbers + torch.log(-torch.expm1(-numbers))
+        case _:
+            assert stored == "plain", stored
+            return numbers

@@ -1,0 +1,105 @@
+"""States of single channels: the formula and plain torch equal the sums written out, in outputs, states and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from channel_cases import MEMBERS, ask, given, leaves, narrowed, packed, with_gradients, written_out
+
+from attnc.compiler.mixers.channels import channel_states
+from attnc.runtime import channels
+from attnc.runtime.channels import torch_channels, zero_order_hold
+from attnc.runtime.weights import started
+
+SIZES = (9, 0, 1, 6)
+"""New tokens of packed sequences; one has none."""
+
+
+def formula(one, before, batch):
+    """The formula of compiler/mixers, a sequence at a time."""
+    outputs, states, begin = [], [], 0
+    for s, size in enumerate(batch.sizes):
+        own = slice(begin, begin + size)
+        begin += size
+        of_tokens = [None if x is None else x[own] for x in (one.u, one.step, one.write, one.read)]
+        u, step, write, read = of_tokens
+        y, state = channel_states(u, step, one.rates, write, read, one.weights, None if before is None else before[s])
+        outputs.append(y)
+        states.append(state)
+    return torch.cat(outputs), torch.stack(states)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("scan", [formula, torch_channels])
+def test_outputs_states_and_gradients_equal_the_sums_written_out(scan, member, monkeypatch):
+    monkeypatch.setattr(channels, "LONGEST", 4)  # several chunks, and passes within them
+    one, batch = given(member, sum(SIZES), 3, 2), packed(SIZES)
+    for before in (None, ask(torch.randn(len(SIZES), 3, 2, dtype=one.rates.dtype), torch.float64)):
+        expected = with_gradients(written_out, one, before, batch)
+        found = with_gradients(scan, one, before, batch)
+        for ours, theirs in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("member", ["steps and maps of the token", "fixed and complex"])
+def test_float32_rounds_no_more_than_the_formula(member):
+    one, batch = given(member, 200, 8, 4), packed((130, 70))
+    exact = with_gradients(written_out, one, None, batch)
+    narrow = narrowed(one, torch.float32)
+    ours, theirs = (with_gradients(scan, narrow, None, batch) for scan in (torch_channels, formula))
+    for mine, their, true in zip(*((*x[0], *x[1]) for x in (ours, theirs, exact)), strict=True):
+        assert (mine - true).abs().square().mean() <= 1.5**2 * (their - true).abs().square().mean()
+
+
+def test_strong_steps_forget_all_and_no_step_keeps_all():
+    one, batch = given("steps and maps of the token", 8, 2, 3, torch.float32), packed((8,))
+    numbers = [x.detach() for x in leaves(one)]
+    u, rates, step, write, read = numbers
+    before = torch.ones(1, 2, 3)
+    y, state = torch_channels(channels.Channels(u, rates, torch.full_like(step, 1e30), write, read), before, batch)
+    assert torch.equal(state[0], u[-1].unsqueeze(1) * write[-1])
+    torch.testing.assert_close(y, u * (write * read).sum(1, keepdim=True))
+    whole = torch.ones_like(u)
+    _, state = torch_channels(channels.Channels(whole, rates, torch.zeros_like(step), None, read), before, batch)
+    assert torch.equal(state, torch.full((1, 2, 3), 9.0))
+    empty = packed((0, 0))
+    y, state = torch_channels(channels.Channels(u[:0], rates, step[:0], write[:0], read[:0]), torch.ones(2, 2, 3), empty)
+    assert y.shape == (0, 2)
+    assert torch.equal(state, torch.ones(2, 2, 3))
+
+
+def test_a_sequence_keeps_its_nan_to_itself():
+    one = given("steps and maps of the token", 6, 2, 3, torch.float32)
+    u = one.u.detach().clone()
+    u[0] = float("nan")
+    y, state = torch_channels(channels.Channels(u, one.rates, one.step, one.write, one.read), None, packed((2, 4)))
+    assert y[:2].isnan().all()
+    assert y[2:].isfinite().all()
+    assert state[1].isfinite().all()
+
+
+def test_zero_order_hold_is_the_exact_solution_for_a_constant_input():
+    """x' = a x + u with u = 1 has x(t) = (exp(a t) - 1) / a from x(0) = 0; outputs are 2 Re(c x)."""
+    draw = torch.Generator().manual_seed(0)
+    dt_log, decay_log, frequency, reading = (
+        torch.randn(*s, generator=draw, dtype=torch.float64) for s in ((3,), (3, 2), (3, 2), (3, 2, 2))
+    )
+    rates, weights = zero_order_hold(dt_log, decay_log, frequency, reading)
+    y, _ = torch_channels(channels.Channels(torch.ones(5, 3, dtype=torch.float64), rates, weights=weights), None, packed((5,)))
+    a = torch.complex(-decay_log.exp(), frequency)
+    times = dt_log.exp() * torch.arange(1, 6, dtype=torch.float64).unsqueeze(1)  # [5, 3]
+    solution = (torch.exp(times.unsqueeze(-1) * a) - 1) / a
+    expected = 2 * (solution * torch.complex(reading[..., 0], reading[..., 1])).sum(-1).real
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_weights_start_where_their_papers_start_them():
+    counted = started("A_log", (2, 4), ("count", 1.0, 1.0, "log"), 0)
+    torch.testing.assert_close(counted.exp(), torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2))
+    steps = torch.nn.functional.softplus(started("dt_bias", (4000,), ("log_even", 1e-3, 1e-1, "inverse_softplus"), 0))
+    assert 1e-3 * (1 - 1e-5) <= steps.min() < 1.02e-3
+    assert 0.098 < steps.max() <= 1e-1 * (1 + 1e-5)
+    assert abs((steps < 1e-2).float().mean() - 0.5) < 0.03, "logarithms are spread evenly"
+    rates = started("A_log", (4000,), ("even", 1.0, 16.0, "log"), 0).exp()
+    assert abs(rates.mean() - 8.5) < 0.3
+    assert torch.equal(rates, started("A_log", (4000,), ("even", 1.0, 16.0, "log"), 0).exp())
