@@ -12,6 +12,7 @@ from typing import TextIO
 
 import torch
 
+from attnc.codegen.triton.interpreting import quicken
 from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.tune.messages import TuneJob, TuneMessage
 from attnc.codegen.tune.table import Blocks
@@ -38,6 +39,8 @@ def main() -> None:
     """Answers one job."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
+    if INTERPRETS:
+        quicken()
     job = from_json(TuneJob, sys.stdin.read())
     subject = next(one for one in subjects(Path(job.folder), SIZES.longest // 2) if one.file == job.file)
     right = _verify(subject, job, answers)
