@@ -55,7 +55,8 @@ def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, s
     rows: list[str] = []
     softplus: list[str] = []
     for launch, node in launches.items():
-        kernel = family(graph.network.nodes[node]["node"], model)
+        served = graph.network.nodes[node]["node"]
+        kernel = family(served, model) if isinstance(served, Mix) else None
         if kernel is not None:
             needed = (kernel.masses, kernel) if kernel.exponent else (kernel,)
             found = [numbers.setdefault(one, len(numbers)) for one in needed]

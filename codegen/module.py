@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 
 import jinja2
 
-from attnc.codegen import applying, attending, composing, routing
+from attnc.codegen import applying, attending, composing, routing, scanning
 from attnc.codegen.launching import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
 from attnc.compiler.graph import Graph
+from attnc.compiler.mixers import MIXERS
 from attnc.compiler.planned import Choice, Plan
-from attnc.compiler.spec import PHASES, Chain, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
+from attnc.compiler.spec import PHASES, Chain, Choose, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
+from attnc.compiler.walk import is_softmax
 
 Entry = tuple[int, Part, int, str]
 """A layer, its class, its first slot, and what else its class is given, as source."""
@@ -63,17 +65,30 @@ class _Classes:
                 inner = [self.write(p, layer, f"{scope}.{n}" if scope else n) for n, p in zip(names, parts, strict=True)]
                 part = composing.combine(mixer, inner, self.names, self.spec.model)
             case Mixing():
-                part = applying.apply(self.graph, layer, scope, self.names, self.spec.model)
-                if not scope:  # its weights lie below its own name, `mixer.conv`, as they do beside others
-                    self.parts.append(part)
-                    alone = Sum(names=(mixer.kind.kind,), parts=(mixer,))
-                    part = composing.combine(alone, [part], self.names, self.spec.model)
+                part = self.mixing(mixer, layer, scope)
+            case Choose(alternatives=(first, *_)) if not is_softmax(first.mixer):
+                part = self.write(first.mixer, layer, f"{scope}.{first.name}" if scope else first.name)
+                if not scope:
+                    part = self.alone(first.name, first.mixer, part)
             case Route():
                 part = routing.routed(self.graph, layer, scope, self.names, self.spec.model, self.visible)
             case _:
                 part = attending.attention(self.graph, layer, scope, self.names, self.spec.model, self.visible)
-        self.parts.append(part)
+        if not self.parts or self.parts[-1] is not part:
+            self.parts.append(part)
         return part
+
+    def mixing(self, mixer: Mixing, layer: int, scope: str) -> Part:
+        """A kind that is a mixer by itself; alone in a layer its weights lie below its own name, as they do beside others."""
+        write = applying.apply if MIXERS[mixer.kind.kind].scanned is None else scanning.scanned
+        part = write(self.graph, layer, scope, self.names, self.spec.model)
+        return part if scope else self.alone(mixer.kind.kind, mixer, part)
+
+    def alone(self, name: str, mixer: Mixer, part: Part) -> Part:
+        """The class that holds one part under its name."""
+        if not self.parts or self.parts[-1] is not part:
+            self.parts.append(part)
+        return composing.combine(Sum(names=(name,), parts=(mixer,)), [part], self.names, self.spec.model)
 
 
 def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, version: str) -> tuple[str, dict[str, str]]:
@@ -94,7 +109,7 @@ def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, ve
     launches = {name: node for part in classes.parts for name, node in part.launches.items()}
     model = spec.model
     weights = parameters.parameters(spec, graph)
-    lines = "\n".join(line for part in classes.parts for line in (*part.modules, *part.body))
+    lines = "\n".join(line for part in classes.parts for line in (*part.modules, *part.body, *part.plans))
     context = {
         "uses_partial": any("partial(" in mix.reference for part in classes.parts for mix in part.mixes),
         "uses_torch": "torch." in lines + head(model),
@@ -117,6 +132,7 @@ def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, ve
         "residual": "" if model.residual_scale == 1 else f"{model.residual_scale!r} * ",
         "embedding": "" if model.embedding_scale == 1 else f" * {model.embedding_scale!r}",
         "head": head(model),
+        "rises": any("LowerBound(" in line for part in classes.parts for line in part.modules),
         "parameters": f"{parameters.total(weights):,}",
     }
     return render("model.py.j2", **context), launches
@@ -165,7 +181,14 @@ def _imports(parts: list[Part], model: Model) -> list[str]:
     for part in parts:
         for file, names in part.needs.items():
             wanted.setdefault(file, set()).update(names)
-    return [f"from .runtime.{file} import {', '.join(sorted(names))}" for file, names in sorted(wanted.items())]
+    if "LowerBound" in wanted.get("gates", ()):
+        wanted["gates"].add("rise")
+    return [f"from .runtime{_dotted(file)} import {', '.join(sorted(names))}" for file, names in sorted(wanted.items())]
+
+
+def _dotted(file: str) -> str:
+    """The file in the package `runtime`; `.` is the package itself."""
+    return "" if file == "." else f".{file}"
 
 
 def _providers(plan: Plan, launches: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -40,7 +40,7 @@ from attnc.compiler.spec import (
 from attnc.compiler.tuning import Router
 from attnc.compiler.unbuilt import refuse_unbuilt
 from attnc.compiler.value import Origin, Value
-from attnc.compiler.walk import children
+from attnc.compiler.walk import children, is_softmax
 
 
 class Guard(Value):
@@ -200,6 +200,8 @@ class _Builder:
                 return self.add(_name(index, scope, kind.kind), apply, source)
             case Route():
                 return self.route(mixer, index, scope, source)
+            case Choose(alternatives=(first, *_)) if not is_softmax(first.mixer):
+                return self.lower(first.mixer, layer, _join(scope, first.name), source)
             case _:
                 return self.attend(mixer, index, scope, source)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from attnc.compiler.data import named_class
 from attnc.compiler.intervals import Intervals
 from attnc.compiler.value import Broken, Share, Tokens, Value
+
+if TYPE_CHECKING:
+    from attnc.compiler.scanned import Scanned
 
 
 class Kind(Value):
@@ -132,6 +135,8 @@ class Mixer:
     `growing`    what decoding keeps of every so many tokens beside keys and values: growing(kind, attributes, model).
     `recent`     the last inputs that decoding keeps beside the state, in the model's number format; as `state`.
     `float32_state`  mixers: the state is kept in float32 (float64 in a float64 model) in any format, as key sets' are.
+    `scanned`    mixers: how the kind becomes a launch of matrix states: scanned(kind, attributes, model); its class in model.py
+                 is then written from that, and q, k, v and o are of their own.
     `selection`  key sets that choose by content: selection(kind, class of the choice that it may take over).
     `changes`    changes(kind) -> why results depend on the length or on the step beyond causality; keys within count apart.
     `slots`      changes: slots(kind) -> tokens of the new sequence for each of the old one.
@@ -159,6 +164,7 @@ class Mixer:
     growing: Callable[..., tuple[Growing, ...]] = lambda _kind, _attributes, _model: ()
     recent: Callable[..., dict[str, tuple[int, ...]]] = lambda _kind, _attributes, _model: {}
     float32_state: bool = False
+    scanned: Callable[..., Scanned] | None = None
     selection: Callable[[Any, Causality], Selection | None] = lambda _kind, _earlier: None
     changes: Callable[[Any], Iterable[str]] = _share_of_length
 

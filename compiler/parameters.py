@@ -90,8 +90,7 @@ def of_node(node: Node, model: Model) -> list[Weight]:
         case Mix():
             return [replace(w, name=f"{prefix}.{w.name}") for w in of_mix(node, model)]
         case Apply():
-            weights = MIXERS[node.kind.kind].weights(node.kind, node.attributes, model)
-            return [replace(w, name=f"{prefix}.{w.name}") for w in weights]
+            return [replace(w, name=f"{prefix}.{w.name}") for w in of_apply(node, model)]
         case RouteTokens(attributes=attributes, names=names):
             router = Weight(name=f"{prefix}.router.weight", shape=(len(names), model.dim))
             return [router, Weight(name=f"{prefix}.join.weight", shape=(attributes.heads * len(names), model.dim))]
@@ -131,6 +130,16 @@ def into(streams: Streams, a: Attributes, model: Model) -> list[Weight]:
     for name, size in channels(streams).items():
         found += linear(f"{name}_proj", model.dim, size, bias=bias, start=(0.0, 0.02) if name == "v" else own)
     return [*found, *linear("o_proj", a.heads * a.value_dim, model.dim, bias=model.bias == "all")]
+
+
+def of_apply(node: Apply, model: Model) -> list[Weight]:
+    """Of a kind that is a mixer by itself; one that lowers to states has projections like a softmax's beside its own."""
+    declared, a = MIXERS[node.kind.kind], node.attributes
+    own = declared.weights(node.kind, a, model)
+    if declared.scanned is None:
+        return list(own)
+    streams = declared.scanned(node.kind, a, model).streams
+    return [*into(streams, a, model), *between(streams, a, model), *own, *_scale(a, model)]
 
 
 def latent(a: Attributes, model: Model) -> list[Weight]:

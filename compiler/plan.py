@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnc.compiler import scan_providers
 from attnc.compiler.attributes import Softplus
 from attnc.compiler.cost import Alternative, Launch, Seen, Workload
 from attnc.compiler.device import Device
@@ -10,6 +11,7 @@ from attnc.compiler.kept import kept_heads
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.planned import Choice, Plan, Price, Refusal
 from attnc.compiler.providers import Task, absent, candidates
+from attnc.compiler.scan_providers import States
 from attnc.compiler.spec import PHASES, Phase
 
 ALONE = absent()
@@ -21,10 +23,10 @@ def choose(graph: Graph, device: Device, load: Workload, out: tuple[Refusal, ...
     priced once. `cap`: whether the model's logits are capped.
     """
     choices = []
-    known: dict[Launch | None, list[tuple[list[Price], tuple[Refusal, ...]]]] = {}
+    known: dict[Launch | States | None, list[tuple[list[Price], tuple[Refusal, ...]]]] = {}
     for name, node in graph.nodes():
         if isinstance(node, Mix | Apply | RouteTokens):
-            launch = _launch(node, cap) if isinstance(node, Mix) else None
+            launch = _launch(node, cap) if isinstance(node, Mix) else _states(node)
             found = known.get(launch)
             if found is None:
                 found = known[launch] = [_candidates(launch, phase, device, load, out) for phase in PHASES]
@@ -91,13 +93,23 @@ def _launch(mix: Mix, cap: bool) -> Launch:
     )
 
 
+def _states(node: Apply | RouteTokens) -> States | None:
+    """What the price of a kind with matrix states depends on; None for all others."""
+    if not isinstance(node, Apply):
+        return None
+    lower = MIXERS[node.kind.kind].scanned
+    return None if lower is None else States.of(lower(node.kind, node.attributes, None))
+
+
 def _candidates(
-    launch: Launch | None, phase: Phase, device: Device, load: Workload, out: tuple[Refusal, ...]
+    launch: Launch | States | None, phase: Phase, device: Device, load: Workload, out: tuple[Refusal, ...]
 ) -> tuple[list[Price], tuple[Refusal, ...]]:
     """(candidates that can run, cheapest first; refusals). No launch: a node that only its reference runs."""
     if launch is None:
         reason = "no kernel family says this yet; its reference is plain PyTorch"
         return [Price(provider="reference", seconds=None)], (Refusal(provider="triton", reason=reason),)
+    if isinstance(launch, States):
+        return scan_providers.candidates(scan_providers.Task(launch, phase, device, load), out)
     return candidates(Task(launch, _groups(launch, phase, load), phase, device, load), out)
 
 

@@ -151,7 +151,7 @@ def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
             yield Finding("a gate that shares projections with a state", at, expected, "leave `shared` out")
         case Gate(shared=shared, parts=parts) if shared and any(one.attributes.kv_latent for one in held(mixer)):
             yield Finding("a gate that shares the projections of a `kv_latent`", at, "branches apart", "leave `shared` out")
-    for inner in children(mixer):
+    for inner in children(mixer)[: 1 if isinstance(mixer, Choose) else None]:
         yield from _of_mixer(inner, at, built)
 
 
@@ -220,6 +220,10 @@ def _of_block(mixer: Heads | When | Choose | Route, at: Origin, built: set[int])
     """What the alternatives of a block cannot have apart: they share one set of q, k, v and o."""
     word = mixer.node
     inner = [one for _, one, _ in alternatives(mixer, frozenset(PHASES))]
+    if isinstance(mixer, Choose) and not all(map(_is_softmax, inner)):  # until the tuner decides the first one holds
+        inner = inner[:1]
+        if not _is_softmax(inner[0]):
+            return
     if isinstance(mixer, Route) and mixer.per != "token":
         shown = "chunk(n)" if mixer.per == "chunk" else mixer.per
         yield Finding(f"`route(per = {shown})`", at, "`route(per = token)`", "write `choose`, or `route(per = token)`")

@@ -20,8 +20,11 @@ from .choosing import Candidates, Planned, lacking, present, say
 from .generate import generate
 from .mix import Mix
 from .output import Output
+from .recurrence import Scan
 from .rotary import Rope, on_device
 from .sampling import Sampler
+from .scan import MatrixStates
+from .scan_torch import torch_scan
 from .softmax import Kernel, Provider, per_part
 from .softplus import SoftplusKernels
 from .split import split
@@ -109,7 +112,7 @@ class BuiltModel(nn.Module):
         Within `torch.autocast` in that dtype, which keys and values then have.
         CacheError A509 where a mixer looks ahead: later tokens would change what was said of earlier ones.
         """
-        if not all(mix.form.causal for mix in self.launches()):
+        if not self.causal:
             raise CacheError("A509", "the model looks ahead (causal = false), so it reads whole texts and keeps no cache")
         weight = next(self.parameters())
         dtype = cast(weight.detach()[:0])[0].dtype
@@ -117,11 +120,7 @@ class BuiltModel(nn.Module):
 
     def cache_spec(self) -> list[dict[str, Any]]:
         """What decoding keeps, a row for each head group: as `Spec.cache_spec` says for the model's dtype."""
-        dtype = next(self.parameters()).dtype
-        factor = dtype.itemsize / torch.bfloat16.itemsize  # plan.json counts in bfloat16
-        sizes = ("bytes_per_token", "bytes_fixed")
-        word = str(dtype).removeprefix("torch.")
-        return [row | {"dtype": word} | {size: type(row[size])(row[size] * factor) for size in sizes} for row in self.rows]
+        return [_in_dtype(row, next(self.parameters()).dtype) for row in self.rows]
 
     def plans(self) -> list[LayerPlan]:
         """What decoding keeps, one plan a launch, in the order of their slots."""
@@ -133,6 +132,16 @@ class BuiltModel(nn.Module):
     def launches(self) -> list[Mix]:
         """Every launch of every layer."""
         return [mix for module in self.modules() for mix in getattr(module, "mixes", ())]
+
+    def scans(self) -> list[MatrixStates]:
+        """Every launch of matrix states of every layer."""
+        found = (getattr(module, "scan", None) for module in self.modules())
+        return [scan for scan in found if isinstance(scan, MatrixStates)]
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token is changed by later ones, so that there can be a cache."""
+        return all(mix.form.causal for mix in self.launches()) and all(scan.causal for scan in self.scans())
 
     def use(self, way: str = "plan") -> BuiltModel:
         """Who runs the launches: what was planned for this kind of device, or one of `torch`, `triton`, `flex`, `fa4` or the
@@ -153,13 +162,17 @@ class BuiltModel(nn.Module):
             raise ValueError(f"{way} cannot run here: {reason}")
         others = self.runners_up.get(kind, {})
         decisions = []
-        for mix in self.launches():
-            for phase, planned in self.providers[kind][mix.name].items():
-                wanted = _way(way, planned, mix)
-                candidates = (wanted, *others.get(mix.name, {}).get(phase, ()), "reference")
+        every: list[Mix | MatrixStates] = [*self.launches(), *self.scans()]
+        for launch in every:
+            for phase, planned in self.providers[kind][launch.name].items():
+                wanted = _way(way, planned, launch) if isinstance(launch, Mix) else _way_of_states(way, planned)
+                candidates = (wanted, *others.get(launch.name, {}).get(phase, ()), "reference")
                 chosen, passed = present(candidates, lacks)
-                decisions += [(mix.name, phase, reason, one, chosen) for one, reason in passed]
-                mix.providers[phase] = self.provider(mix, chosen)
+                decisions += [(launch.name, phase, reason, one, chosen) for one, reason in passed]
+                if isinstance(launch, Mix):
+                    launch.providers[phase] = self.provider(launch, chosen)
+                else:
+                    launch.providers[phase] = self.scan(launch, chosen)
         say(decisions)
         return self
 
@@ -168,6 +181,8 @@ class BuiltModel(nn.Module):
         device = next(self.parameters()).device
         for mix in self.launches():
             mix.prepare(device)
+        for scan in self.scans():
+            scan.prepare(device)
         for module in self.modules():
             for rope in vars(module).values():
                 if isinstance(rope, Rope):
@@ -194,6 +209,31 @@ class BuiltModel(nn.Module):
                 return split([(first, last, self.provider(mix, name)) for name, first, last in planned])
             case _:
                 raise ValueError(f"there is no provider {planned!r}")
+
+    def scan(self, states: MatrixStates, planned: Planned) -> Scan:
+        """The provider of one launch of matrix states by its name."""
+        match planned:
+            case "torch":
+                return torch_scan
+            case "reference":
+                return states.reference
+            case _:
+                raise ValueError(f"there is no provider {planned!r} of matrix states")
+
+
+def _in_dtype(row: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """A row of plan.json, which counts in bfloat16, for a model of `dtype`; float32 there is float64 in float64 alone."""
+    least = getattr(torch, row["dtype"])
+    own = dtype if row["dtype"] == "bfloat16" else torch.promote_types(dtype, least) if least.is_floating_point else least
+    factor = own.itemsize / least.itemsize
+    sizes = ("bytes_per_token", "bytes_fixed")
+    word = str(own).removeprefix("torch.")
+    return row | {"dtype": word} | {size: type(row[size])(row[size] * factor) for size in sizes}
+
+
+def _way_of_states(wanted: str, planned: Planned) -> Planned:
+    """The provider that runs a launch of matrix states where `wanted` was asked for: its plan, where that is one of keys."""
+    return wanted if wanted in ("torch", "reference") else planned
 
 
 def _way(wanted: str, planned: Planned, mix: Mix) -> Planned:

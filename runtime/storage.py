@@ -43,7 +43,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class State:
-    """A tensor per sequence, [S, *shape], zeros at the start of a sequence; dtype None: the cache's."""
+    """A tensor per sequence, [S, *shape], zeros at the start of a sequence; dtype: the least that it has in any cache."""
 
     name: str
     shape: tuple[int, ...]
@@ -98,7 +98,8 @@ class LayerCache:
         self.k: Tensor = torch.empty(places * plan.key_width, dtype=dtype, device=device) if keys is None else keys.k
         self.v = torch.empty(places * plan.value_width, dtype=dtype, device=device)
         self.states = {
-            state.name: torch.zeros(rows, *state.shape, dtype=state.dtype or dtype, device=device) for state in plan.states
+            state.name: torch.zeros(rows, *state.shape, dtype=torch.promote_types(dtype, state.dtype or dtype), device=device)
+            for state in plan.states
         }
         self.bands = self._layout()
         heads = sum(band.heads for band in self._bands)

@@ -48,7 +48,7 @@ def emit(graph: Graph) -> tuple[str, dict[tuple[tuple[Kind, ...], bool], str]]:
                 for keys in alternatives:
                     unions.setdefault((keys, attributes.causal), None)
             case Apply(kind=kind):
-                reference = MIXERS[kind.kind].reference
+                reference = MIXERS[kind.kind].reference  # one that lowers to states has its formula here too
                 assert reference is not None, f"{kind.kind} is built, so it has a reference"
                 copied[reference.__name__] = reference
             case _:

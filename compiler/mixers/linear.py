@@ -10,13 +10,27 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from attnc.compiler.attributes import OF_INPUT, OF_OUTPUT, OF_PROJECTIONS, OF_ROTATION
-from attnc.compiler.declare import Bounds
+from attnc.compiler.declare import Bounds, NotBuilt
+from attnc.compiler.families import Recurrence
 from attnc.compiler.mixer import Kind, Mixer, Weight
 from attnc.compiler.mixers.features import Feature, Taylor, feature_width
+from attnc.compiler.mixers.recurrence import recurrence
+from attnc.compiler.scanned import Scanned
+from attnc.compiler.streams import Streams, channels
 from attnc.compiler.value import Broken
 
 GATES = ("scalar", "vector")
 """Decays that depend on the token."""
+
+
+FORMS: dict[str | None, Literal["none", "head", "scalar", "vector"]] = {
+    None: "none",
+    "slopes": "head",
+    "retention": "head",
+    "scalar": "scalar",
+    "vector": "vector",
+}
+"""How a launch is told of each decay."""
 
 
 class Linear(Kind):
@@ -42,7 +56,7 @@ class Linear(Kind):
     erase: Literal["scalar", "vector"] = "scalar"
     write: Literal["scalar", "vector"] = "scalar"
     beta: Literal[1, 2] = 1
-    state: Literal["matrix", "vector"] = "matrix"
+    state: Annotated[Literal["matrix", "vector"], NotBuilt("vector")] = "matrix"
 
 
 def _rules(kind: Linear) -> Iterator[Broken]:
@@ -81,37 +95,105 @@ def _state(kind: Linear, attributes: Any, _model: Any) -> dict[str, tuple[int, .
     return {"state": (heads, keys, width)} | ({"sum": (heads, keys)} if kind.normalize else {})
 
 
-def conv_widths(kind: Linear, attributes: Any) -> dict[str, int]:
-    """Channels of q, k and v: q and k have `qk_heads`, k and v no more heads than `kv_heads`."""
-    k_heads = min(attributes.qk_heads, attributes.kv_heads)
-    widths = {"q": attributes.qk_heads * attributes.head_dim, "k": k_heads * attributes.head_dim}
+def streams(kind: Linear, attributes: Any) -> Streams:
+    """q and k have `qk_heads` heads, v has `kv_heads`, k no more than those; a gate that is the key leaves k out."""
+    a = attributes
+    made = {"q": (a.qk_heads, a.head_dim), "k": (min(a.qk_heads, a.kv_heads), a.head_dim), "v": (a.kv_heads, a.value_dim)}
     if kind.key == "one_minus_decay" or kind.state == "vector":
-        del widths["k"]
+        del made["k"]
     if kind.state == "vector":
-        del widths["q"]
-    return widths | {"v": attributes.kv_heads * attributes.value_dim}
+        del made["q"]
+    return made
 
 
 def _recent(kind: Linear, attributes: Any, _model: Any) -> dict[str, tuple[int, ...]]:
     """The last inputs of the convolutions on q, k and v."""
     if attributes.short_conv is None:
         return {}
-    return {f"{key}_conv": (attributes.short_conv - 1, width) for key, width in conv_widths(kind, attributes).items()}
+    return {f"{key}_conv": (attributes.short_conv - 1, width) for key, width in channels(streams(kind, attributes)).items()}
+
+
+def _gate(kind: Linear) -> Literal["none", "slopes", "retention", "softplus", "sigmoid"]:
+    """Where decays come from. What speaks of the gate's own value (a bound under it, a key or a new state made of it) has the
+    sigmoid of HGRN; every other gate is Mamba-2's, of which GLA's sigmoid(x)^(1 / 16) is the case A = 1 / 16.
+    """
+    match kind.decay:
+        case None:
+            return "none"
+        case "slopes" | "retention":
+            return kind.decay
+        case "scalar" | "vector":
+            by_value = kind.key == "one_minus_decay" or kind.lower_bound != 0 or kind.state == "vector"
+            return "sigmoid" if by_value else "softplus"
 
 
 def _weights(kind: Linear, attributes: Any, model: Any) -> tuple[Weight, ...]:
-    """The gate's map of the token, with its rate and offset a head; the strengths' maps."""
+    """The gate's map of the token, with its rate and offset a head; the strengths' maps; those of feature maps."""
     heads, found = attributes.heads, []
-    channels = heads * (attributes.value_dim if kind.state == "vector" else attributes.head_dim)
+    rows = attributes.value_dim if kind.state == "vector" else feature_width(kind.feature, attributes.head_dim)
+    gates, gate = heads if kind.decay == "scalar" else heads * rows, _gate(kind)
     if kind.decay in GATES:
-        found.append(Weight(name="decay_proj.weight", shape=(heads if kind.decay == "scalar" else channels, model.dim)))
+        found.append(Weight(name="decay_proj.weight", shape=(gates, model.dim)))
+    if gate == "softplus":
+        found.append(Weight(name="A_log", shape=(heads,), start=("even", 0.01 if kind.decay == "scalar" else 1.0, 16.0, "log")))
+        found.append(Weight(name="dt_bias", shape=(gates,), start=("log_even", 1e-3, 0.1, "inverse_softplus")))
+    if kind.lower_bound == "learned":
+        found.append(Weight(name="lower_bound.weight", shape=(gates,), start=0.0))
     if kind.update == "delta":
-        erase = heads if kind.erase == "scalar" else channels
+        erase = heads if kind.erase == "scalar" else heads * rows
         write = heads if kind.write == "scalar" else heads * attributes.value_dim
         found.append(Weight(name="erase_proj.weight", shape=(erase, model.dim)))
-        if (kind.erase, kind.write) != ("scalar", "scalar"):  # two scalars are one strength
+        if not _one_strength(kind):
             found.append(Weight(name="write_proj.weight", shape=(write, model.dim)))
-    return tuple(found)
+    return (*found, *_of_feature(kind, attributes))
+
+
+def _of_feature(kind: Linear, attributes: Any) -> list[Weight]:
+    """What feature maps learn (Hedgehog: a map of each head) or draw once (FAVOR+: directions for all heads)."""
+    width = attributes.head_dim
+    if kind.feature == "favor":
+        return [
+            Weight(name="favor", shape=(feature_width("favor", width), width), start=("orthogonal", 0.0, 1.0, "plain"), learned=False)
+        ]
+    if kind.feature != "hedgehog":
+        return []
+    mapped = [(name, heads) for name, (heads, _) in streams(kind, attributes).items() if name != "v"]
+    return [Weight(name=f"{name}_feature", shape=(heads, width, width), start=("identity", 0.0, 1.0, "plain")) for name, heads in mapped]
+
+
+def _one_strength(kind: Linear) -> bool:
+    """Two scalars are one strength."""
+    return (kind.erase, kind.write) == ("scalar", "scalar")
+
+
+def _scanned(kind: Linear, attributes: Any, _model: Any) -> Scanned:
+    """The launch of matrix states."""
+    width, gate = attributes.head_dim, _gate(kind)
+    of_exp = isinstance(kind.feature, Taylor) or kind.feature == "favor"  # products of features stand for exp(q . k / sqrt(D))
+    family = Recurrence(
+        decay=FORMS[kind.decay],
+        update=kind.update,
+        erase=kind.erase,
+        write=kind.write,
+        normalize=kind.normalize == "sum",
+        key_width=feature_width(kind.feature, width),
+        value_width=attributes.value_dim,
+    )
+    return Scanned(
+        family=family,
+        heads=attributes.heads,
+        streams=streams(kind, attributes),
+        scale=1.0 if of_exp or kind.normalize else width**-0.5,
+        inner_scale=width**-0.5 if of_exp else 1.0,
+        feature=kind.feature,
+        decay=gate,
+        lower=kind.lower_bound,
+        key="decay" if kind.key == "one_minus_decay" else "projected",
+        beta=kind.beta,
+        one_strength=_one_strength(kind),
+        causal=attributes.causal,
+        formula=recurrence,
+    )
 
 
 def _looks_back(kind: Linear) -> bool:
@@ -131,6 +213,8 @@ MIXER = Mixer(
         Linear(decay="vector", key="one_minus_decay", lower_bound="learned"),
         Linear(decay="vector", state="vector"),
     ),
+    reference=recurrence,
+    scanned=_scanned,
     weights=_weights,
     state=_state,
     float32_state=True,
