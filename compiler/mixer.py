@@ -46,20 +46,24 @@ class Kept(Value):
     drops: bool = False
 
 
-Spread = tuple[Literal["even", "log_even", "count"], float, float, Literal["plain", "log", "inverse_softplus"]]
+Spread = tuple[
+    Literal["even", "log_even", "count", "identity", "orthogonal"], float, float, Literal["plain", "log", "inverse_softplus"]
+]
 """Numbers drawn evenly between two, or with even logarithms, or counted along the last axis from the first in steps of the
-second; what is stored is them, their logarithms, or what softplus makes them of.
+second; what is stored is them, their logarithms, or what softplus makes them of. `identity`: the second on the diagonal of the
+last two axes; `orthogonal`: normal rows, as many of them orthogonal as there are columns.
 """
 
 
 class Weight(Value):
     """A learned tensor: name, shape, and how it starts: filled with a number, (mean, deviation) of normal numbers, or a
-    `Spread`.
+    `Spread`. `learned` false: it stays as it starts.
     """
 
     name: str
     shape: tuple[int, ...]
     start: float | tuple[float, float] | Spread = (0.0, 0.02)
+    learned: bool = True
 
 
 class Growing(Value):

@@ -21,7 +21,8 @@ SHOWN = 8
 Start = float | tuple[float, float] | tuple[str, float, float, str]
 """A number that fills a tensor, (mean, standard deviation) of normal numbers, or (how, low, high, stored as): numbers between
 `low` and `high`, drawn `even` or with logarithms that are (`log_even`), or a `count` along the last axis from `low` in steps of
-`high`; stored `plain`, as their `log`, or as what softplus makes them of (`inverse_softplus`).
+`high`, or `high` on the diagonal (`identity`), or normal rows of which some are `orthogonal`; stored `plain`, as their `log`,
+or as what softplus makes them of (`inverse_softplus`).
 """
 
 
@@ -174,6 +175,14 @@ def _numbers(name: str, shape: Sequence[int], start: tuple[str, float, float], s
     how, low, high = start
     if how == "count":
         return (low + high * torch.arange(shape[-1], dtype=torch.float64)).expand(tuple(shape)).contiguous()
+    if how == "identity":
+        return high * torch.eye(shape[-1], dtype=torch.float64).expand(tuple(shape))
+    if how == "orthogonal":  # rows as long as normal ones are (FAVOR+, arXiv 2009.14794)
+        blocks = -(-shape[0] // shape[1])
+        drawn = torch.randn(blocks, shape[1], shape[1], generator=_generator(name, seed), dtype=torch.float64)
+        turned: Tensor = torch.linalg.qr(drawn).Q
+        lengths = torch.randn(tuple(shape), generator=_generator(f"{name}.lengths", seed), dtype=torch.float64).norm(dim=1)
+        return torch.mul(turned.flatten(0, 1)[: shape[0]], lengths.unsqueeze(1))
     drawn = torch.rand(tuple(shape), generator=_generator(name, seed), dtype=torch.float64)
     if how == "log_even":
         return low * (high / low) ** drawn

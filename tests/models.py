@@ -164,9 +164,8 @@ def training(model, texts):
 def prefill(model, texts):
     """With a cache, unless the model looks ahead: then no later call could be right, and there is none."""
     n = texts.shape[1]
-    causal = all(mix.form.causal for mix in model.launches())
     with torch.no_grad():
-        logits = model(texts, cache=model.new_cache(len(texts), n) if causal else None).logits
+        logits = model(texts, cache=model.new_cache(len(texts), n) if model.causal else None).logits
     return [(s, (Step(n, "prefill", n),), row) for s, row in enumerate(logits)]
 
 

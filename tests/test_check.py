@@ -26,7 +26,7 @@ SPECS = Path(__file__).parent.parent / "specs"
 BUILT = (
     *("full", "window-global", "gemma3", "gpt-oss", "llama4", "smollm3", "masformer", "ls-attention", "sparse-transformer"),
     *("power", "softplus", "tempscale", "random-features", "longlora", "echoatt", "streaming-llm", "duo", "retrieval-heads"),
-    "infiniretri",
+    *("infiniretri", "based", "hybrid-gdn", "hybrid-hgrn2", "qwen3-next", "kimi-linear", "hydrahead", "hylra", "ucm"),
 )
 
 

@@ -542,7 +542,16 @@ def test_learned_tensors_have_names_of_their_own_and_sizes(name):
 
 WEIGHTS = {
     # one map of the token a head and channel, and one strength for erasing and writing
-    "linear(update = delta, decay = vector)": {"decay_proj.weight": (8 * 64, 64), "erase_proj.weight": (8, 64)},
+    "linear(update = delta, decay = vector)": {
+        "decay_proj.weight": (8 * 64, 64),
+        "A_log": (8,),
+        "dt_bias": (8 * 64,),
+        "erase_proj.weight": (8, 64),
+    },
+    "linear(decay = vector, key = one_minus_decay, lower_bound = learned)": {
+        "decay_proj.weight": (8 * 64, 64),
+        "lower_bound.weight": (8 * 64,),
+    },
     "linear(update = delta, write = vector)": {"erase_proj.weight": (8, 64), "write_proj.weight": (8 * 64, 64)},
     "ssm(s4d, state = 6) { scale = learned }": {
         "in_proj.weight": (64, 64),

@@ -153,12 +153,20 @@ def _of_feature(kind: Linear, attributes: Any) -> list[Weight]:
     width = attributes.head_dim
     if kind.feature == "favor":
         return [
-            Weight(name="favor", shape=(feature_width("favor", width), width), start=("orthogonal", 0.0, 1.0, "plain"), learned=False)
+            Weight(
+                name="favor",
+                shape=(feature_width("favor", width), width),
+                start=("orthogonal", 0.0, 1.0, "plain"),
+                learned=False,
+            )
         ]
     if kind.feature != "hedgehog":
         return []
     mapped = [(name, heads) for name, (heads, _) in streams(kind, attributes).items() if name != "v"]
-    return [Weight(name=f"{name}_feature", shape=(heads, width, width), start=("identity", 0.0, 1.0, "plain")) for name, heads in mapped]
+    return [
+        Weight(name=f"{name}_feature", shape=(heads, width, width), start=("identity", 0.0, 1.0, "plain"))
+        for name, heads in mapped
+    ]
 
 
 def _one_strength(kind: Linear) -> bool:
