@@ -194,5 +194,7 @@ def test_heads_wider_than_256_run_on_pytorch_and_the_plan_says_why(tmp_path: Pat
     attends = [choice for choice in chosen if "window" in choice.node or choice.refused]
     assert any("256" in refusal.reason for choice in attends for refusal in choice.refused)
     build(spec, tmp_path / "wide", Options(seed=0))
-    want, got = (attnc.load(tmp_path / "wide", use=way)(texts(2, 9)).logits for way in ("reference", "torch"))
-    assert torch.allclose(got, want, atol=1e-5)
+    want, got = (
+        attnc.load(tmp_path / "wide", dtype=torch.float64, use=way)(texts(2, 9)).logits for way in ("reference", "torch")
+    )
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

@@ -31,5 +31,7 @@ def test_tuned_blocks_are_right_and_taken(tmp_path: Path) -> None:
     assert [table.device for table in built.tuning.tables] == [torch.cuda.get_device_name()]
     assert verify(tmp_path / "tuned", "cuda", ["bfloat16"], lambda _: None).right
     texts = torch.randint(0, 16, (1, 40), device="cuda")
-    plain, tuned = (attnc.load(tmp_path / name, "cuda", torch.float32, "triton")(texts).logits for name in ("plain", "tuned"))
-    assert torch.allclose(plain, tuned, atol=1e-5)
+    exact = attnc.load(tmp_path / "plain", "cuda", torch.float64, "reference")(texts).logits
+    runs = (("tuned", "triton"), ("plain", "torch"))
+    got, theirs = (attnc.load(tmp_path / name, "cuda", torch.bfloat16, way)(texts).logits for name, way in runs)
+    assert (got - exact).norm() <= 1.5 * (theirs - exact).norm()
