@@ -1,28 +1,24 @@
-"""States of single channels: what a launch takes and gives, and how plain torch computes it, a chunk of tokens at a time.
+"""States of single channels: what a launch takes and gives, the states that decoding keeps, and who runs it in which phase.
 
 For every token of a channel, with M numbers h (compiler/families.py says the same for kernels):
 
     h[m] <- exp(step rates[m]) h[m] + write[m] u          y = Re(sum over m of weights[m] read[m] h[m])
 
-Legend: T new tokens of S sequences, packed; C channels; M numbers of a channel's state; N places of a padded sequence.
+Legend: T new tokens of S sequences, packed; C channels; M numbers of a channel's state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from .autocast import enabled, off, word
 from .batch import Batch
-
-ROOM = 2**22
-"""Numbers of states that a chunk may hold at a time, of all its sequences, tokens and channels."""
-
-LONGEST = 64
-"""Tokens of a chunk: the work of a token grows with the logarithm of it."""
+from .storage import LayerCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,118 +62,103 @@ def zero_order_hold(dt_log: Tensor, decay_log: Tensor, frequency: Tensor, readin
     return rates, 2 * torch.view_as_complex(reading.to(wide).contiguous()) * torch.expm1(rates) / a
 
 
-def torch_channels(given: Channels, before: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
-    """A `ChannelScan` in plain torch: chunks of tokens one after another, in each an associative scan of log2(tokens) passes.
-
-    Training keeps the states at the beginnings of chunks and computes each chunk again on the way back.
-    """
-    wide = given.rates.real.dtype
-    rows = Rows.of(batch)
-    tokens = {name: None if x is None else rows.spread(x.to(wide)) for name, x in _of_tokens(given).items()}
-    channels, state = given.rates.shape
-    h = before if before is not None else given.rates.new_zeros(batch.sequences, channels, state)
-    length = _length(batch, channels * state)
-    outputs = []
-    for begin in range(0, batch.max_new, length):
-        parts = [None if x is None else x[:, begin : begin + length] for x in tokens.values()]
-        live = rows.live[:, begin : begin + length]
-        y, h = _run(_chunk, h, live, given.rates, given.weights, *parts)
-        outputs.append(y)
-    if not outputs:
-        return given.u.new_zeros(given.u.shape), h
-    return rows.pack(torch.cat(outputs, dim=1)).to(given.u.dtype), h
+Formula = Callable[..., tuple[Tensor, Tensor]]
+"""A reference: u, step, rates, write, read, weights and state of one sequence -> (y, state)."""
 
 
-def _of_tokens(given: Channels) -> dict[str, Tensor | None]:
-    return {"u": given.u, "step": given.step, "write": given.write, "read": given.read}
+def reference_channels(formula: Formula) -> ChannelScan:
+    """The provider `reference`: the formula, one sequence after another; in the rates' dtype."""
+
+    def scan(given: Channels, before: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        wide = given.rates.real.dtype
+
+        def each(x: Tensor | None) -> list[Tensor | None]:
+            return [None] * batch.sequences if x is None else list(torch.split(x.to(wide), list(batch.sizes)))
+
+        tokens = zip(*map(each, (given.u, given.step, given.write, given.read)), strict=True)
+        outputs, states = [given.u.new_zeros(0, given.u.shape[1])], [given.rates.new_zeros(0, *given.rates.shape)]
+        for s, (u, step, write, read) in enumerate(tokens):
+            state = None if before is None else before[s]
+            y, after = formula(u, step, given.rates, write, read, given.weights, state)
+            outputs.append(y.to(given.u.dtype))
+            states.append(after.unsqueeze(0))
+        return torch.cat(outputs), torch.cat(states)
+
+    return scan
 
 
-def _length(batch: Batch, numbers: int) -> int:
-    """Tokens of a chunk, a power of two."""
-    length = 1
-    while length < min(LONGEST, batch.max_new) and 2 * length * numbers * batch.sequences <= ROOM:
-        length *= 2
-    return length
+class ChannelStates:
+    """u [T, C] with what belongs to it -> y [T, C] in u's dtype. `providers`: who runs it in each phase.
 
-
-def _run(chunk: Callable[..., tuple[Tensor, Tensor]], *given: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The chunk; what it computes is not kept for gradients but computed again."""
-    if not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in given):
-        return chunk(*given)
-    y, h = checkpoint(chunk, *given, use_reentrant=False, preserve_rng_state=False)
-    return y, h
-
-
-def _chunk(
-    h: Tensor,
-    live: Tensor,
-    rates: Tensor,
-    weights: Tensor | None,
-    u: Tensor,
-    step: Tensor | None,
-    write: Tensor | None,
-    read: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """h [S, C, M]; live [S, L], whether there is a token; u, step [S, L, C]; write, read [S, L, M] -> y [S, L, C], new h."""
-    there = live[:, :, None, None]
-    exponents = rates.expand(*u.shape, rates.shape[1]) if step is None else step.unsqueeze(-1) * rates
-    decay = torch.exp(torch.where(there, exponents, 0))  # [S, L, C, M]; where there is no token, the state stays
-    added = u.unsqueeze(-1) if write is None else u.unsqueeze(-1) * write.unsqueeze(2)
-    added = torch.where(there, added, 0).expand(decay.shape).to(decay.dtype)
-    states = _scan(decay, added, h)
-    seen = states if read is None else states * torch.where(live[:, :, None], read, 0).unsqueeze(2)
-    y = (seen if weights is None else seen * weights).sum(-1)
-    return (y.real if y.is_complex() else y), states[:, -1]
-
-
-def _scan(decay: Tensor, added: Tensor, h: Tensor) -> Tensor:
-    """All states [S, L, C, M] of h <- decay h + added: pass by pass every token joins the twice as many before it."""
-    added = torch.cat((added[:, :1] + decay[:, :1] * h.unsqueeze(1), added[:, 1:]), dim=1)
-    reach = 1
-    while reach < added.shape[1]:
-        joined = added[:, reach:] + decay[:, reach:] * added[:, :-reach]
-        farther = decay[:, reach:] * decay[:, :-reach]
-        added = torch.cat((added[:, :reach], joined), dim=1)
-        decay = torch.cat((decay[:, :reach], farther), dim=1)
-        reach *= 2
-    return added
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Packed tokens as rows of equal length, one a sequence, with nothing behind shorter ones.
-
-    live   [S, N], whether there is a token
-    token  [S, N], which one; 0 where there is none
-    place  [T], each token's place among the S N
+    causal  false: texts are read in both directions with the same numbers, and both outputs are added
     """
 
-    live: Tensor
-    token: Tensor | None
-    place: Tensor | None
+    def __init__(self, name: str, *, formula: Formula, causal: bool = True) -> None:
+        self.name, self.causal, self.reference = name, causal, reference_channels(formula)
+        self.providers: dict[str, ChannelScan] = {}
 
-    @classmethod
-    def of(cls, batch: Batch) -> Rows:
-        """The rows of a call, made once."""
-        return batch.once(("channel rows",), lambda: cls._of(batch))
+    def prepare(self, device: torch.device) -> None:
+        """Nothing is made ahead."""
 
-    @classmethod
-    def _of(cls, batch: Batch) -> Rows:
-        s, n, device = batch.sequences, batch.max_new, batch.offsets.device
-        if all(size == n for size in batch.sizes):
-            return cls(torch.ones(s, n, dtype=torch.bool, device=device), None, None)
-        index = torch.arange(n, device=device)
-        size = (batch.offsets[1:] - batch.offsets[:-1]).unsqueeze(1)
-        live = index < size
-        token = torch.where(live, batch.offsets[:-1].unsqueeze(1) + index, 0)
-        begin = batch.offsets[batch.sequence]
-        return cls(live, token, batch.sequence * n + torch.arange(batch.tokens, device=device) - begin)
+    def __call__(self, given: Channels, batch: Batch, cache: LayerCache | None) -> Tensor:
+        """Reads the states of the batch's sequences, runs the phase's provider, stores the states after.
 
-    def spread(self, x: Tensor) -> Tensor:
-        """[T, width] -> [S, N, width]; where there is no token stands the first one."""
-        return x.reshape(*self.live.shape, x.shape[1]) if self.token is None else x[self.token]
+        Raises ValueError, naming the argument, for shapes that do not fit, and on a CPU for rates that would let states grow,
+        and for NaN among them.
+        """
+        check(given)
+        shape = (batch.sequences, *given.rates.shape)
+        before = None
+        if cache is not None and batch.max_past > 0:
+            before = _read(cache.state("state", batch), shape, given.rates)
+        with off(given.u) if enabled(given.u) else nullcontext():
+            y, after = self.providers[batch.phase](given, before, batch)
+            if not self.causal:
+                y = y + _turned(self.providers[batch.phase], given, batch)
+        if cache is not None:
+            real = torch.view_as_real(after) if after.is_complex() else after
+            cache.set_state("state", real.reshape(cache.state("state", batch).shape), batch)
+        return y
 
-    def pack(self, x: Tensor) -> Tensor:
-        """[S, N, width] -> [T, width]."""
-        flat = x.reshape(-1, x.shape[2])
-        return flat if self.place is None else flat[self.place]
+
+def _read(state: Tensor, shape: tuple[int, ...], rates: Tensor) -> Tensor:
+    """The states that a cache keeps as real numbers, [S, C, M]."""
+    if not rates.is_complex():
+        return state.reshape(shape)
+    return torch.view_as_complex(state.reshape(*shape, 2).contiguous())
+
+
+def _turned(scan: ChannelScan, given: Channels, batch: Batch) -> Tensor:
+    """The outputs of texts read from their ends."""
+    last = batch.offsets[1:][batch.sequence] - 1
+    index = last - (torch.arange(batch.tokens, device=last.device) - batch.offsets[batch.sequence])
+    step, write, read = (None if x is None else x[index] for x in (given.step, given.write, given.read))
+    y, _ = scan(Channels(given.u[index], given.rates, step, write, read, given.weights), None, batch)
+    return y[index]
+
+
+def check(given: Channels) -> None:
+    """Raises ValueError, naming the argument, where tensors do not fit each other; values are looked at on a CPU alone, since
+    a GPU would have to be waited for.
+    """
+    if given.u.dim() != 2 or given.rates.dim() != 2 or given.rates.shape[0] != given.u.shape[1]:
+        raise ValueError(f"u is [T, C] and rates [C, M], got {list(given.u.shape)} and {list(given.rates.shape)}")
+    (tokens, channels), state = given.u.shape, given.rates.shape[1]
+    wanted = {"step": (tokens, channels), "write": (tokens, state), "read": (tokens, state), "weights": (channels, state)}
+    for name, shape in wanted.items():
+        x = getattr(given, name)
+        if x is not None and tuple(x.shape) != shape:
+            raise ValueError(f"{name} is {list(shape)}, got {list(x.shape)}")
+    least = torch.promote_types(given.rates.real.dtype, torch.float32)
+    if given.rates.real.dtype != least:
+        raise ValueError(f"rates are in float32 at least, got {word(given.rates.dtype)}")
+    if torch.compiler.is_compiling() or given.u.device.type != "cpu" or not given.u.numel():
+        return
+    ends = {"rates": torch.aminmax(given.rates.detach().real)}
+    if given.step is not None:
+        ends["step"] = torch.aminmax(given.step.detach())
+    bounds = [(float(low), float(high)) for low, high in ends.values()]
+    products = [one * other for one in bounds[0] for other in (bounds[1] if len(bounds) > 1 else (1.0,))]
+    if not all(product <= 0 for product in products):
+        shown = " times ".join(f"{name} {low:g}..{high:g}" for name, (low, high) in zip(ends, bounds, strict=True))
+        raise ValueError(f"states never grow: rates times step are none above 0, got {shown}")

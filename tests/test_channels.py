@@ -7,32 +7,22 @@ import torch
 from channel_cases import MEMBERS, ask, given, leaves, narrowed, packed, with_gradients, written_out
 
 from attnc.compiler.mixers.channels import channel_states
-from attnc.runtime import channels
-from attnc.runtime.channels import torch_channels, zero_order_hold
+from attnc.runtime import channels, channels_torch
+from attnc.runtime.channels import reference_channels, zero_order_hold
+from attnc.runtime.channels_torch import torch_channels
 from attnc.runtime.weights import started
 
 SIZES = (9, 0, 1, 6)
 """New tokens of packed sequences; one has none."""
 
 
-def formula(one, before, batch):
-    """The formula of compiler/mixers, a sequence at a time."""
-    outputs, states, begin = [], [], 0
-    for s, size in enumerate(batch.sizes):
-        own = slice(begin, begin + size)
-        begin += size
-        of_tokens = [None if x is None else x[own] for x in (one.u, one.step, one.write, one.read)]
-        u, step, write, read = of_tokens
-        y, state = channel_states(u, step, one.rates, write, read, one.weights, None if before is None else before[s])
-        outputs.append(y)
-        states.append(state)
-    return torch.cat(outputs), torch.stack(states)
+formula = reference_channels(channel_states)
 
 
 @pytest.mark.parametrize("member", MEMBERS)
 @pytest.mark.parametrize("scan", [formula, torch_channels])
 def test_outputs_states_and_gradients_equal_the_sums_written_out(scan, member, monkeypatch):
-    monkeypatch.setattr(channels, "LONGEST", 4)  # several chunks, and passes within them
+    monkeypatch.setattr(channels_torch, "LONGEST", 4)  # several chunks, and passes within them
     one, batch = given(member, sum(SIZES), 3, 2), packed(SIZES)
     for before in (None, ask(torch.randn(len(SIZES), 3, 2, dtype=one.rates.dtype), torch.float64)):
         expected = with_gradients(written_out, one, before, batch)

@@ -22,9 +22,11 @@ SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942":
 """Bytes of shared memory that one block of threads may take."""
 
 DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
-_ELEMENTS = frozenset({"q", "k", "v", "o", "q_grad", "k_grad", "v_grad", "o_grad"})
+_ELEMENTS = frozenset({"q", "k", "v", "o", "q_grad", "k_grad", "v_grad", "o_grad", "write", "read"})
 _POINTERS = {
     "fp32": {
+        *("u", "step", "rates", "weights", "before", "y", "after", "starts", "y_grad", "after_grad"),
+        *("u_grad", "step_grad", "rates_grad", "write_grad", "read_grad", "weights_grad", "before_grad"),
         *("lse", "lse_grad", "delta", "scale", "scale_grad", "sink_logit", "part_o", "part_norm", "k_pieces", "v_pieces"),
     },
     "i32": {"rows", "stored", "base", "pinned", "ring"},
