@@ -96,8 +96,8 @@ def forward_kernel(
         if BLOCK_T == 1:
             states = decay * h[None] + added
         else:
-            kept, found = tl.associative_scan((decay, added), 0, join)
-            states = found + kept * h[None]
+            added += tl.where((row == 0)[:, None, None], decay * h[None], 0.0)
+            _, states = tl.associative_scan((decay, added), 0, join)
         seen = states * weigh[None] * numbers(read, place, there, read_stride, m, M, READ)
         tl.store(y + place[:, None] * channels + c[None, :], tl.sum(seen, axis=2).to(y.dtype.element_ty), mask=live)
         h = tl.sum(tl.where((row == BLOCK_T - 1)[:, None, None], states, 0.0), axis=0)
@@ -143,15 +143,16 @@ def backward_kernel(
         last_decay = decays(step, rate, place - 1, earlier[:, None] & inside, step_stride, c, STEP)
         last_added = values(u, place - 1, earlier[:, None] & inside, u_stride, c)
         last_added *= numbers(write, place - 1, earlier, write_stride, m, M, WRITE)
-        kept, found = tl.associative_scan((last_decay, last_added), 0, join)
-        left = decays(step, rate, place, live, step_stride, c, STEP) * (found + kept * held[None])
+        last_added = tl.where((row == 0)[:, None, None], held[None], last_added)
+        _, last = tl.associative_scan((last_decay, last_added), 0, join)
+        left = decays(step, rate, place, live, step_stride, c, STEP) * last
         # gradients of the states, from the last token to the first
         out_grad = values(y_grad, place, live, y_grad_stride, c)
         reading = numbers(read, place, there, read_stride, m, M, READ)
         later = (tile * BLOCK_T + row + 1 < count) & (row + 1 < BLOCK_T)
         next_decay = decays(step, rate, place + 1, later[:, None] & inside, step_stride, c, STEP)
-        kept, found = tl.associative_scan((next_decay, out_grad * reading * weigh[None]), 0, join, reverse=True)
-        grad = found + kept * carry[None]
+        read_grads = out_grad * reading * weigh[None] + tl.where((row == BLOCK_T - 1)[:, None, None], carry[None], 0.0)
+        _, grad = tl.associative_scan((next_decay, read_grads), 0, join, reverse=True)
         value = values(u, place, live, u_stride, c)
         writing = numbers(write, place, there, write_stride, m, M, WRITE)
         where = place[:, None] * channels + c[None, :]
