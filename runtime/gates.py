@@ -5,6 +5,7 @@ Legend: T tokens, packed; H states; K rows and V columns of each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -70,8 +71,7 @@ def slopes(heads: int) -> tuple[float, ...]:
 
 def retention(heads: int) -> tuple[float, ...]:
     """Logarithms of RetNet's decays (arXiv 2307.08621): 1 - 2^(-5 - h)."""
-    numbers = torch.arange(heads, dtype=torch.float64)
-    return tuple(torch.log1p(-torch.exp2(-5 - numbers)).tolist())
+    return tuple(math.log1p(-(2.0 ** (-5 - h))) for h in range(heads))
 
 
 class LowerBound(nn.Module):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from formulas import block, convolved, l2, layer_norm, mask, rms, rotated, score_weights, silu
+from state_formulas import linear
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,13 @@ class _Call:
                 return x
             case "gate":
                 return self.gate(mixer, f"{at}.mixer.{scope}.gate" if scope else f"{at}.mixer.gate", at, inside, x)
+            case "mixing" if mixer.kind.kind == "linear":
+                return linear(self, mixer, f"{at}.mixer.{scope or mixer.kind.kind}", x)
             case "mixing":
                 return self.conv(f"{at}.mixer.{scope or mixer.kind.kind}", x)
+            case "choose" if mixer.alternatives[0].mixer.node == "mixing":
+                first = mixer.alternatives[0]
+                return self.mixer(first.mixer, at, f"{scope}.{first.name}" if scope else first.name, x)
             case "route":
                 return self.route(mixer, f"{at}.mixer.{scope}" if scope else f"{at}.self_attn", x)
             case _:

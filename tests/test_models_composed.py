@@ -127,6 +127,29 @@ SPECS = {
     "a choice at its default, by shares": spec_text(
         "all: heads { 0: choose(per = head) { a: window(30%), b: full }, else: block_local(25%, shift = 50%) | sink(1) }"
     ),
+    "matrix states with fixed decays, and Lightning as MiniCPM-SALA has it": spec_text(
+        "0: linear { activation = none, scale = learned(init = 2) }\n"
+        "1: linear(decay = slopes) { kv_heads = 6, rope = 100, rope_dim = 4, qk_norm = rms, output_norm = rms,"
+        " output_gate = sigmoid }\n"
+        "2: full + linear(decay = retention, feature = elu, normalize = sum) { qk_heads = 2, value_dim = 5 }",
+        ", bias = all",
+    ),
+    "matrix states behind feature maps": spec_text(
+        "0: linear(feature = taylor(3), normalize = sum) { head_dim = 3 }\n1: linear(feature = favor, normalize = sum)\n"
+        "2: linear(feature = hedgehog, decay = scalar) { qk_norm = l2, short_conv = 3 }\n"
+        "3: gate(linear(feature = softmax), linear(feature = relu, decay = vector, lower_bound = 0.3), by = softmax)"
+    ),
+    "matrix states that erase": spec_text(
+        "0: linear(update = delta, decay = vector, erase = vector, write = vector, beta = 2) { qk_norm = l2, value_dim = 5 }\n"
+        "1: linear(update = delta, write = vector) { qk_norm = l2, qk_heads = 3, kv_heads = 2, rope = 10 }\n"
+        "2: choose(per = layer) { state: linear(update = delta, decay = scalar, erase = vector, lower_bound = learned)"
+        " { qk_norm = l2 }, attention: full }\n"
+        "3: linear(decay = scalar, key = one_minus_decay, lower_bound = learned)"
+    ),
+    "matrix states that see both ways": spec_text(
+        "0: linear(feature = elu, normalize = sum) { rope = 100 }\n1: linear(feature = taylor(2)) { short_conv = none }",
+        ", causal = false",
+    ),
     "a route per token": spec_text("all: route(per = token, by = router(linear)) { exact: full, near: window(4) }"),
     "a route with all that it can say": spec_text(
         "0: route(per = token, by = router(linear, estimator = straight_through)) { a: full, b: window(4), c: sink(2) }"
