@@ -33,6 +33,11 @@ ROOMS = {
         {"pydantic", "torch", "triton", "matplotlib", "platformdirs"},
     ),
     "tasks": ("src/attnc/tasks", {"attnc.dsl", "attnc.tasks"}, {"torch"}),
+    "evaluate": (
+        "src/attnc/evaluate",
+        {"attnc", "attnc.dsl", "attnc.compiler", "attnc.runtime", "attnc.tasks", "attnc.evaluate"},
+        {"pydantic", "torch", "tokenizers"},
+    ),
     "cli": (
         "src/attnc/cli",
         {
@@ -44,6 +49,7 @@ ROOMS = {
             "attnc.checkpoint",
             "attnc.bench",
             "attnc.tasks",
+            "attnc.evaluate",
             "attnc.cli",
             "attnc.runtime.codes",
         },

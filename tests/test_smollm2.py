@@ -24,6 +24,11 @@ from attnc.cli.text import Text
 from attnc.compiler.cache_spec import cache_bytes, full_attention_bytes
 from attnc.compiler.graft import graft
 from attnc.dsl import Source, parse, read
+from attnc.evaluate import asking, subject
+from attnc.evaluate.run import Options, evaluate
+from attnc.evaluate.subject import Subject
+from attnc.tasks.text import Text as Prose
+from attnc.tasks.text import windows
 
 pytestmark = pytest.mark.xdist_group("smollm2")  # one worker holds the models
 
@@ -237,3 +242,39 @@ def greedy(model: Any, question: list[int]) -> list[int]:
         answer.append(int(logits[0, -1].argmax()))
         logits = model.forward(torch.tensor([answer[-1:]]), cache=cache).logits
     return answer
+
+
+WINDOW_TOKENS = 48
+
+
+@torch.inference_mode()
+def test_the_loss_that_eval_prints_is_that_of_transformers(
+    smollm2: SmolLM2, built: Any, reference: Any, exact: Any, monkeypatch: pytest.MonkeyPatch, say: Callable[[str], None]
+) -> None:
+    monkeypatch.setattr(subject, "LOGITS", 4 * 49152 * 32)  # calls of 32 tokens of 4 windows
+    model = Subject(smollm2.folder, built, attnc.check(smollm2.spec))
+    tokenizer, text = model.tokenizer("text"), Prose("a topic", topics["assert"])
+    found = asking.losses(model, tokenizer, text, WINDOW_TOKENS, 4, 4, lambda _: None)
+    parts = [part for part, _ in zip(windows(text.tokens(tokenizer.plain), WINDOW_TOKENS), range(4), strict=False)]
+    ids = torch.tensor([[*inputs, targets[-1]] for inputs, targets in parts])
+    assert (
+        ids.flatten(0, 1)[: WINDOW_TOKENS + 1].tolist()
+        == smollm2.text.encode(topics["assert"], chat=False)[: WINDOW_TOKENS + 1]
+    )
+    ours = sum(nats for nats, _ in found) / sum(count for _, count in found)
+    theirs = float(reference(ids, labels=ids).loss)
+    each = [torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            for model in (reference, exact)]  # fmt: skip
+    rounding = float((each[0].double() - each[1]).abs().mean())
+    say(f"loss {ours:.7f}, transformers {theirs:.7f}, exactly {float(each[1].mean()):.7f}; rounding {rounding:.1e} a token")
+    assert abs(ours - float(each[1].mean())) <= ALLOWED * rounding
+    assert abs(theirs - float(each[1].mean())) <= ALLOWED * rounding, "the two compare the same tokens"
+    assert ours < 4
+
+
+def test_passkeys_are_found_in_short_texts(smollm2: SmolLM2, built: Any, say: Callable[[str], None]) -> None:
+    model = Subject(smollm2.folder, built, attnc.check(smollm2.spec))
+    options = Options(tasks=("passkey",), lengths=(144,), trials=5)
+    (row,) = evaluate(model, options, lambda *_: None).rows
+    say(f"passkeys of 144 tokens: {row.right} of {row.trials}")
+    assert row.right >= 4

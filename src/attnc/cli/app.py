@@ -24,6 +24,7 @@ COMMANDS = (
     "import",
     "graft",
     "run",
+    "eval",
     "verify",
     "tune",
     "bench",
@@ -35,8 +36,8 @@ COMMANDS = (
 )
 """Each is a function of its name in a file of its name; in the order of the help."""
 
-KEYWORDS = {"import": "import_checkpoint"}
-"""Commands that Python does not let a file be called."""
+KEYWORDS = {"import": "import_checkpoint", "eval": "evaluate"}
+"""Commands whose names Python needs for itself."""
 
 
 def app(arguments: list[str], **options: Any) -> None:

@@ -24,6 +24,7 @@ SCHEMAS: dict[str, tuple[str, str, str]] = {
     "specs": ("attnc.cli.specs", "SpecsReport", "attnc specs --json"),
     "explain": ("attnc.cli.explain", "PagesReport", "attnc explain --json"),
     "import": ("attnc.checkpoint.report", "ImportReport", "attnc import --json"),
+    "eval": ("attnc.evaluate.report", "EvalReport", "attnc eval --json"),
     "bench": ("attnc.bench.report", "BenchReport", "attnc bench --json"),
     "calibrate": ("attnc.bench.tables_report", "CalibrationReport", "attnc calibrate --json"),
     "doctor": ("attnc.cli.environment", "EnvironmentReport", "attnc doctor --json"),

@@ -66,15 +66,15 @@ def run(folder: Path, device: str, dtypes: tuple[str, ...], only: tuple[str, ...
         raise SpecError([complaint("A403", f"no kernel can be run on {device}: {error}", folder, help_line)]) from error
 
 
-def chosen_device(given: str | None) -> str:
-    """As torch names it; the GPU where there is one."""
+def chosen_device(given: str | None, without: str = "--device cpu runs kernels in Triton's interpreter") -> str:
+    """As torch names it; the GPU where there is one. `without`: the advice where there is none."""
     has_gpu = NVIDIA.exists() and _torch_sees_one()
     device = given or ("cuda" if has_gpu else "cpu")
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise CommandError(Exit.USAGE, f"there is no device {device}", "--device takes cpu, cuda or cuda:1")
     if kind == "cuda" and not has_gpu:
-        raise CommandError(Exit.ENVIRONMENT, "torch sees no GPU here", "--device cpu runs kernels in Triton's interpreter")
+        raise CommandError(Exit.ENVIRONMENT, "torch sees no GPU here", without)
     return device if kind == "cuda" else "cpu"
 
 

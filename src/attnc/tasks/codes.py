@@ -21,7 +21,8 @@ CODES: dict[str, Code] = {
     ),
     "A564": Code(
         "a folder without a tokenizer",
-        "`attnc import` writes `tokenizer.json`, and `attnc build --weights` copies it. Tasks on token ids need none.",
+        "`attnc import` writes `tokenizer.json`, and `attnc build --weights` copies it. Tasks on token ids need none, and "
+        "`--as bytes` reads text byte by byte.",
     ),
     "A565": Code(
         "out of memory",

@@ -38,3 +38,7 @@ class Copy:
         targets = nothing_asked(tokens)
         targets[:, -self.items :] = items
         return Examples(tokens, targets)
+
+    def chance(self, vocabulary: int) -> float:
+        """As `Task.chance`."""
+        return 1 / (vocabulary - 2)

@@ -50,6 +50,10 @@ class Task(Protocol):
         """
         ...
 
+    def chance(self, vocabulary: int) -> float:
+        """The share of questions that a guess gets right which knows the possible answers, and not the text."""
+        ...
+
 
 def draws(task: object, *numbers: int) -> torch.Generator:
     """Random numbers (of the CPU) for a task and these numbers; others for each task, and for each of its settings."""

@@ -46,6 +46,10 @@ class Needle:
         targets[:, -1:] = value
         return Examples(tokens, targets)
 
+    def chance(self, vocabulary: int) -> float:
+        """As `Task.chance`."""
+        return 1 / (vocabulary - vocabulary // 2)
+
 
 @dataclass(frozen=True)
 class Multikey:
@@ -86,6 +90,10 @@ class Multikey:
         question = torch.cat((torch.full((size, 1), QUESTION), names[:, :1], answers[:, 0, :-1]), dim=1)
         return _asked(tokens, question, answers[:, 0])
 
+    def chance(self, vocabulary: int) -> float:
+        """As `Task.chance`."""
+        return float((vocabulary - vocabulary // 2) ** -self.digits)
+
 
 @dataclass(frozen=True)
 class Passkey:
@@ -117,6 +125,10 @@ class Passkey:
         _insert(tokens, at[:, None], torch.cat((torch.full((size, 1), REMEMBER), answer), dim=1)[:, None])
         question = torch.cat((torch.full((size, 1), QUESTION), answer[:, :-1]), dim=1)
         return _asked(tokens, question, answer)
+
+    def chance(self, vocabulary: int) -> float:
+        """As `Task.chance`."""
+        return float((vocabulary - vocabulary // 2) ** -self.digits)
 
 
 def _check(depth: float | None) -> None:

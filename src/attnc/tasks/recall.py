@@ -47,6 +47,10 @@ class Mqar:
         tokens.scatter_(1, asked, keys)
         return Examples(tokens, nothing_asked(tokens).scatter_(1, asked, values))
 
+    def chance(self, vocabulary: int) -> float:
+        """As `Task.chance`."""
+        return 1 / (vocabulary - vocabulary // 2)
+
     def _gaps(self, size: int, space: int, draw: torch.Generator) -> Tensor:
         """[size, pairs] of 0 .. space - 1. The largest of log p + Gumbel noise are a draw by p without replacement."""
         uniform = torch.rand(size, space, generator=draw, dtype=torch.float64).clamp_min(torch.finfo(torch.float64).tiny)

@@ -1,0 +1,55 @@
+"""How a model reads text: by the tokenizer of its folder, or byte by byte."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from pathlib import Path
+
+from attnc.tasks.text import problem
+
+NAME = "tokenizer.json"
+
+
+class FolderTokenizer:
+    """As `attnc.tasks.prompts.Tokenizer`; `first` are the tokens that go before every text, such as that of its beginning."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises SpecError A564 where there is none."""
+        path = folder / NAME
+        if not path.is_file():
+            help_line = "build with --weights DIR from attnc import, or `--as bytes` if the model was trained on bytes"
+            raise problem("A564", f"{folder} has no {NAME}, so it cannot be asked about text", str(folder), help_line)
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_file(str(path))
+        found = self.tokenizer.encode("a")
+        marks = takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask, strict=True))
+        self.first = tuple(token for token, _ in marks)
+
+    def plain(self, text: str) -> list[int]:
+        """The tokens of a text alone."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, with those that go before it."""
+        return [*self.first, *self.plain(text)]
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens; special ones say nothing."""
+        return str(self.tokenizer.decode(tokens))
+
+
+class Bytes:
+    """Each byte of UTF-8 is a token; what a folder without a tokenizer and with a vocabulary of 256 reads."""
+
+    first: tuple[int, ...] = ()
+
+    def plain(self, text: str) -> list[int]:
+        """0 to 255."""
+        return list(text.encode())
+
+    encode = plain
+
+    def decode(self, tokens: list[int]) -> str:
+        """What is no UTF-8, or no byte, is a question mark in a diamond."""
+        return bytes(token if token < 256 else 255 for token in tokens).decode("utf-8", "replace")
