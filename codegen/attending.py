@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from attnc.codegen import latent, projecting
-from attnc.codegen.launching import Masks, launch, plan_text, rope_text
+from attnc.codegen.eager.emit import Masks
+from attnc.codegen.launching import launch, plan_text, rope_text
 from attnc.codegen.parts import Launch, Names, Part, merged
 from attnc.compiler.attributes import Attributes, LogPosition
 from attnc.compiler.graph import Graph, Mix, Project
@@ -46,7 +47,7 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         attend = latent.body(a)
     body = [*attend, *projecting.output(a)]
     origins = dict.fromkeys(str(group.origin) for _, mix in mixes for variant in mix.variants for group in variant.groups)
-    plans = tuple(plan_text(mix, project, at) for at, (_, mix) in enumerate(mixes))
+    plans = tuple(plan_text(mix, project, at, model) for at, (_, mix) in enumerate(mixes))
     return Part(
         name=class_name,
         place=place(project).split(".")[0],
@@ -58,10 +59,19 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         plans=plans,
         slots=len(mixes),
         mixes=launches,
-        launches={one.name: name for one, (name, _) in zip(launches, mixes, strict=True)},
-        needs=_needs(project, a, [mix for _, mix in mixes], launches),
+        launches={one.name: name for one, (name, _) in zip(launches, mixes, strict=True)} | _choices(graph, launches, mixes),
+        needs=_needs(project, a, [mix for _, mix in mixes], launches, plans),
         source=project.qk_layer is not None,
     )
+
+
+def _choices(graph: Graph, launches: tuple[Launch, ...], mixes: list[tuple[str, Mix]]) -> dict[str, str]:
+    """The choices that launches read: `LAUNCH.choice`, and its node."""
+    found: dict[str, str] = {}
+    for one, (name, _) in zip(launches, mixes, strict=True):
+        lists = [source for source in graph.inputs(name) if graph.network.edges[source, name]["carries"] == "lists"]
+        found |= {f"{one.name}.choice": source for source in lists}
+    return found
 
 
 def modules(project: Project, model: Model) -> list[str]:
@@ -157,15 +167,17 @@ def _persistent(mix: Mix) -> str:
     return ", persistent=persistent_keys(self.persistent_key, self.persistent_value, call.batch.sequences)" if learned else ""
 
 
-def _needs(project: Project, a: Attributes, mixes: list[Mix], launches: tuple[Launch, ...]) -> dict[str, set[str]]:
+def _needs(
+    project: Project, a: Attributes, mixes: list[Mix], launches: tuple[Launch, ...], plans: tuple[str, ...]
+) -> dict[str, set[str]]:
     needs: dict[str, set[str]] = {"mix": {"Mix", "Variant"}, "intervals": {"HeadGroup"}, "cache": {"LayerPlan", "Slots"}}
     needs = merged([needs, projecting.needs(of_softmax(a, own_qk=project.qk_layer is None), a)])
     if a.short_conv is not None:
         needs["cache"].add("State")
     if a.kv_latent is not None:
         needs = merged([needs, {"latent": {"Expand"}, "layers": {"RMSNorm"}}])
-    for mix, one in zip(mixes, launches, strict=True):
-        text = repr(one) + plan_text(mix, project, 0) + (rope_text(mix.attributes) or "")
+    for mix, one, plan in zip(mixes, launches, plans, strict=True):
+        text = repr(one) + plan + (rope_text(mix.attributes) or "")
         for file, names in WORDS.items():
             needs.setdefault(file, set()).update(name for name in names if f"{name}(" in text or f"{name}," in text)
         if _turns(mix):
@@ -184,4 +196,6 @@ WORDS = {
     "cache": ("Growing", "Ring"),
     "rotary": ("Rope", "LinearScale", "Yarn", "Llama3"),
     "attention_reference": ("Reference",),
+    "selector": ("Selector", "Sublinear"),
+    "pooled": ("Pooled",),
 }

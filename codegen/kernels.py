@@ -81,6 +81,8 @@ def family(mix: Mix, model: Model) -> Softmax | None:
     a = mix.attributes
     if unsaid(mix) is not None or max(a.key_width, a.value_dim) > 256:
         return None
+    if all(any(group.choices for group in variant.groups) for variant in mix.variants):
+        return None  # no kernel reads lists yet
     unions = [group.intervals for variant in mix.variants for group in variant.groups if group.intervals is not None]
     return Softmax.of(
         unions,

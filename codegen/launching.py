@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from attnc.codegen import selecting
+from attnc.codegen.eager.emit import Masks
 from attnc.codegen.parts import Group, Launch, Variant
 from attnc.compiler.attributes import Attributes, LinearScale, Llama3, Softplus, Yarn
 from attnc.compiler.graph import Guard, HeadGroup, Mix, Project
@@ -18,17 +20,15 @@ from attnc.compiler.value import Share, Tokens
 LONGEST = 110
 """Characters of an expression that stands on one line of model.py."""
 
-Masks = Mapping[tuple[tuple[Kind, ...], bool], str]
-"""(union of key sets, causal) -> its mask function in reference.py."""
-
 
 def launch(mix: Mix, name: str, model: Model, visible: Masks) -> Launch:
     """The launch of a mix; head numbers count from the launch's first KV group."""
     a = mix.attributes
+    held = selecting.held_names(mix)
     variants = tuple(
         Variant(
             guards=", ".join(map(_guard, variant.guards)),
-            groups=tuple(_group(group, mix.first, visible[group.keys, a.causal]) for group in variant.groups),
+            groups=tuple(_group(group, mix, visible, held) for group in variant.groups),
         )
         for variant in mix.variants
     )
@@ -73,7 +73,7 @@ def rope_text(a: Attributes) -> str | None:
     return f"Rope({a.rope_dim}, {float(a.rope)!r}{stretch})"
 
 
-def plan_text(mix: Mix, project: Project, at: int) -> str:
+def plan_text(mix: Mix, project: Project, at: int, model: Model) -> str:
     """The runtime's LayerPlan of a launch: what each head group keeps, over all variants that decoding can reach."""
     slots = []
     a = mix.attributes
@@ -91,6 +91,9 @@ def plan_text(mix: Mix, project: Project, at: int) -> str:
         arguments.append(f"keys_from=self.source{f' + {at}' if at else ''}")
     if at == 0 and a.short_conv is not None:
         arguments.append(_conv_states(project))
+    pooled = selecting.pooled_texts(mix, model)
+    if pooled:
+        arguments.append(f"pooled=({', '.join(pooled)},)")
     text = f"LayerPlan({', '.join(arguments)})"
     if len(text) <= LONGEST:
         return text
@@ -112,9 +115,9 @@ def _guard(guard: Guard) -> str:
     return f'Guard("{condition.left}", "{condition.operator}", {right}{holds})'
 
 
-def _group(group: HeadGroup, base: int, visible: str) -> Group:
+def _group(group: HeadGroup, mix: Mix, visible: Masks, held: Mapping[Kind, str]) -> Group:
     numbers = group.intervals if group.intervals is not None else Intervals()
-    texts = [str(group.first - base), str(group.last - base)]
+    texts = [str(group.first - mix.first), str(group.last - mix.first)]
     if numbers.sink:
         texts.append(f"sink={_number(numbers.sink)}")
     if numbers.near:
@@ -123,8 +126,18 @@ def _group(group: HeadGroup, base: int, visible: str) -> Group:
         texts.append(f"strides={tuple(numbers.strides)!r}")
     if numbers.powers:
         texts.append(f"powers={tuple(numbers.powers)!r}")
-    texts.append(f"visible=reference.{visible}")
-    return Group(f"HeadGroup({', '.join(texts)})", str(group.origin))
+    a = mix.attributes
+    chosen = [
+        selecting.selector_text(kind, held.get(kind, ""), visible.chosen(group.keys, kind, a.heads // a.kv_heads))
+        for kind in group.choices
+    ]
+    if chosen:
+        texts.append(f"choices=({', '.join(chosen)},)")
+    texts.append(f"visible=reference.{visible[group.keys, a.causal]}")
+    text = f"HeadGroup({', '.join(texts)})"
+    if chosen:
+        text = "HeadGroup(" + "".join(f"\n{' ' * 32}{one}," for one in texts) + f"\n{' ' * 28})"
+    return Group(text, str(group.origin))
 
 
 def _near(near: Near, causal: bool) -> str:

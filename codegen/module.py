@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 import jinja2
 
 from attnc.codegen import applying, attending, composing, routing, scanning
-from attnc.codegen.launching import Masks
+from attnc.codegen.eager.emit import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
 from attnc.compiler.graph import Graph
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.planned import Choice, Plan
-from attnc.compiler.spec import PHASES, Chain, Choose, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
+from attnc.compiler.spec import Chain, Choose, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
 from attnc.compiler.walk import is_softmax
 
 Entry = tuple[int, Part, int, str]
@@ -193,7 +193,11 @@ def _dotted(file: str) -> str:
 
 def _providers(plan: Plan, launches: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """launch -> phase -> who runs it, as source."""
-    return {launch: {phase: _way(plan.choice(node, phase)) for phase in PHASES} for launch, node in launches.items()}
+    rows: dict[str, dict[str, str]] = {node: {} for node in launches.values()}
+    for choice in plan.choices:
+        if choice.node in rows:
+            rows[choice.node][choice.phase] = _way(choice)
+    return {launch: rows[node] for launch, node in launches.items()}
 
 
 def _way(choice: Choice) -> str:

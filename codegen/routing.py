@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from attnc.codegen import projecting
 from attnc.codegen.attending import WORDS, modules, project_lines
-from attnc.codegen.launching import Masks, rope_text, scale
+from attnc.codegen.eager.emit import Masks
+from attnc.codegen.launching import rope_text, scale
 from attnc.codegen.parts import Names, Part
 from attnc.compiler.graph import Graph, Project, RouteTokens
 from attnc.compiler.parameters import place

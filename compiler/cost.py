@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from attnc.compiler import intervals as arithmetic
 from attnc.compiler.device import Device
+from attnc.compiler.families import Selector
 from attnc.compiler.graph import Guard
 from attnc.compiler.intervals import Intervals
 from attnc.compiler.spec import Phase
@@ -19,6 +20,11 @@ QUERY_TILE = 128
 KEY_TILE = 64
 TORCH_QUERY_BLOCK = 256
 TORCH_LAUNCHES_PER_BLOCK = 8
+CHOOSING_LAUNCHES = 30
+LISTED_QUERIES = 64
+LISTED_LAUNCHES = 24
+SORTED = 64
+"""Bytes that are moved of each score: written, sorted twice with its number, compared and counted."""
 
 
 class Workload(Value):
@@ -30,10 +36,18 @@ class Workload(Value):
 
 
 class Seen(NamedTuple):
-    """So many KV groups side by side that see the same keys; None where these are no set of positions."""
+    """So many KV groups side by side that see the same keys; None where these are no set of positions.
+
+    `selectors`: what content chooses beside the intervals.
+    """
 
     kv_heads: int
     intervals: Intervals | None
+    selectors: tuple[Selector, ...] = ()
+
+    def listed(self, length: int) -> int:
+        """Tokens that a query's lists hold at most."""
+        return sum(selector.kept(length) for selector in self.selectors)
 
 
 class Alternative(NamedTuple):
@@ -107,7 +121,7 @@ def tiled(
         numbers = _numbers(group, load)
         edges = len(numbers.near) * 2 + len(numbers.strides) + len(numbers.powers) + (numbers.sink != 0)
         waste = 0 if phase == "decode" else queries * edges * sum(tiles) / 4
-        shown = arithmetic.pairs(numbers, queries, keys)
+        shown = min(queries * keys, arithmetic.pairs(numbers, queries, keys) + queries * group.listed(keys))
         pairs += group.kv_heads * launch.ratio * min(queries * keys, shown + waste)
         read += group.kv_heads * min(keys, shown)
     launches = 2 if phase == "decode" else 1
@@ -132,6 +146,53 @@ def blocked(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Worklo
     return replace(work, launches=TORCH_LAUNCHES_PER_BLOCK * blocks * load.batch * len(groups))
 
 
+def listed(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
+    """What PyTorch does with lists: keys are copied side by side and read. A decoding query reads its own list; many read under
+    a mask what any of them keeps, which may be all keys.
+    """
+    work = blocked(launch, groups, phase, load)
+    queries, keys = _sizes(phase, load)
+    heads = launch.kv_heads * launch.ratio
+    blocks = -(-queries // LISTED_QUERIES)
+    if phase == "decode":
+        copied = float(sum(_choosers(group, launch) * min(keys, group.listed(keys)) for group in groups))
+    else:
+        pairs = heads * queries * (keys + 1) / 2
+        whole = _work(launch, phase, load, pairs=pairs, read=launch.kv_heads * keys, launches=1)
+        work = replace(work, flops=whole.flops, exponentials=whole.exponentials)
+        copied = launch.kv_heads * blocks * keys / 2
+    moved = 2 * load.batch * load.width * copied * (launch.head_dim + launch.value_dim) * (2 if phase == "train" else 1)
+    return replace(work, bytes=work.bytes + moved, launches=LISTED_LAUNCHES * blocks * load.batch * len(groups))
+
+
+def choosing(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
+    """Scoring what stands for units, sorting the scores and writing lists, for every query; the choice has no gradient."""
+    queries, keys = _sizes(phase, load)
+    flops = exponentials = moved = 0.0
+    count = 0
+    for group in groups:
+        heads = group.kv_heads * launch.ratio
+        for selector in group.selectors:
+            scores = heads * queries * selector.runs(keys)
+            count += 1
+            flops += 2 * scores * launch.head_dim * (2 if selector.keys == "bounds" else 1)
+            exponentials += scores if selector.score == "softmax" else 0
+            moved += load.width * group.kv_heads * launch.head_dim * selector.runs(keys) + SORTED * scores
+    blocks = -(-queries // TORCH_QUERY_BLOCK)
+    return Work(
+        flops=load.batch * flops,
+        exponentials=load.batch * exponentials,
+        bytes=load.batch * moved,
+        launches=CHOOSING_LAUNCHES * blocks * load.batch * count,
+    )
+
+
+def _choosers(group: Seen, launch: Launch) -> int:
+    """How many copies of a group's listed keys are made."""
+    each = any(selector.shared == "head" for selector in group.selectors)
+    return group.kv_heads * (launch.ratio if each else 1)
+
+
 def joining(launch: Launch, phase: Phase, load: Workload) -> Work:
     """Heads that several calls serve: queries, keys, values and outputs of each are copied once, gradients likewise."""
     queries, keys = _sizes(phase, load)
@@ -146,7 +207,8 @@ def joining(launch: Launch, phase: Phase, load: Workload) -> Work:
 def is_plain_causal(groups: tuple[Seen, ...]) -> bool:
     """Whether every head sees all earlier tokens, for which libraries have a kernel of their own."""
     return all(
-        group.intervals is not None and arithmetic.is_full(group.intervals) and group.intervals.causal for group in groups
+        not group.selectors and group.intervals is not None and arithmetic.is_full(group.intervals) and group.intervals.causal
+        for group in groups
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from attnc.compiler.value import Share
+
 if TYPE_CHECKING:
     from attnc.compiler.intervals import Intervals
 
@@ -153,6 +155,70 @@ class Channels:
         assert all(type(flag) is bool for flag in flags), self
         assert type(self.state) is int, self
         assert 1 <= self.state <= 1024, self
+
+
+@dataclass(frozen=True)
+class Sublinear:
+    """`k`, and k (length / start)^exponent for sequences of more than `start` tokens."""
+
+    k: int
+    start: int
+    exponent: float
+
+
+@dataclass(frozen=True)
+class Selector:
+    """One choice by content: which of the units that it has read whole a query keeps, beside the intervals of its launch.
+
+    What is chosen is data of the launch that reads it: for each query, or block of queries, and each chooser a number of units
+    and their indices in rising order. runtime/selector.py has the same fields, and says what they mean.
+
+    Fixed here is what changes code (unit, keys, span, step, score, lse, shared, heads, fold); the rest are numbers.
+    """
+
+    unit: int = 1
+    keys: Literal["own", "mean", "bounds"] = "own"
+    span: int = 1
+    step: int = 1
+    score: Literal["dot", "softmax"] = "dot"
+    lse: tuple[int, int] | None = None
+    shared: Literal["head", "group", "layer"] = "group"
+    heads: Literal["sum", "max", "mean", "min"] = "sum"
+    fold: Literal["max", "sum"] = "max"
+    top_k: int | Share | Sublinear | None = None
+    top_p: float | None = None
+    threshold: float | None = None
+    at_least: int = 1
+    at_most: int | None = None
+    overlap: Literal["ranked", "counted", "excluded"] = "ranked"
+
+    def __post_init__(self) -> None:
+        sizes = (self.unit, self.span, self.step, self.at_least, *(self.lse or ()))
+        assert all(type(number) is int and 1 <= number <= 2**24 for number in sizes), self
+        assert self.step <= self.span, "runs leave no key out"
+        assert sum(given is not None for given in (self.top_k, self.top_p, self.threshold)) == 1, self
+
+    def kept(self, length: int) -> int:
+        """Tokens that a query keeps at most, in a sequence of so many."""
+        units = -(-length // self.unit)
+        wanted = units if self.top_k is None else _amount(self.top_k, length, self.unit)
+        most = units if self.at_most is None else self.at_most
+        return min(units, most, max(wanted, self.at_least)) * self.unit
+
+    def runs(self, length: int) -> int:
+        """Runs of keys that are scored, coarser ones included, in a sequence of so many tokens."""
+        sizes = ((self.span, self.step), *((self.lse,) if self.lse else ()))
+        return sum((length - span) // step + 1 for span, step in sizes if length >= span)
+
+
+def _amount(top_k: int | Share | Sublinear, length: int, unit: int) -> int:
+    match top_k:
+        case Share():
+            return top_k.of(length // unit)
+        case Sublinear():
+            return top_k.k if length <= top_k.start else int(top_k.k * (length / top_k.start) ** top_k.exponent)
+        case _:
+            return top_k
 
 
 BACKWARD = ("softmax_backward_queries", "softmax_backward_keys")

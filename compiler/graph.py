@@ -1,6 +1,7 @@
 """The layer graph: what is computed and what feeds what, in head groups. No kernel is chosen yet.
 
     x -> Project -> Mix, one per head group and variant -> Combine(when) -> Combine(heads) -> y
+    Project -> Select -> Mix                    where content chooses keys, after the passes
     x -> Apply -> y                             a kind that is a mixer by itself
     x -> parts -> Combine(sum | gate) -> y      parts in a row for a chain
 
@@ -59,6 +60,11 @@ class HeadGroup(Value):
     intervals: Intervals | None
     origin: Origin
 
+    @property
+    def choices(self) -> tuple[Kind, ...]:
+        """Those that content chooses; `intervals` are of the others."""
+        return tuple(key for key in self.keys if MIXERS[key.kind].chooses is not None)
+
 
 class Variant(Value):
     """What a mix does while all guards hold: its head groups, in order."""
@@ -78,6 +84,17 @@ class Project(Value):
 
 class Mix(Value):
     """q, k, v -> o for KV groups first..last; after the passes one launch."""
+
+    layer: int
+    scope: str
+    first: int
+    last: int
+    attributes: Attributes
+    variants: tuple[Variant, ...]
+
+
+class Select(Value):
+    """q, k -> lists of the keys that content chooses for a mix, in its variants that choose."""
 
     layer: int
     scope: str
@@ -121,7 +138,7 @@ class Combine(Value):
     shared: tuple[str, ...] = ()
 
 
-Node = Project | Mix | RouteTokens | Apply | Combine
+Node = Project | Select | Mix | RouteTokens | Apply | Combine
 
 
 @dataclass(frozen=True)
@@ -319,13 +336,20 @@ def _variants(mixer: Mixer, group: int) -> list[tuple[tuple[Guard, ...], Attenti
 def union(keys: tuple[Kind, ...], causal: bool) -> Intervals | None:
     """The union of key sets in normal form, or None where one of them is no static set of positions.
 
-    Learned keys of a kind's own are a part of their own beside the sequence's keys, so they do not count here.
+    Learned keys of a kind's own are a part of their own beside the sequence's keys, so they do not count here; nor do keys that
+    content chooses, which come as lists.
     """
-    parts = [MIXERS[key.kind].intervals(key, causal) for key in keys if not MIXERS[key.kind].own_keys(key)]
+    parts = [MIXERS[key.kind].intervals(key, causal) for key in keys if is_static(key)]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
     return arithmetic.union(known) if known else Intervals(causal=causal)
+
+
+def is_static(key: Kind) -> bool:
+    """Whether a key set is made of the sequence's keys, by their positions alone."""
+    mixer = MIXERS[key.kind]
+    return mixer.chooses is None and not mixer.own_keys(key)
 
 
 def _kv_heads(mixer: Mixer) -> int:

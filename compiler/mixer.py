@@ -11,7 +11,8 @@ from attnc.compiler.data import named_class
 from attnc.compiler.intervals import Intervals
 from attnc.compiler.value import Broken, Share, Tokens, Value
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a spec is checked without them
+    from attnc.compiler.families import Selector
     from attnc.compiler.scanned import Scanned
 
 
@@ -101,6 +102,14 @@ class Selection(NamedTuple):
     drops: bool = False
 
 
+class Lacking(NamedTuple):
+    """Something that is declared and not built: what, what is, and what to write instead."""
+
+    what: str
+    expected: str
+    help: str
+
+
 KindClass = type[Kind]
 
 
@@ -126,6 +135,9 @@ class Mixer:
                  arguments after `causal` are the kind's sizes as numbers of tokens. Copied into a built folder's reference.py.
     `sizes`      sizes(kind, length) -> the keyword arguments of `mask` for a sequence of that length.
     `intervals`  key sets: the same keys in the form that kernels understand, or None where they cannot be said so.
+    `chooses`    key sets that content chooses: the selector that says how, for kernels; chooses(kind).
+    `formulas`   the same in plain tensors, functions that import only torch; the last one is called.
+    `unbuilt`    what of the kind is declared and not built, beyond single values: unbuilt(kind) -> a Lacking for each.
     `kept`       what decoding keeps.
     `reference`  mixers: the formula, imports only torch; see compiler/mixers/conv.py for the pattern.
     `weights`    learned tensors beside q, k, v and o: weights(kind, attributes, model).
@@ -154,6 +166,9 @@ class Mixer:
     mask: Callable[..., Any] | None = None
     sizes: Callable[[Any, Any], dict[str, Any]] = lambda _kind, _length: {}
     intervals: Callable[[Any, bool], Intervals | None] = _no_intervals
+    chooses: Callable[[Any], Selector] | None = None
+    formulas: tuple[Callable[..., Any], ...] = ()
+    unbuilt: Callable[[Any], Iterable[Lacking]] = lambda _kind: ()
     kept: Callable[[Any], Kept] = lambda _kind: Kept()
     reference: Callable[..., Any] | None = None
     weights: Callable[..., tuple[Weight, ...]] = lambda _kind, _attributes, _model: ()
@@ -180,6 +195,8 @@ class Mixer:
     @property
     def built(self) -> bool:
         """Whether this version builds the kind, or only declares it: what it means, and how kernels are told."""
+        if self.chooses is not None:
+            return True
         if self.type == "keys":
             return self.mask is not None and (self.intervals is not _no_intervals or self.own_keys is not _no_keys)
         return self.reference is not None

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import networkx as nx
 
-from attnc.compiler.graph import Combine, Graph, HeadGroup, Mix, Node, Variant, union
+from attnc.compiler import intervals as arithmetic
+from attnc.compiler.graph import Combine, Graph, HeadGroup, Mix, Node, Select, Variant, is_static, union
 from attnc.compiler.kept import chunk_size
-from attnc.compiler.mixers import MIXERS
 from attnc.compiler.verify import verify
 
 Pass = Callable[[Graph], Graph]
@@ -47,7 +47,35 @@ def _turned(mix: Mix) -> tuple[object, ...]:
     return (mix.attributes, chunk_size(mix) if mix.attributes.positions == "chunk" else None)
 
 
-PASSES: tuple[Pass, ...] = (drop_contained_keys, variants_in_one_launch, group_equal_heads)
+def choices_before_launches(graph: Graph) -> Graph:
+    """A launch in some variants of which content chooses keys reads them from a node of their own."""
+    found = {name: node for name, node in graph.nodes() if isinstance(node, Mix) and any(map(_chooses, node.variants))}
+    if not found:
+        return graph
+    network: nx.DiGraph[str] = graph.network.copy()
+    order = []
+    for name in graph.network.graph["order"]:
+        if name in found:
+            mix = found[name]
+            where, _, what = name.rpartition("/")
+            select = f"{where}/{what.replace('mix', 'select', 1)}"
+            variants = tuple(variant for variant in mix.variants if _chooses(variant))
+            shape = {key: getattr(mix, key) for key in ("layer", "scope", "first", "last", "attributes")}
+            network.add_node(select, node=Select(**shape, variants=variants))
+            for source in graph.inputs(name):
+                network.add_edge(source, select, place=0, carries="tensor")
+            network.add_edge(select, name, place=1, carries="lists")
+            order.append(select)
+        order.append(name)
+    network.graph["order"] = order
+    return Graph(network)
+
+
+def _chooses(variant: Variant) -> bool:
+    return any(group.choices for group in variant.groups)
+
+
+PASSES: tuple[Pass, ...] = (drop_contained_keys, variants_in_one_launch, group_equal_heads, choices_before_launches)
 """Variants come first: neighbours of which some variants alone are equal must not be joined in those alone."""
 
 
@@ -69,14 +97,22 @@ def _smaller(variant: Variant, smaller: dict[int, HeadGroup]) -> Variant:
 
 
 def _without_contained(group: HeadGroup) -> HeadGroup:
-    """A key set is contained if the union of the others already is the whole; learned keys are no positions, so never."""
+    """A key set is contained if the union of the others already is the whole; learned keys are no positions, so never.
+
+    What content chooses is contained in all keys, and in nothing less.
+    """
     if group.intervals is None:
         return group
     keys = list(group.keys)
     for key in group.keys:
         others = tuple(other for other in keys if other is not key)
-        placed = [other for other in others if not MIXERS[other.kind].own_keys(other)]
-        if not MIXERS[key.kind].own_keys(key) and placed and union(others, group.intervals.causal) == group.intervals:
+        if key in group.choices:
+            contained = arithmetic.is_full(group.intervals)
+        else:
+            contained = (
+                is_static(key) and any(map(is_static, others)) and union(others, group.intervals.causal) == group.intervals
+            )
+        if contained:
             keys = list(others)
     return group if len(keys) == len(group.keys) else replace(group, keys=tuple(keys))
 

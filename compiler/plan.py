@@ -6,11 +6,11 @@ from attnc.compiler import scan_providers
 from attnc.compiler.attributes import Softplus
 from attnc.compiler.cost import Alternative, Launch, Seen, Workload
 from attnc.compiler.device import Device
-from attnc.compiler.graph import Apply, Graph, Guard, Mix, RouteTokens
+from attnc.compiler.graph import Apply, Graph, Guard, HeadGroup, Mix, Node, RouteTokens, Select
 from attnc.compiler.kept import kept_heads
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.planned import Choice, Plan, Price, Refusal
-from attnc.compiler.providers import Task, absent, candidates
+from attnc.compiler.providers import Task, absent, candidates, choosers
 from attnc.compiler.scan_providers import States
 from attnc.compiler.spec import PHASES, Phase
 
@@ -23,14 +23,14 @@ def choose(graph: Graph, device: Device, load: Workload, out: tuple[Refusal, ...
     priced once. `cap`: whether the model's logits are capped.
     """
     choices = []
-    known: dict[Launch | States | None, list[tuple[list[Price], tuple[Refusal, ...]]]] = {}
+    known: dict[tuple[bool, Launch | States | None], dict[Phase, tuple[list[Price], tuple[Refusal, ...]]]] = {}
     for name, node in graph.nodes():
-        if isinstance(node, Mix | Apply | RouteTokens):
-            launch = _launch(node, cap) if isinstance(node, Mix) else _states(node)
-            found = known.get(launch)
-            if found is None:
-                found = known[launch] = [_candidates(launch, phase, device, load, out) for phase in PHASES]
-            for phase, (priced, refused) in zip(PHASES, found, strict=True):
+        if isinstance(node, Mix | Select | Apply | RouteTokens):
+            launch = _launch(node, cap) if isinstance(node, Mix | Select) else _states(node)
+            key = isinstance(node, Select), launch
+            if key not in known:
+                known[key] = {phase: _candidates(node, launch, phase, device, load, out) for phase in _phases(node)}
+            for phase, (priced, refused) in known[key].items():
                 best, *others = priced
                 choice = Choice(
                     node=name,
@@ -70,24 +70,33 @@ def _holds(guard: Guard, phase: Phase, length: int) -> bool:
             return length == right
 
 
-def _launch(mix: Mix, cap: bool) -> Launch:
-    """What the price of a mix depends on."""
+def _phases(node: Node) -> tuple[Phase, ...]:
+    """The phases in which a node may run: of a choice those that its variants meet."""
+    if not isinstance(node, Select):
+        return PHASES
+    return tuple(phase for phase in PHASES if any(meets(variant.guards, phase) for variant in node.variants))
+
+
+def meets(guards: tuple[Guard, ...], phase: Phase) -> bool:
+    """Whether all guards may hold in a phase, whatever the length."""
+    return all(_holds(guard, phase, 0) == guard.holds for guard in guards if guard.condition.left == "phase")
+
+
+def _launch(mix: Mix | Select, cap: bool) -> Launch:
+    """What the price of a mix, or of its choices, depends on."""
     a = mix.attributes
-    variants = tuple(
-        Alternative(variant.guards, tuple(Seen(group.last - group.first + 1, group.intervals) for group in variant.groups))
-        for variant in mix.variants
-    )
+    variants = tuple(Alternative(variant.guards, tuple(map(_seen, variant.groups))) for variant in mix.variants)
     keys = {key for variant in mix.variants for group in variant.groups for key in group.keys}
     return Launch(
         a.heads // a.kv_heads,
         a.key_width,
         a.value_dim,
-        unsaid(mix),
+        unsaid(mix) if isinstance(mix, Mix) else None,
         variants,
         cap=cap,
         sink_logit=a.sink_logit is not None,
         learned=any(MIXERS[key.kind].own_keys(key) for key in keys),
-        ring=any(kept.recent is not None for _, _, kept in kept_heads(mix)),
+        ring=isinstance(mix, Mix) and any(kept.recent is not None for _, _, kept in kept_heads(mix)),
         softplus=isinstance(a.score, Softplus),
         latent=a.kv_latent or 0,
     )
@@ -101,8 +110,13 @@ def _states(node: Apply | RouteTokens) -> States | None:
     return None if lower is None else States.of(lower(node.kind, node.attributes, None))
 
 
+def _seen(group: HeadGroup) -> Seen:
+    selectors = (chooses(key) for key in group.choices if (chooses := MIXERS[key.kind].chooses) is not None)
+    return Seen(group.last - group.first + 1, group.intervals, tuple(selectors))
+
+
 def _candidates(
-    launch: Launch | States | None, phase: Phase, device: Device, load: Workload, out: tuple[Refusal, ...]
+    node: Node, launch: Launch | States | None, phase: Phase, device: Device, load: Workload, out: tuple[Refusal, ...]
 ) -> tuple[list[Price], tuple[Refusal, ...]]:
     """(candidates that can run, cheapest first; refusals). No launch: a node that only its reference runs."""
     if launch is None:
@@ -110,7 +124,8 @@ def _candidates(
         return [Price(provider="reference", seconds=None)], (Refusal(provider="triton", reason=reason),)
     if isinstance(launch, States):
         return scan_providers.candidates(scan_providers.Task(launch, phase, device, load), out)
-    return candidates(Task(launch, _groups(launch, phase, load), phase, device, load), out)
+    task = Task(launch, _groups(launch, phase, load), phase, device, load)
+    return choosers(task, out) if isinstance(node, Select) else candidates(task, out)
 
 
 def _groups(launch: Launch, phase: Phase, load: Workload) -> tuple[Seen, ...]:

@@ -17,7 +17,19 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from attnc.compiler import intervals as arithmetic
-from attnc.compiler.cost import Launch, Seen, Workload, blocked, dense, is_plain_causal, joining, seconds, tiled
+from attnc.compiler.cost import (
+    Launch,
+    Seen,
+    Workload,
+    blocked,
+    choosing,
+    dense,
+    is_plain_causal,
+    joining,
+    listed,
+    seconds,
+    tiled,
+)
 from attnc.compiler.device import Device
 from attnc.compiler.planned import HeadPart, Price, Refusal
 from attnc.compiler.spec import Phase
@@ -29,6 +41,7 @@ KERNEL_WIDTHS = (1, 256)
 FLEX_WIDTHS = (16, 256)
 FLEX_TILES = (128, 128)
 SOFTMAX = "its weights are a softmax's"
+NO_LISTS = "none of its kernels reads lists of chosen keys"
 UNMEASURED = "the table of this device has no efficiency for it"
 
 
@@ -40,6 +53,11 @@ class Task(NamedTuple):
     phase: Phase
     device: Device
     load: Workload
+
+    @property
+    def lists(self) -> bool:
+        """Whether content chooses some of the keys."""
+        return any(group.selectors for group in self.groups)
 
     @property
     def counted(self) -> tuple[Launch, tuple[Seen, ...], Phase, Workload]:
@@ -78,8 +96,18 @@ def candidates(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple
     return [*fast, *(price for price in priced if price.provider == "reference")], tuple(refused)
 
 
+def choosers(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple[Refusal, ...]]:
+    """Who can choose keys by content for a launch: as `candidates`."""
+    torch = Price(provider="torch", seconds=seconds(choosing(*task.counted), task.device, 0.3), how="scores of 256 queries")
+    reference = Price(provider="reference", seconds=seconds(dense(*task.counted), task.device, 0.3, matrix=False))
+    gone = any(refusal.provider == "torch" for refusal in out)
+    return [*([] if gone else [torch]), reference], (Refusal(provider="triton", reason="no generated kernel chooses keys yet"),)
+
+
 def split(task: Task, out: tuple[Refusal, ...]) -> Price | str:
     """Neighbouring heads that see alike by whoever is cheapest for them, each of these at once with like neighbours."""
+    if task.lists:
+        return "what content chooses is read by one call"
     if len(task.launch.variants) > 1:
         return "its heads see other keys at other lengths or phases"
     parts: list[tuple[Price, tuple[Seen, ...]]] = []
@@ -113,8 +141,8 @@ def _triton(task: Task) -> Price | str:
     launch, device = task.launch, task.device
     if not device.is_gpu:
         return "generated kernels need a GPU"
-    if launch.unsaid:
-        return launch.unsaid
+    if launch.unsaid or task.lists:
+        return launch.unsaid or NO_LISTS
     if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
         return f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"
     work = tiled(*task.counted)
@@ -125,6 +153,9 @@ def _torch(task: Task) -> Price | str:
     launch, device = task.launch, task.device
     if launch.unsaid or launch.softplus:
         return launch.unsaid or SOFTMAX
+    if task.lists:
+        price = seconds(listed(*task.counted), device, device.efficiency["torch"][task.phase])
+        return Price(provider="torch", seconds=price, how="lists")
     products = not (launch.scored or launch.learned)
     if products and is_plain_causal(task.groups):
         price = seconds(tiled(*task.counted), device, device.efficiency["torch"][task.phase])
@@ -164,8 +195,8 @@ def _flex(task: Task) -> Price | str:
     launch, device = task.launch, task.device
     if not device.is_gpu or "flex" not in device.efficiency:
         return UNMEASURED if device.is_gpu else "flex_attention's kernels need a GPU"
-    if launch.unsaid or launch.softplus:
-        return launch.unsaid or SOFTMAX
+    if launch.unsaid or launch.softplus or task.lists:
+        return launch.unsaid or (NO_LISTS if task.lists else SOFTMAX)
     if task.phase == "decode":
         return "its lists of blocks would be made anew for every token"
     if not all(FLEX_WIDTHS[0] <= width <= FLEX_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
@@ -180,8 +211,8 @@ def _fa4(task: Task) -> Price | str:
         return "flash-attn-4 is for sm_90 and sm_100"
     if "fa4" not in device.efficiency:
         return UNMEASURED
-    if launch.unsaid or launch.softplus:
-        return launch.unsaid or SOFTMAX
+    if launch.unsaid or launch.softplus or task.lists:
+        return launch.unsaid or (NO_LISTS if task.lists else SOFTMAX)
     for reason in (_fa4_keys(launch), _fa4_widths(launch, device)):
         if reason:
             return reason

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from attnc.compiler.fields import fields
-from attnc.compiler.graph import Apply, Combine, Graph, Guard, HeadGroup, Mix, Node, Project, RouteTokens, Variant
+from attnc.compiler.graph import Apply, Combine, Graph, Guard, HeadGroup, Mix, Node, Project, RouteTokens, Select, Variant
 from attnc.compiler.mixer import Kind
 from attnc.compiler.planned import Choice, Plan, Price
+from attnc.compiler.print_value import print_value
 from attnc.compiler.spec import PHASES
 
 
@@ -73,6 +73,9 @@ def _node_text(node: Node) -> str:
             return f"{a.heads} q heads, {a.kv_heads} kv heads, width {a.head_dim}{shared}"
         case Mix(variants=variants):
             return "; ".join(map(_variant_text, variants))
+        case Select(variants=variants):
+            kinds = (kind for variant in variants for group in variant.groups for kind in group.choices)
+            return f"lists of {', '.join(dict.fromkeys(map(kind_text, kinds)))}"
         case RouteTokens(names=names, alternatives=alternatives):
             return ", ".join(f"{name}: {_keys_text(keys)}" for name, keys in zip(names, alternatives, strict=True))
         case Apply(kind=kind):
@@ -103,13 +106,8 @@ def _keys_text(keys: tuple[Kind, ...]) -> str:
 
 
 def kind_text(kind: Kind) -> str:
-    """A kind as it is written: required numbers by place, others only where they differ from their default."""
-    texts = []
-    for name, field in fields(type(kind)).items():
-        value = getattr(kind, field.name)
-        if field.required or value != field.default:
-            texts.append(str(value) if field.required else f"{name} = {value}")
-    return f"{kind.kind}({', '.join(texts)})" if texts else kind.kind
+    """A kind as it is written."""
+    return print_value(kind)
 
 
 def _choice_lines(choices: tuple[Choice, ...]) -> Iterator[str]:

@@ -43,6 +43,9 @@ CODE = "A101"
 MOST = 50
 """Findings that anybody reads."""
 
+LONGEST = 60
+"""Characters of a value that a finding quotes."""
+
 PLAIN_ROUTE: dict[str, object] = {
     "score": "softmax",
     "positions": "absolute",
@@ -63,6 +66,16 @@ BESIDE_LATENT: dict[str, object] = {
     "init_qk": None,
 }
 """The only value, beside `kv_latent`, that each of these attributes can have so far."""
+
+
+BESIDE_CHOICE: dict[str, object] = {
+    "score": "softmax",
+    "positions": "absolute",
+    "kv_latent": None,
+    "qk_from": None,
+    "causal": True,
+}
+"""The only value, beside a key set that content chooses, that each of these attributes can have so far."""
 
 
 class Finding(NamedTuple):
@@ -135,6 +148,7 @@ def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
             yield from _of_values(attributes, "a mixer", at, built)
             if attributes.kv_latent is not None:
                 yield from _of_latent(mixer, at)
+            yield from _of_choice(mixer, at)
         case Mixing(kind=kind, attributes=attributes):
             yield from _of_kind(kind, at, built)
             yield from _of_values(attributes, "a mixer", at, built)
@@ -164,6 +178,17 @@ def _of_latent(mixer: Attention, at: Origin) -> Iterator[Finding]:
         yield Finding("`persistent` beside `kv_latent`", at, "key sets of the sequence alone", "leave `persistent` out")
 
 
+def _of_choice(mixer: Attention, at: Origin) -> Iterator[Finding]:
+    """What keys that content chooses cannot have beside them so far."""
+    chosen = [kind.kind for kind in mixer.keys if MIXERS[kind.kind].chooses is not None]
+    for key, value in BESIDE_CHOICE.items() if chosen else ():
+        given = getattr(mixer.attributes, key)
+        if given != value:
+            shown = print_value(given) if isinstance(given, Value) else str(given).lower()
+            what = f"`{key} = {shown}` beside `{chosen[0]}`"
+            yield Finding(what, at, f"`{chosen[0]}` without `{key}`", f"leave `{key}` out")
+
+
 def _of_latent_heads(mixer: Heads, at: Origin) -> Iterator[Finding]:
     """One launch reads a latent for all heads: they differ in key sets alone."""
     found = [leaf for case in mixer.cases for leaf in leaves(case.mixer) if isinstance(leaf, Attention)]
@@ -187,6 +212,8 @@ def _of_kind(kind: Kind, at: Origin, built: set[int]) -> Iterator[Finding]:
     mixer = MIXERS[kind.kind]
     if mixer.built:
         yield from _of_values(kind, f"`{kind.kind}`", at, built)
+        for lacking in mixer.unbuilt(kind):
+            yield Finding(lacking.what, at, lacking.expected, lacking.help)
         return
     yield Finding(f"the kind `{kind.kind}`", at, "", "", kind.kind)
 
@@ -205,7 +232,8 @@ def _of_fields(value: Value, owner: str, at: Origin, built: set[int]) -> Iterato
     for field in fields(type(value)).values():
         given = getattr(value, field.name)
         if not field.builds(given):
-            shown = f"`{field.key} = {print_value(given)}`"
+            said = print_value(given)
+            shown = f"`{field.key} = {said}`" if len(said) <= LONGEST else f"`{field.key}`"
             help_line = f"use another `{field.key}`" if field.required else f"leave `{field.key}` out"
             yield Finding(f"{shown} of {owner}", at, "a value that this version builds", help_line)
             continue

@@ -18,6 +18,7 @@ from .intervals import Form, HeadGroup
 from .keys import KeyPart, Run
 from .rotary import Rope, angles, rotate_by
 from .spans import exact, head_spans
+from .storage import LayerCache
 
 BLOCK = 64
 """Queries at a time, so that memory stays within BLOCK x L x D a head."""
@@ -66,6 +67,7 @@ class Reference:
         scale: float | Tensor,
         cap: float | None = None,
         sink_logit: Tensor | None = None,
+        cache: LayerCache | None = None,  # noqa: ARG002 (keys are pooled anew)
     ) -> Tensor:
         """q [T, H, D] -> [T, H, E]."""
         batch, parts = exact(batch, parts)
@@ -100,17 +102,22 @@ class Reference:
         assert group.visible is not None, "a group that runs on the reference has a mask"
         k, v, j = keys
         scale, cap, sink = numbers
+        chosen, broken = _chosen(q, k[:, j >= 0], group, batch, s, (scale, cap)) if group.choices else (None, None)
         outputs = []
         for begin in range(0, q.shape[1], BLOCK):
             block = q[:, begin : begin + BLOCK]
             i = torch.arange(begin, begin + block.shape[1], device=q.device) + batch.pasts[s]
             visible = group.visible(i[:, None], j[None, :], batch.totals[s]) | (j < 0)
+            if chosen is not None:
+                visible = visible.expand(len(q), -1, -1).clone()
+                visible[:, :, j >= 0] |= chosen[:, begin : begin + BLOCK]
             logits = self._products(block, k, i, j, visible) * scale
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
             weights = self.weights(logits, visible, sink)
-            seen = v.masked_fill(~visible.any(dim=0).view(1, -1, 1), 0.0)  # 0 * NaN is NaN
+            seen = v.masked_fill(~visible.flatten(0, -2).any(dim=0).view(1, -1, 1), 0.0)  # 0 * NaN is NaN
             outputs.append(weights @ seen)
-        return torch.cat(outputs, dim=1) if outputs else q.new_zeros(*q.shape[:2], v.shape[2])
+        o = torch.cat(outputs, dim=1) if outputs else q.new_zeros(*q.shape[:2], v.shape[2])
+        return o if broken is None else o.masked_fill(broken.unsqueeze(-1), float("nan"))
 
     def _products(self, q: Tensor, k: Tensor, i: Tensor, j: Tensor, visible: Tensor) -> Tensor:
         """q [H, n, D] times k [H, L, D] -> [H, n, L], rotated by rank first if that is asked for."""
@@ -124,6 +131,23 @@ class Reference:
         own = (placed & (j < i[:, None])).sum(dim=1)  # [n], the rank that the query's own key has, or would have
         query = rotate_by(q.unsqueeze(-2), *angles(self.rope, own)).squeeze(-2)
         return torch.einsum("hnd,hnld->hnl", query, turned)
+
+
+def _chosen(
+    q: Tensor, k: Tensor, group: HeadGroup, batch: Batch, s: int, logit: tuple[float | Tensor, float | None]
+) -> tuple[Tensor, Tensor]:
+    """What content adds to the keys of the group's intervals [H, N, L], and where a score is NaN, so that nobody knows [H, N].
+
+    q [H, N, D] of sequence s, k [H, L, D] of its text from the first token on, in order of position.
+    """
+    i = torch.arange(q.shape[1], device=q.device) + batch.pasts[s]
+    found = []
+    with torch.no_grad():
+        for one in group.choices:
+            assert one.reference is not None, "a selector that runs on the reference has a formula"
+            found.append(one.reference(q, k, i, batch.totals[s], logit))
+    kept, broken = zip(*found, strict=True)
+    return torch.stack(kept).any(dim=0), torch.stack(broken).any(dim=0)
 
 
 def keys(runs: list[Run], repeat: int, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

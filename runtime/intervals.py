@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .selector import Selector
 from .sizes import UNBOUNDED, Number, Share, resolve
 
 
@@ -40,7 +41,8 @@ class Near:
 class HeadGroup:
     """KV heads first..last (both included) and the keys that their queries see.
 
-    visible: the same in plain tensors, visible(i [n, 1], j [1, L], length) -> bool [n, L]; the provider `reference` asks it.
+    choices  what content adds to them, each by a selector
+    visible  the intervals in plain tensors, visible(i [n, 1], j [1, L], length) -> bool [n, L]; `reference` asks it
     """
 
     first: int
@@ -49,6 +51,7 @@ class HeadGroup:
     near: tuple[Near, ...] = ()
     strides: tuple[int, ...] = ()
     powers: tuple[int, ...] = ()
+    choices: tuple[Selector, ...] = ()
     visible: Callable[[Tensor, Tensor, int], Tensor] | None = field(default=None, compare=False)
 
 

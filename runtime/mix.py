@@ -20,8 +20,9 @@ from .batch import Batch
 from .intervals import Form, HeadGroup, HeadGroups, fixed_rows, has_shares
 from .keys import KeyPart
 from .latent import Expand
+from .pooled import keep
 from .sizes import alike
-from .softmax import Provider, begin, finish
+from .softmax import ListProvider, Provider, begin, finish
 from .storage import LayerCache
 
 COMPARE: dict[str, Callable[[int, int], bool]] = {
@@ -62,7 +63,11 @@ class Variant:
 
 
 class Mix:
-    """q [T, H, D], k [T, G, D], v [T, G, E] -> [T, H, E]. `providers`: who runs it in each phase; `BuiltModel.use` sets it."""
+    """q [T, H, D], k [T, G, D], v [T, G, E] -> [T, H, E].
+
+    `providers`: who runs it in each phase, and `choosing` who runs variants in which content chooses keys; set by
+    `BuiltModel.use`.
+    """
 
     def __init__(
         self,
@@ -78,6 +83,12 @@ class Mix:
         self.name, self.scale, self.cap, self.reference = name, scale, cap, reference
         self.form = Form.of([group for variant in variants for group in variant.groups], causal)
         self.providers: dict[str, Provider] = {}
+        self.choosing: dict[str, ListProvider] = {}
+
+    @property
+    def chooses(self) -> bool:
+        """Whether content chooses some keys in some variant."""
+        return any(group.choices for variant in self.variants for group in variant.groups)
 
     def prepare(self, device: torch.device) -> None:
         """Make what calls on this device read, so that a compiled model finds it made."""
@@ -112,41 +123,57 @@ class Mix:
         if casts:
             q, k, v = cast(q, k, v)
         parts = begin(k, v, batch, cache) if expand is None else latent.begin(k, v, expand, batch, cache)
+        if cache is not None and cache.plan.pooled:
+            keep(cache, parts, batch)
         if persistent is not None:
             parts = (*parts, persistent)
         if casts:
             parts = cast_parts(parts)
         check_dtypes(q, parts)
         with off(q) if casts else nullcontext():
-            o = self._attend(q, parts[0].v_width, parts, batch, sink_logit)
+            o = self._attend(q, parts, batch, sink_logit, cache)
         finish(k, v, batch, cache)
         return o
 
-    def _attend(self, q: Tensor, width: int, parts: tuple[KeyPart, ...], batch: Batch, sink_logit: Tensor | None) -> Tensor:
-        provider = self.providers[batch.phase]
+    def _attend(
+        self, q: Tensor, parts: tuple[KeyPart, ...], batch: Batch, sink_logit: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
         chosen = [self.choose(batch.phase, length) for length in batch.totals] if self.variants[0].guards else [0]
         if alike(chosen) and chosen[0] >= 0:
-            groups = self.variants[chosen[0]].groups
-            return provider(q, parts, groups, self.form, batch, self.scale, self.cap, sink_logit)
-        return self._apart(provider, q, width, parts, batch, chosen, sink_logit)
+            return self._run(q, parts, chosen[0], batch, sink_logit, cache)
+        return self._apart(q, parts, batch, chosen, sink_logit, cache)
+
+    def _run(
+        self,
+        q: Tensor,
+        parts: tuple[KeyPart, ...],
+        number: int,
+        batch: Batch,
+        sink_logit: Tensor | None,
+        cache: LayerCache | None,
+    ) -> Tensor:
+        """All sequences by one variant."""
+        groups = self.variants[number].groups
+        if any(group.choices for group in groups):
+            choosing = self.choosing[batch.phase]
+            return choosing(q, parts, groups, self.form, batch, self.scale, self.cap, sink_logit, cache)
+        return self.providers[batch.phase](q, parts, groups, self.form, batch, self.scale, self.cap, sink_logit)
 
     def _apart(
         self,
-        provider: Provider,
         q: Tensor,
-        width: int,
         parts: tuple[KeyPart, ...],
         batch: Batch,
         chosen: list[int],
         sink_logit: Tensor | None,
+        cache: LayerCache | None,
     ) -> Tensor:
         """The sequences of each variant together; zeros where `chosen` is -1."""
-        o = q.new_zeros(*q.shape[:2], width)
+        o = q.new_zeros(*q.shape[:2], parts[0].v_width)
         for number in sorted({*chosen} - {-1}):
             sequences = [s for s, own in enumerate(chosen) if own == number]
             sub, index = batch.select([own == number for own in chosen])
             some = tuple(part.select(sequences) for part in parts)
-            groups = self.variants[number].groups
-            out = provider(q[index], some, groups, self.form, sub, self.scale, self.cap, sink_logit)
+            out = self._run(q[index], some, number, sub, sink_logit, cache)
             o = o.index_copy(0, index, out.to(o.dtype))
         return o

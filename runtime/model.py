@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .attention_fa4 import fa4_attention
 from .attention_flex import flex_attention
+from .attention_lists import lists_attention
 from .attention_torch import torch_attention
 from .autocast import cast, enabled, word
 from .batch import Batch
@@ -173,6 +174,10 @@ class BuiltModel(nn.Module):
                     launch.providers[phase] = self.provider(launch, chosen)
                 else:
                     launch.providers[phase] = self.scan(launch, chosen)
+        for mix in self.launches():
+            for phase, planned in self.providers[kind].get(f"{mix.name}.choice", {}).items():
+                wanted = _way(way, planned, mix) if way in ("torch", "reference") else planned
+                mix.choosing[phase] = mix.reference if wanted == "reference" else lists_attention
         say(decisions)
         return self
 

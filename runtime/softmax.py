@@ -48,6 +48,25 @@ class Provider(Protocol):
         ...
 
 
+class ListProvider(Protocol):
+    """A `Provider` of groups in which content chooses keys; `cache` holds what stands for runs of keys."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        parts: tuple[KeyPart, ...],
+        groups: tuple[HeadGroup, ...],
+        form: Form,
+        batch: Batch,
+        scale: float | Tensor,
+        cap: float | None = None,
+        sink_logit: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """See the class."""
+        ...
+
+
 class Kernel(Protocol):
     """Attention over one part: (q, part, rows [S, G, R], form, batch, scale [H], cap, sink_logit [H] or None) -> (o, lse).
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .keys import Band, KeyPart, Steps
+from .pooled import Pooled, runs
 from .sizes import DECODE_TOKENS, UNBOUNDED, Number, largest, resolve
 
 SPARE = DECODE_TOKENS - 1
@@ -53,7 +54,7 @@ class State:
 @dataclass(frozen=True)
 class LayerPlan:
     """What one layer keeps. `slots` cover the KV heads in order, or are empty. `keys_from`: an earlier layer whose keys this
-    layer reads (it keeps values alone); that layer has the same slots.
+    layer reads (it keeps values alone); that layer has the same slots. `pooled`: what it keeps of runs of keys.
     """
 
     slots: tuple[Slots, ...] = ()
@@ -61,6 +62,7 @@ class LayerPlan:
     value_width: int = 0
     keys_from: int | None = None
     states: tuple[State, ...] = ()
+    pooled: tuple[Pooled, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,10 @@ class LayerCache:
         self.states = {
             state.name: torch.zeros(rows, *state.shape, dtype=torch.promote_types(dtype, state.dtype or dtype), device=device)
             for state in plan.states
+        }
+        self._pooled = {
+            one.name: torch.empty(rows, one.heads, runs(max_length, one.span, one.step), one.width, dtype=dtype, device=device)
+            for one in plan.pooled
         }
         self.bands = self._layout()
         heads = sum(band.heads for band in self._bands)
@@ -214,6 +220,11 @@ class LayerCache:
         rows = slice(None) if batch.rows is None else self._chosen(batch)
         self.states[name][rows] = value.to(self.states[name].dtype)
 
+    def pooled(self, name: str, batch: Batch) -> list[Tensor]:
+        """[heads, runs, width] of each of the batch's sequences, to read and to write."""
+        kept = self._pooled[name]
+        return [kept[row] for row in batch.rows or range(batch.sequences)]
+
     def used(self, longest: int) -> list[Tensor]:
         """Views of all that is kept of sequences of up to `longest` tokens, in a fixed order."""
         views = list(self.states.values())
@@ -222,6 +233,7 @@ class LayerCache:
             if self.owns_keys:
                 views.append(self._view(self.k, band, layout.k)[:, :, :length])
             views.append(self._view(self.v, band, layout.v)[:, :, :length])
+        views += [self._pooled[one.name][:, :, : runs(longest, one.span, one.step)] for one in self.plan.pooled]
         return views
 
     def can_crop(self, before: int, after: int) -> bool:
@@ -233,7 +245,7 @@ class LayerCache:
 
     def bytes(self) -> int:
         """Bytes of the layer's own storage."""
-        tensors = [self.v, *self.states.values(), *([self.k] if self.owns_keys else [])]
+        tensors = [self.v, *self.states.values(), *self._pooled.values(), *([self.k] if self.owns_keys else [])]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _chosen(self, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from chosen import Asking, chosen
 from formulas import block, convolved, l2, layer_norm, mask, rms, rotated, score_weights, silu
 from state_formulas import linear
 
@@ -218,8 +219,35 @@ class _Call:
             g = h // ratio
             leaf = owner(mixer, g, self.step.phase, self.step.length)
             sink = self.weights[f"{at}.sink_logit"][h] if leaf.attributes.sink_logit else None
-            outputs.append(self.head(leaf, at, g, q[:, h], k[:, g], v[:, g], sink))
+            more = self.chosen(leaf, mixer, h, q, k)
+            outputs.append(self.head(leaf, at, g, q[:, h], k[:, g], v[:, g], sink, more))
         return self.output(at, shape, torch.stack(outputs, dim=1), x)
+
+    def chosen(self, leaf, mixer, h, q, k):
+        """bool [n, L], what content adds to the keys of head h; q [n, H, D], k [L, G, D]. None where nothing chooses."""
+        kinds = [kind for kind in leaf.keys if kind.kind == "routed"]
+        if not kinds:
+            return None
+        a, n = leaf.attributes, len(q)
+        ratio = a.heads // a.kv_heads
+        rest = tuple(kind for kind in leaf.keys if kind.kind not in ("routed", "persistent"))
+        seen = torch.zeros(n, len(k), dtype=torch.bool)
+        for kind in kinds:
+            per = getattr(kind.per, "word", "head")
+            first, last = {"head": (h, h + 1), "group": (h // ratio * ratio, (h // ratio + 1) * ratio)}.get(per, (0, a.heads))
+            heads = [o for o in range(first, last) if owner(mixer, o // ratio, self.step.phase, self.step.length) is leaf]
+            turned = [self.turned(a, q[:, o], k[:, o // ratio]) for o in heads]
+            queries, keys = torch.stack([one for one, _ in turned]), torch.stack([one for _, one in turned])
+            factor = (self.spec.model.score_scale or 1 / math.sqrt(a.head_dim)) / a.temperature
+            for t in range(n):
+                asking = Asking(queries[:, t], keys, self.past + t, self.step.length, factor, self.spec.model.score_cap)
+                seen[t] |= torch.tensor(chosen(kind, asking, rest))
+        return seen
+
+    def turned(self, a, q, k):
+        if a.rope is None:
+            return q, k
+        return rotated(q, torch.arange(self.past, self.past + len(q)), a), rotated(k, torch.arange(len(k)), a)
 
     def latent_attention(self, mixer, at, a, x):
         """DeepSeek-V2 (arXiv 2405.04434): all heads' keys and values are linear in one normalised latent; each key has further
@@ -255,10 +283,12 @@ class _Call:
             y = rms(y, norm.centre + self.weights[f"{at}.{letter}_norm.weight"], norm.epsilon)
         return l2(y) if letter != "v" and a.qk_norm == "l2" else y
 
-    def head(self, leaf, at, g, q, k, v, sink):
-        """One head: q [n, D], k [L, D], v [L, E] -> [n, E]. Learned keys stand before the text's."""
+    def head(self, leaf, at, g, q, k, v, sink, more=None):
+        """One head: q [n, D], k [L, D], v [L, E] -> [n, E]. Learned keys stand before the text's. `more`: what content adds."""
         a, n = leaf.attributes, len(q)
-        seen = mask(leaf.keys, self.past, n, self.step.length, a.causal)
+        seen = mask(tuple(kind for kind in leaf.keys if kind.kind != "routed"), self.past, n, self.step.length, a.causal)
+        if more is not None:
+            seen = seen | more
         turned, products = self.products(leaf, q, k, seen)
         for _ in [kind for kind in leaf.keys if kind.kind == "persistent"]:
             products = torch.cat((turned @ self.weights[f"{at}.persistent_key"][:, g].T, products), dim=1)

@@ -23,11 +23,16 @@ from attnc.compiler.value import Share
 from attnc.dsl import SpecError
 
 SPECS = Path(__file__).parent.parent / "specs"
+CHOSEN = ("infllm-v2", "moba", "quest", "sala")
+"""Specs that are built in which content chooses keys."""
+
 BUILT = (
     *("full", "window-global", "gemma3", "gpt-oss", "llama4", "smollm3", "masformer", "ls-attention", "sparse-transformer"),
     *("power", "softplus", "tempscale", "random-features", "longlora", "echoatt", "streaming-llm", "duo", "retrieval-heads"),
     *("infiniretri", "based", "hybrid-gdn", "hybrid-hgrn2", "qwen3-next", "kimi-linear", "hydrahead", "hylra", "ucm"),
+    *CHOSEN,
 )
+"""Specs that are built."""
 
 
 def check(layers: str, model: str = "", rest: str = "", count: int = 6):

@@ -66,6 +66,7 @@ SPECS = {
     "q and k of the layer before": text("0: full\n1: full { qk_from = previous }"),
     "keys and values of one latent": text("all: full { kv_latent = 3, value_dim = 3 }"),
     "a latent without positions": text("all: sink(1) | window(2) { kv_latent = 3, rope = none, sink_logit = learned }"),
+    "keys that content chooses": text("all: block_local(2) | routed(blocks(2), top_k = 1)"),
     "branches added": text("all: full + window(2) + conv(2)"),
     "branches in a row": text("all: window(2) >> full"),
     "branches by sigmoid": text("all: gate(full, window(2), by = sigmoid, shared = [q, k])"),

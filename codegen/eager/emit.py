@@ -8,11 +8,12 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from attnc.codegen import selecting
 from attnc.compiler.attributes import Softplus
-from attnc.compiler.graph import Apply, Graph, HeadGroup, Mix, RouteTokens
+from attnc.compiler.graph import Apply, Graph, HeadGroup, Mix, RouteTokens, is_static
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.mixers.softmax import softplus_weights
@@ -26,7 +27,7 @@ tokens that shares of the length are of.
 
 from __future__ import annotations
 
-from typing import Any
+{more}from typing import Any
 
 
 def share(percent: float, length: int) -> int:
@@ -35,15 +36,33 @@ def share(percent: float, length: int) -> int:
 '''
 
 
-def emit(graph: Graph) -> tuple[str, dict[tuple[tuple[Kind, ...], bool], str]]:
-    """The text of reference.py, and for every union of key sets with its causality the name of its mask function."""
-    unions: dict[tuple[tuple[Kind, ...], bool], HeadGroup | None] = {}
+Union = tuple[tuple[Kind, ...], bool]
+"""A union of key sets, and its causality."""
+
+
+class Masks(dict[Union, str]):
+    """The mask function of each union in reference.py, of keys that content does not choose; and what chooses the others."""
+
+    def __init__(self, unions: Iterable[Union]) -> None:
+        super().__init__((union, f"visible_{place}") for place, union in enumerate(unions))
+        self.choices: dict[tuple[tuple[Kind, ...], Kind, int], str] = {}
+
+    def chosen(self, keys: tuple[Kind, ...], kind: Kind, ratio: int) -> str:
+        """The function that says what `kind` chooses in a union, for so many query heads a KV head."""
+        return self.choices.setdefault((keys, kind, ratio), f"chosen_{len(self.choices)}")
+
+
+def emit(graph: Graph) -> tuple[str, Masks]:
+    """The text of reference.py, and the names of its functions."""
+    unions: dict[Union, HeadGroup | None] = {}
+    choices: list[tuple[tuple[Kind, ...], Kind, int]] = []
     copied: dict[str, Callable[..., Any]] = {}
     for _, node in graph.nodes():
         match node:
             case Mix(variants=variants, attributes=attributes):
                 for group in (group for variant in variants for group in variant.groups):
                     unions.setdefault((group.keys, attributes.causal), group)
+                    choices += [(group.keys, kind, attributes.heads // attributes.kv_heads) for kind in group.choices]
             case RouteTokens(alternatives=alternatives, attributes=attributes):
                 for keys in alternatives:
                     unions.setdefault((keys, attributes.causal), None)
@@ -53,13 +72,8 @@ def emit(graph: Graph) -> tuple[str, dict[tuple[tuple[Kind, ...], bool], str]]:
                 copied[reference.__name__] = reference
             case _:
                 pass
-    for keys, _ in unions:
-        for key in keys:
-            if MIXERS[key.kind].own_keys(key):
-                continue
-            mask = MIXERS[key.kind].mask
-            assert mask is not None, f"{key.kind} is a key set, so it has a mask"
-            copied[mask.__name__] = mask
+    for key in (key for keys, _ in unions for key in keys):
+        copied |= {function.__name__: function for function in _functions(key)}
     scores = {
         node.attributes.score.word
         for _, node in graph.nodes()
@@ -67,21 +81,36 @@ def emit(graph: Graph) -> tuple[str, dict[tuple[tuple[Kind, ...], bool], str]]:
     }
     if scores:
         copied["softplus_weights"] = softplus_weights
-    names = {union: f"visible_{place}" for place, union in enumerate(unions)}
-    parts = [HEADER, *(_source(function) for function in copied.values())]
+    names = Masks(unions)
+    for keys, kind, ratio in choices:
+        names.chosen(keys, kind, ratio)
+    parts = [HEADER.format(more="import functools\n" if choices else ""), *(_source(function) for function in copied.values())]
     parts += [_visible(names[union], union, group) for union, group in unions.items()]
+    for (keys, kind, ratio), name in names.choices.items():
+        parts.append(selecting.chosen_text(name, kind, names[keys, True], ratio))
     return "\n\n".join(part.rstrip() + "\n" for part in parts), names
 
 
-def _visible(name: str, union: tuple[tuple[Kind, ...], bool], group: HeadGroup | None) -> str:
-    """The mask of one union: its key sets' masks, joined by `|`."""
+def _functions(key: Kind) -> tuple[Callable[..., Any], ...]:
+    """What says which keys a key set holds; learned keys need nothing."""
+    mixer = MIXERS[key.kind]
+    if not is_static(key):
+        return mixer.formulas
+    assert mixer.mask is not None, f"{key.kind} is a key set, so it has a mask"
+    return (mixer.mask,)
+
+
+def _visible(name: str, union: Union, group: HeadGroup | None) -> str:
+    """The mask of one union: its key sets' masks, joined by `|`; no key where content chooses them all."""
     keys, causal = union
+    fixed = tuple(key for key in keys if MIXERS[key.kind].chooses is None)
     comment = f"# {group.origin}\n" if group is not None else ""
-    joined = "\n        | ".join(_call(key, causal) for key in keys)
+    joined = "\n        | ".join(_call(key, causal) for key in fixed) or "(i < 0) & (j < 0)"
+    said = _words(fixed) or f"beside {_words(keys)} nothing"
     lines = [
         f"{comment}def {name}(i: Any, j: Any, length: int) -> Any:",
-        f'    """{_words(keys)}: which keys each query sees, [Nq, Nk]."""',
-        f"    return (\n        {joined}\n    )" if len(keys) > 1 else f"    return {joined}",
+        f'    """{said}: which keys each query sees, [Nq, Nk]."""',
+        f"    return (\n        {joined}\n    )" if len(fixed) > 1 else f"    return {joined}",
     ]
     return "\n".join(lines)
 

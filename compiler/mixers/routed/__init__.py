@@ -5,9 +5,11 @@ from __future__ import annotations
 from attnc.compiler.mixer import Mixer
 from attnc.compiler.mixers.routed.ahead import changes, selection
 from attnc.compiler.mixers.routed.choice import Every, Last, SoftmaxScore, Sublinear
+from attnc.compiler.mixers.routed.formula import FORMULAS
 from attnc.compiler.mixers.routed.keep import growing, kept, state, weights
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.routed.rules import rules
+from attnc.compiler.mixers.routed.selector import selector, unbuilt
 from attnc.compiler.mixers.routed.units import Blocks, Clusters, Indexer, Mean
 from attnc.compiler.value import Share
 
@@ -24,6 +26,9 @@ MIXER = Mixer(
         Routed(unit="tokens", top_k=Sublinear(k=4, from_=16, exponent=0.5), refresh=Every(n=8)),
         Routed(unit=Clusters(n=2, size=4), selection="noncausal"),
     ),
+    chooses=selector,
+    formulas=FORMULAS,
+    unbuilt=unbuilt,
     kept=kept,
     weights=weights,
     state=state,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from attnc.compiler.declare import Bounds, Budgeted, Positional
+from attnc.compiler.declare import Bounds, Budgeted, NotBuilt, Positional
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers.routed.choice import (
     Antidiagonal,
@@ -21,7 +21,7 @@ from attnc.compiler.mixers.routed.choice import (
     Sublinear,
     Tree,
 )
-from attnc.compiler.mixers.routed.units import Blocks, Hash, Indexer, LearnedPool, Mean, TwoStep, Unit
+from attnc.compiler.mixers.routed.units import Blocks, Clusters, Hash, Indexer, LearnedPool, Mean, TwoStep, Unit
 from attnc.compiler.mixers.summary import Summary
 from attnc.compiler.value import Share, derived
 
@@ -54,27 +54,31 @@ class Routed(Kind):
     """
 
     kind: Literal["routed"] = "routed"
-    unit: Annotated[Unit, Positional()]
-    top_k: Annotated[int | Share | Sublinear | LogGaussian | None, Bounds(1, 2**24), Budgeted("tuned")] = None
+    unit: Annotated[Unit, Positional(), NotBuilt("columns", "diagonals", Clusters)]
+    top_k: Annotated[
+        int | Share | Sublinear | LogGaussian | None, Bounds(1, 2**24), Budgeted("tuned"), NotBuilt(LogGaussian)
+    ] = None
     top_p: Annotated[Share | None, Bounds(0, 0), Budgeted("tuned")] = None
     threshold: Annotated[float | None, Bounds(-1e6, 1e6), Budgeted("tuned")] = None
     at_least: Units = 1
     at_most: Annotated[int | None, Bounds(1, 2**24)] = None
-    keys: Keys = derived(default_factory=_default_keys)
-    queries: Literal["each", "all"] | QueryBlock | Last = "each"
-    score: Literal["dot"] | SoftmaxScore | Antidiagonal | Estimated = "dot"
+    keys: Annotated[Keys, NotBuilt("centre", "descent", "last", TwoStep, LearnedPool, Hash, Indexer, Summary)] = derived(
+        default_factory=_default_keys
+    )
+    queries: Annotated[Literal["each", "all"] | QueryBlock | Last, NotBuilt()] = "each"
+    score: Annotated[Literal["dot"] | SoftmaxScore | Antidiagonal | Estimated, NotBuilt(Antidiagonal, Estimated)] = "dot"
     fold: Literal["max", "sum"] = "max"
-    length_norm: Literal["sqrt"] | None = None
-    smooth: Annotated[int, Bounds(1, 65536)] = 1
-    score_rope: Literal["same"] | None = "same"
+    length_norm: Annotated[Literal["sqrt"] | None, NotBuilt()] = None
+    smooth: Annotated[int, Bounds(1, 65536), NotBuilt()] = 1
+    score_rope: Annotated[Literal["same"] | None, NotBuilt()] = "same"
     per: Literal["head"] | PerGroup | PerLayer = PerGroup()
-    adaptive: Share | None = None
+    adaptive: Annotated[Share | None, NotBuilt()] = None
     overlap: Literal["ranked", "counted", "excluded"] = "ranked"
-    search: Literal["flat"] | Tree = "flat"
-    within: tuple[Kind, ...] | None = None
-    from_: Literal["previous"] | None = None
-    refresh: Literal["always", "once"] | Every | Cosine | tuple[Every | Cosine, ...] = "always"
-    on_refresh: Literal["sparse", "dense"] = "sparse"
-    evict: bool = False
-    dense_queries: First | Last | None = None
+    search: Annotated[Literal["flat"] | Tree, NotBuilt()] = "flat"
+    within: Annotated[tuple[Kind, ...] | None, NotBuilt()] = None
+    from_: Annotated[Literal["previous"] | None, NotBuilt()] = None
+    refresh: Annotated[Literal["always", "once"] | Every | Cosine | tuple[Every | Cosine, ...], NotBuilt()] = "always"
+    on_refresh: Annotated[Literal["sparse", "dense"], NotBuilt()] = "sparse"
+    evict: Annotated[bool, NotBuilt()] = False
+    dense_queries: Annotated[First | Last | None, NotBuilt()] = None
     selection: Literal["causal", "noncausal"] = "causal"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from attnc.compiler.declare import Bounds, Positional
+from attnc.compiler.declare import Bounds, NotBuilt, Positional
 from attnc.compiler.value import Broken, Value, derived
 
 Size = Annotated[int, Positional(), Bounds(1, 65536)]
@@ -51,7 +51,7 @@ class Mean(Value):
     word: Literal["mean"] = "mean"
     n: Annotated[int | None, Positional(), Bounds(1, 65536)] = None
     stride: Annotated[int | None, Bounds(1, 65536)] = derived(default_factory=lambda given: given["n"])
-    chunks: Predicted | None = None
+    chunks: Annotated[Predicted | None, NotBuilt()] = None
 
     def broken(self) -> Iterator[Broken]:
         """A stride belongs to chunks of n and leaves none out; chunks have one size, or the content decides."""

@@ -1,0 +1,117 @@
+"""What content chooses, as source: the selectors of a head group, their formulas, and what a cache holds for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+from attnc.compiler.families import Selector, Sublinear
+from attnc.compiler.graph import HeadGroup, Mix
+from attnc.compiler.mixer import Kind
+from attnc.compiler.mixers import MIXERS
+from attnc.compiler.part_names import part_names
+from attnc.compiler.plan import meets
+from attnc.compiler.spec import Model
+from attnc.compiler.value import Share
+
+
+def selector(kind: Kind) -> Selector:
+    """How a kind chooses."""
+    chooses = MIXERS[kind.kind].chooses
+    assert chooses is not None, f"{kind.kind} chooses keys"
+    return chooses(kind)
+
+
+def selector_text(kind: Kind, held: str, reference: str) -> str:
+    """The runtime's Selector; what is as its defaults is left out."""
+    found = selector(kind)
+    given = {one.name: getattr(found, one.name) for one in fields(found)}
+    usual = {one.name: one.default for one in fields(found)}
+    texts = [f"{name}={_value(value)}" for name, value in given.items() if value != usual[name]]
+    texts += [f'held="{held}"'] if held else []
+    return f"Selector({', '.join(texts)}, reference=reference.{reference})"
+
+
+def _value(value: object) -> str:
+    match value:
+        case str():
+            return f'"{value}"'
+        case Share(percent=percent):
+            return f"Share({percent!r})"
+        case Sublinear(k=k, start=start, exponent=exponent):
+            return f"Sublinear({k}, {start}, {exponent!r})"
+        case _:
+            return repr(value)
+
+
+def held_names(mix: Mix) -> dict[Kind, str]:
+    """The kinds of a launch that choose while decoding, and the names below which a cache holds what stands for their units."""
+    kinds = dict.fromkeys(kind for _, kind in _decoding(mix))
+    names = part_names([kind.kind for kind in kinds])
+    return dict(zip(kinds, names, strict=True))
+
+
+def pooled_texts(mix: Mix, model: Model) -> list[str]:
+    """The runtime's Pooled of a launch: what it keeps of runs of keys, for each run of KV heads that scores by them."""
+    found = []
+    for kind, name in held_names(mix).items():
+        heads = sorted(
+            {head for group, other in _decoding(mix) if other == kind for head in range(group.first, group.last + 1)}
+        )
+        starts = [head for head in heads if head - 1 not in heads]
+        ends = [head for head in heads if head + 1 not in heads]
+        for one in MIXERS[kind.kind].growing(kind, mix.attributes, model):
+            pool = f', pool="{one.name}"' if one.name in ("min", "max") else ""
+            for first, last in zip(starts, ends, strict=True):
+                at = f"{first - mix.first}, {last - mix.first}"
+                found.append(
+                    f'Pooled("{name}.{one.name}.{first}", {at}, {one.shape[-1]}, span={one.span}, step={one.step}{pool})'
+                )
+    return found
+
+
+def _decoding(mix: Mix) -> Iterator[tuple[HeadGroup, Kind]]:
+    """What the groups choose in variants that may decode."""
+    for variant in mix.variants:
+        if meets(variant.guards, "decode"):
+            for group in variant.groups:
+                yield from ((group, kind) for kind in group.choices)
+
+
+def formulas(kind: Kind) -> tuple[Callable[..., Any], ...]:
+    """The functions that say in plain tensors how a kind chooses; the last one is called."""
+    return MIXERS[kind.kind].formulas
+
+
+def chosen_text(name: str, kind: Kind, visible: str, ratio: int) -> str:
+    """The function of reference.py that says which keys a kind chooses beside those that `visible` shows."""
+    one = selector(kind)
+    values = {
+        "unit": f"{one.unit}",
+        "runs": f'("{one.keys}", {one.span}, {one.step})',
+        "score": f'("{one.score}", {one.lse})',
+        "heads": f'("{one.shared}", {ratio}, "{one.heads}")',
+        "fold": f'"{one.fold}"',
+        "keep": f'(({_amount(one)}), {(one.at_least, one.at_most)}, "{one.overlap}")',
+    }
+    words = "".join(f"        {key}={value},\n" for key, value in values.items())
+    formula = formulas(kind)[-1].__name__
+    return (
+        f"def {name}(q: Any, k: Any, i: Any, length: int, logit: Any) -> Any:\n"
+        f'    """What content chooses beside {visible}: see {formula}."""\n'
+        f"    shown = functools.partial({visible}, length=length)\n"
+        f"    return {formula}(\n        q,\n        k,\n        i,\n        shown,\n        logit=logit,\n{words}    )"
+    )
+
+
+def _amount(one: Selector) -> str:
+    match one.top_k:
+        case Share(percent=percent):
+            return f'"top_k", share({percent!r}, length // {one.unit})'
+        case Sublinear(k=k, start=start, exponent=exponent):
+            return f'"top_k", {k} if length <= {start} else int({k} * (length / {start}) ** {exponent!r})'
+        case int():
+            return f'"top_k", {one.top_k}'
+        case _:
+            return f'"threshold", {one.threshold!r}' if one.top_p is None else f'"top_p", {one.top_p!r}'

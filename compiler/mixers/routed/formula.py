@@ -1,0 +1,142 @@
+"""What `routed` keeps, in plain tensors over T x T: copied into built folders as it stands.
+
+Legend: H query heads (keys are repeated for them), N queries at positions i, L keys at positions 0 to L - 1; M runs of keys;
+U units; C choosers: H, the KV heads, or 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def pooled_runs(k: Any, span: int, step: int, pool: str) -> Any:
+    """Keys k [H, L, D] -> what stands for each complete run of `span` of them, one begun every `step`: [H, M, D]."""
+    import torch
+
+    runs = [k[:, begin : begin + span] for begin in range(0, k.shape[1] - span + 1, step)]
+    pools: dict[str, Any] = {"mean": torch.mean, "min": torch.amin, "max": torch.amax}
+    return torch.stack([pools[pool](run, dim=1) for run in runs], dim=1) if runs else k[:, :0]
+
+
+def run_scores(q: Any, k: Any, i: Any, *, runs: Any, score: Any, logit: Any) -> Any:
+    """(scores [H, N, M] of the runs; which of them each query has read whole [N, M])."""
+    import torch
+
+    (keys, span, step), (word, lse), (scale, cap) = runs, score, logit
+
+    def read(count: int, span: int, step: int) -> Any:
+        return torch.arange(count, device=k.device) * step + span <= i[:, None] + 1
+
+    def logits(products: Any) -> Any:
+        return products * scale if cap is None else cap * torch.tanh(products * scale / cap)
+
+    def mass(products: Any, whole: Any) -> Any:
+        return torch.logsumexp(logits(products).masked_fill(~whole, float("-inf")), dim=-1, keepdim=True)
+
+    if keys == "bounds":
+        low, high = (pooled_runs(k, span, step, pool) for pool in ("min", "max"))
+        products = torch.stack([torch.maximum(q * low[:, m, None], q * high[:, m, None]).sum(-1) for m in range(low.shape[1])])
+        products = products.permute(1, 2, 0)
+    else:
+        stands = k if keys == "own" else pooled_runs(k, span, step, "mean")
+        products = q @ stands.transpose(1, 2)
+    whole = read(products.shape[2], span, step)
+    if word == "dot":
+        return products, whole
+    total = mass(products, whole)
+    if lse is not None:
+        coarse = pooled_runs(k, lse[0], lse[1], "mean")
+        there = read(coarse.shape[1], lse[0], lse[1])
+        if coarse.shape[1]:
+            total = torch.where(there.any(dim=1)[:, None], mass(q @ coarse.transpose(1, 2), there), total)
+    shares = torch.exp(logits(products) - total)
+    return torch.where(whole, shares, torch.zeros_like(shares)), whole
+
+
+def unit_scores(scores: Any, whole: Any, i: Any, *, unit: int, units: int, runs: Any, fold: str) -> Any:
+    """Scores [C, N, M] of runs -> (of units [C, N, U], candidates [N, U]): a unit's runs share a token with it."""
+    import torch
+
+    span, step = runs
+    found, candidates = [], []
+    for u in range(units):
+        near = [m for m in range(scores.shape[2]) if m * step < (u + 1) * unit and m * step + span > u * unit]
+        there = whole[:, near]
+        inside = scores[:, :, near]
+        if fold == "max" and near:
+            found.append(inside.masked_fill(~there, float("-inf")).amax(dim=-1))
+        else:
+            found.append(inside.masked_fill(~there, 0.0).sum(dim=-1))
+        candidates.append(there.any(dim=1) & ((u + 1) * unit <= i + 1))
+    if not found:
+        return scores.new_zeros(*scores.shape[:2], 0), whole.new_zeros(len(i), 0)
+    return torch.stack(found, dim=-1), torch.stack(candidates, dim=-1)
+
+
+def kept_units(scores: Any, candidates: Any, shown: Any, amount: Any, bounds: Any, overlap: str) -> Any:
+    """Which units are kept, bool [C, N, U]: best first, the lower number where two are equal.
+
+    amount: ("top_k", n), ("top_p", share) or ("threshold", score); bounds: (at least, at most or None).
+    """
+    import torch
+
+    word, number = amount
+    least, most = bounds
+    most = scores.shape[2] if most is None else most
+    if word == "top_k":
+        least = most = min(max(number, least), most)
+    used = torch.zeros_like(candidates[:, :1]).long()
+    mass = torch.zeros_like(scores[:, :, :1])
+    if overlap == "counted":
+        used = shown.sum(dim=1, keepdim=True)
+        mass = torch.where(shown & candidates, scores, torch.zeros_like(scores)).sum(dim=2, keepdim=True)
+    if overlap != "ranked":
+        candidates = candidates & ~shown
+    candidates = candidates.expand_as(scores)
+    order = torch.argsort(torch.where(candidates, scores, float("-inf")), dim=2, descending=True, stable=True)
+    order = order.gather(2, torch.argsort(candidates.gather(2, order).int(), dim=2, descending=True, stable=True))
+    there = candidates.gather(2, order)
+    ordered = torch.where(there, scores.gather(2, order), torch.zeros_like(scores))
+    rank = torch.arange(scores.shape[2], device=scores.device)
+    kept = rank < least - used
+    if word == "top_p":
+        before = mass + ordered.cumsum(dim=2) - ordered
+        kept = kept | (before < number * (mass + ordered.sum(dim=2, keepdim=True)))
+    if word == "threshold":
+        kept = kept | (ordered > number)
+    kept = kept & (rank < most - used) & there
+    return torch.zeros_like(kept).scatter(2, order, kept)
+
+
+def chosen_keys(
+    q: Any, k: Any, i: Any, visible: Any, *, logit: Any, unit: int, runs: Any, score: Any, heads: Any, fold: str, keep: Any
+) -> Any:
+    """Queries q [H, N, D] at positions i, keys k [H, L, D] -> (which keys each keeps [H, N, L], where scores are NaN [H, N]).
+
+    visible(i, j)  what the rest of the union shows
+    logit          (scale, soft cap or None)
+    runs           (what stands for a run, its tokens, from one run to the next)
+    score          (word, the same of coarser runs or None)
+    heads          (who shares a choice, query heads of a KV head, how their scores become one)
+    keep           (amount, bounds, overlap): see kept_units
+    """
+    import torch
+
+    length = k.shape[1]
+    units = -(-length // unit)
+    scores, whole = run_scores(q, k, i, runs=runs, score=score, logit=logit)
+    shared, group, pool = heads
+    together = {"head": 1, "group": group, "layer": len(q)}[shared]
+    pools: dict[str, Any] = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "min": torch.amin}
+    scores = pools[pool](scores.unflatten(0, (-1, together)), dim=1)
+    scores, candidates = unit_scores(scores, whole, i, unit=unit, units=units, runs=runs[1:], fold=fold)
+    j = torch.arange(units * unit, device=k.device)
+    may = (j <= i[:, None]).unflatten(1, (units, unit))
+    shown = (visible(i[:, None], j[None, :]).unflatten(1, (units, unit)) | ~may).all(dim=2) & may[:, :, 0]
+    kept = kept_units(scores, candidates, shown, *keep)
+    kept = (kept.unsqueeze(-1) & may).flatten(2)[:, :, :length]
+    broken = (scores.isnan() & candidates).any(dim=2)
+    return kept.repeat_interleave(together, dim=0), broken.repeat_interleave(together, dim=0)
+
+
+FORMULAS = (pooled_runs, run_scores, unit_scores, kept_units, chosen_keys)

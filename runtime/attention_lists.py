@@ -1,0 +1,198 @@
+"""The provider `torch` where content chooses keys: units are chosen, then each query reads its own beside its intervals.
+
+A few queries (decoding) read each its own keys, gathered by its lists, beside the intervals' stretch, under one softmax. Of
+many a block at a time reads under a mask what the intervals or the lists of any of them hold, and never T x T. Differentiable
+but for the choice, which has no gradient.
+
+Legend: T new tokens of S sequences, N of one; H query heads, G KV heads, R = H // G; C choosers; L keys; D, E key, value width;
+m units of a list, K = m x unit of its keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .intervals import Form, HeadGroup
+from .keys import KeyPart
+from .pooled import run_keys, text_keys
+from .selecting import Asked, choose
+from .selector import Lists
+from .sizes import DECODE_TOKENS
+from .spans import Numbers, exact, head_spans, reach, visible
+from .storage import LayerCache
+
+QUERIES = 64
+"""Queries that read the same keys under a mask."""
+
+
+def lists_attention(
+    q: Tensor,
+    parts: tuple[KeyPart, ...],
+    groups: tuple[HeadGroup, ...],
+    form: Form,
+    batch: Batch,
+    scale: float | Tensor,
+    cap: float | None = None,
+    sink_logit: Tensor | None = None,
+    cache: LayerCache | None = None,
+) -> Tensor:
+    """q [T, H, D] -> [T, H, E], as a `Provider` (softmax.py); `cache` holds what stands for runs of keys."""
+    batch, parts = exact(batch, parts)
+    repeat = q.shape[1] // sum(band.last - band.first + 1 for band in parts[0].bands)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    spans, rows = head_spans(groups, parts), []
+    for s, tokens in enumerate(torch.split(q, list(batch.sizes))):
+        outputs = []
+        for first, last, group in spans:
+            heads = slice(first * repeat, (last + 1) * repeat)
+            k, v, learned = text_keys(parts, first, last, s)
+            queries = tokens[:, heads].transpose(0, 1)
+            factor = scale[heads].to(wide) if isinstance(scale, Tensor) else scale
+            numbers = Numbers.of(group, batch.totals[s], form.causal)
+            asked = Asked(batch.pasts[s], batch.totals[s], numbers, factor, cap)
+            with torch.no_grad():
+                lists = [
+                    choose(one, queries, run_keys(one, k[:, learned:], first, last, s, batch, cache), asked)
+                    for one in group.choices
+                ]
+            sink = None if sink_logit is None else sink_logit[heads].to(wide)
+            outputs.append(_attend(queries.to(wide), k, v, learned, lists, asked, sink))
+        rows.append(torch.cat(outputs).transpose(0, 1))
+    return torch.cat(rows).to(q.dtype) if rows else q.new_zeros(0, q.shape[1], parts[0].v_width)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, learned: int, lists: list[Lists], asked: Asked, sink: Tensor | None) -> Tensor:
+    """q [H, N, D] of one sequence, k [G, L, D], v [G, L, E], the first of them `learned` -> [H, N, E]."""
+    gathered = sum(one.index.shape[2] * one.selector.unit for one in lists)
+    few = q.shape[1] <= DECODE_TOKENS and gathered < k.shape[1] - learned
+    outputs = []
+    for begin in range(0, q.shape[1], QUERIES):
+        block = q[:, begin : begin + QUERIES]
+        first, last = asked.past + begin, asked.past + begin + block.shape[1] - 1
+        i = torch.arange(first, last + 1, device=q.device)
+        here = [
+            Lists(one.selector, one.index[:, begin : begin + QUERIES], one.count[:, begin : begin + QUERIES]) for one in lists
+        ]
+        j = _reached(asked.numbers, [] if few else here, first, last, learned, q.device)
+        near = visible(asked.numbers, i[:, None], j[None, :]).unsqueeze(0)
+        keys = [_Keys(k[:, j + learned], v[:, j + learned], near if few else _with_lists(near, here, j, last + 1))]
+        if few:
+            keys += _gathered(k[:, learned:], v[:, learned:], here, i, asked.numbers)
+        o = _softmax(block, keys, asked, sink)
+        for one in here:
+            o = o.masked_fill(_for_heads(one.count < 0, len(q)).unsqueeze(-1), float("nan"))
+        outputs.append(o)
+    return torch.cat(outputs, dim=1) if outputs else q.new_zeros(q.shape[0], 0, v.shape[2])
+
+
+def _reached(numbers: Numbers, lists: list[Lists], first: int, last: int, learned: int, device: torch.device) -> Tensor:
+    """The positions that queries first..last may read, learned keys (negative) among them: of intervals, and of their lists."""
+    there = torch.zeros(learned + last + 1, dtype=torch.bool, device=device)
+    for low, high in reach(numbers, first, last):
+        there[max(low + learned, 0) : max(high + learned, 0)] = True
+    for one in lists:
+        used = kept_table(one, -(-(last + 1) // one.selector.unit)).flatten(0, 1).any(dim=0)
+        there[learned:] |= used.repeat_interleave(one.selector.unit)[: last + 1]
+    return there.nonzero().squeeze(1) - learned
+
+
+@dataclass(frozen=True, eq=False)
+class _Keys:
+    """Keys that queries read: k [G, L, D], v [G, L, E] by all, or [C, n, K, D], [C, n, K, E] each its own; seen [C, n, L]."""
+
+    k: Tensor
+    v: Tensor
+    seen: Tensor
+
+
+def _for_heads(x: Tensor, heads: int) -> Tensor:
+    """[C, ...] -> [heads, ...]: each chooser's row for the heads that share it."""
+    return x.repeat_interleave(heads // len(x), dim=0)
+
+
+def kept_table(one: Lists, units: int) -> Tensor:
+    """[C, n, units], which units each query keeps."""
+    inside = torch.arange(one.index.shape[2], device=one.index.device) < one.count.unsqueeze(-1)
+    table = torch.zeros(*one.index.shape[:2], units + 1, dtype=torch.bool, device=one.index.device)
+    return table.scatter(2, torch.where(inside, one.index.long(), units), True)[..., :units]
+
+
+def _with_lists(near: Tensor, lists: list[Lists], j: Tensor, text: int) -> Tensor:
+    """near [1, n, L] and the keys of the lists: [C, n, L], C of those who share the least. `text`: tokens read so far."""
+    seen = near
+    for one in lists:
+        unit = torch.div(j.clamp(min=0), one.selector.unit, rounding_mode="floor")
+        kept = kept_table(one, -(-text // one.selector.unit))[:, :, unit] & (j >= 0)
+        finest = max(len(seen), len(kept))
+        seen = _for_heads(seen, finest) | _for_heads(kept, finest)
+    return seen
+
+
+def _gathered(k: Tensor, v: Tensor, lists: list[Lists], i: Tensor, numbers: Numbers) -> list[_Keys]:
+    """The keys that each of the queries at positions i keeps, and no interval shows: each key in the first list that has it."""
+    found: list[_Keys] = []
+    choosers = max([len(k), *(len(one.index) for one in lists)])
+    head = torch.arange(choosers, device=k.device) // (choosers // len(k))
+    units = -(-k.shape[1] // min(one.selector.unit for one in lists)) if lists else 0
+    before: list[tuple[int, Tensor]] = []
+    for one in lists:
+        unit, index = one.selector.unit, _for_heads(one.index, choosers).long()
+        inside = torch.arange(index.shape[2], device=k.device) < _for_heads(one.count, choosers).unsqueeze(-1)
+        j = (index.unsqueeze(-1) * unit + torch.arange(unit, device=k.device)).flatten(2)  # [C, n, K]
+        seen = inside.repeat_interleave(unit, dim=-1) & (j <= i[:, None]) & (j < k.shape[1])
+        j = j.clamp(max=k.shape[1] - 1)
+        seen = seen & ~visible(numbers, i[:, None], j)
+        for size, table in before:
+            seen = seen & ~table.gather(2, torch.div(j, size, rounding_mode="floor"))
+        if len(lists) > 1:
+            before.append((unit, _for_heads(kept_table(one, units), choosers)))
+        place = head[:, None, None]
+        found.append(_Keys(k[place, j], v[place, j].masked_fill(~seen.unsqueeze(-1), 0.0), seen))
+    return found
+
+
+def _softmax(q: Tensor, keys: list[_Keys], asked: Asked, sink: Tensor | None) -> Tensor:
+    """q [H, n, D] -> [H, n, E], one softmax over all keys that are seen; 0 where none is."""
+    heads = len(q)
+    logits = torch.cat([_products(q, one.k) for one in keys], dim=-1)
+    logits = logits * (asked.scale.view(-1, 1, 1) if isinstance(asked.scale, Tensor) else asked.scale)
+    logits = logits if asked.cap is None else asked.cap * torch.tanh(logits / asked.cap)
+    seen = torch.cat([_for_heads(one.seen, heads) for one in keys], dim=-1)
+    logits = logits.masked_fill(~seen, float("-inf"))
+    if sink is not None:
+        logits = torch.cat((logits, sink.view(-1, 1, 1).expand(*logits.shape[:2], 1)), dim=-1)
+    empty = ~seen.any(dim=-1, keepdim=True)
+    if sink is None:
+        logits = logits.masked_fill(empty, 0.0)  # a softmax over nothing is NaN, in the gradient too
+    weights = torch.softmax(logits, dim=-1).masked_fill(empty, 0.0)
+    o, start = q.new_zeros(()), 0
+    for one in keys:
+        width = one.seen.shape[-1]
+        o = o + _read(weights[..., start : start + width], one)
+        start += width
+    return o
+
+
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """q [H, n, D] with keys of all or of each query -> [H, n, L]."""
+    grouped = q.reshape(len(k), -1, *q.shape[1:])
+    k = k.to(q.dtype)
+    if k.dim() == 3:
+        return (grouped @ k.unsqueeze(1).transpose(2, 3)).flatten(0, 1)
+    products: Tensor = torch.einsum("crnd,cnkd->crnk", grouped, k)
+    return products.flatten(0, 1)
+
+
+def _read(weights: Tensor, keys: _Keys) -> Tensor:
+    """Weights [H, n, L] of the values: [H, n, E]."""
+    v = keys.v.to(weights.dtype)
+    grouped = weights.reshape(len(v), -1, *weights.shape[1:])
+    if v.dim() == 3:
+        unseen = ~keys.seen.flatten(0, 1).any(dim=0).view(1, -1, 1)  # 0 * NaN is NaN
+        return (grouped @ v.masked_fill(unseen, 0.0).unsqueeze(1)).flatten(0, 1)
+    sums: Tensor = torch.einsum("crnk,cnke->crne", grouped, v)
+    return sums.flatten(0, 1)

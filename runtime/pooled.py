@@ -1,0 +1,110 @@
+"""What stands for runs of keys when units are scored: means and bounds, kept in the cache as tokens arrive.
+
+Legend: G KV heads; L keys of a sequence, from position 0 on; M runs; D key width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .keys import KeyPart
+from .selector import Selector
+
+if TYPE_CHECKING:
+    from .storage import LayerCache
+
+Pool = Literal["mean", "min", "max"]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """KV heads first..last keep the pooled key of every run of `span` tokens, one begun every `step`."""
+
+    name: str
+    first: int
+    last: int
+    width: int
+    span: int
+    step: int
+    pool: Pool = "mean"
+
+    @property
+    def heads(self) -> int:
+        """How many KV heads."""
+        return self.last - self.first + 1
+
+
+def runs(tokens: int, span: int, step: int) -> int:
+    """How many runs of a text of so many tokens are complete."""
+    return (tokens - span) // step + 1 if tokens >= span else 0
+
+
+def pool_runs(k: Tensor, span: int, step: int, pool: Pool) -> Tensor:
+    """Keys k [G, L, D] -> the pooled key of every complete run, [G, M, D], in k's dtype; means are taken in fp32 (float64)."""
+    if k.shape[1] < span:
+        return k.new_zeros(k.shape[0], 0, k.shape[2])
+    cut = k.unfold(1, span, step)  # [G, M, D, span]
+    if pool == "mean":
+        return cut.to(torch.promote_types(k.dtype, torch.float32)).mean(-1).to(k.dtype)
+    return cut.amin(-1) if pool == "min" else cut.amax(-1)
+
+
+def text_keys(parts: tuple[KeyPart, ...], first: int, last: int, s: int) -> tuple[Tensor, Tensor, int]:
+    """k [G, L, D] and v [G, L, E] of KV heads first..last of sequence s, the learned first; how many are learned."""
+    ordered = sorted((part for part in parts if part.counts[s]), key=lambda part: part.bases[s])
+    found = [run for part in ordered for run in part.read(first, last, s)]
+    if not found:
+        heads = last - first + 1
+        return parts[0].k.new_zeros(heads, 0, parts[0].k_width), parts[0].v.new_zeros(heads, 0, parts[0].v_width), 0
+    k, v = ([run.k[0] for run in found], [run.v[0] for run in found])
+    learned = sum(run.k.shape[2] for run in found if run.start < 0)
+    return (torch.cat(k, dim=1), torch.cat(v, dim=1), learned) if len(found) > 1 else (k[0], v[0], learned)
+
+
+def keep(cache: LayerCache, parts: tuple[KeyPart, ...], batch: Batch) -> None:
+    """Pool the runs that this call's tokens complete, into the cache; `parts` hold the text up to the call's end."""
+    for one in cache.plan.pooled:
+        storage = cache.pooled(one.name, batch)
+        for s, (past, size) in enumerate(zip(batch.pasts, batch.sizes, strict=True)):
+            begun, done = runs(past, one.span, one.step), runs(past + size, one.span, one.step)
+            if done > begun:
+                k, _, learned = text_keys(parts, one.first, one.last, s)
+                fresh = k[:, learned + begun * one.step : learned + (done - 1) * one.step + one.span]
+                storage[s][:, begun:done] = pool_runs(fresh, one.span, one.step, one.pool).to(storage[s].dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class RunKeys:
+    """What scores: k [G, M, D]; of bounds the lower ones, and the upper ones in `upper`. `lse`: coarser keys, or None."""
+
+    k: Tensor
+    upper: Tensor | None = None
+    lse: Tensor | None = None
+
+
+def run_keys(selector: Selector, k: Tensor, first: int, last: int, s: int, batch: Batch, cache: LayerCache | None) -> RunKeys:
+    """The runs of sequence s for KV heads first..last, whose keys are k [G, L, D]: from the cache where that holds them."""
+
+    def of(name: str, pool: Pool, span: int, step: int) -> Tensor:
+        if cache is None or not selector.held:
+            return pool_runs(k, span, step, pool)
+        plan = next(
+            one
+            for one in cache.plan.pooled
+            if one.name.startswith(f"{selector.held}.{name}") and one.first <= first <= one.last
+        )
+        held: Tensor = cache.pooled(plan.name, batch)[s]
+        return held[first - plan.first : last - plan.first + 1, : runs(k.shape[1], span, step)]
+
+    span, step = selector.span, selector.step
+    coarse = None if selector.lse is None else of("lse", "mean", *selector.lse)
+    if selector.keys == "own":
+        return RunKeys(k, lse=coarse)
+    if selector.keys == "mean":
+        return RunKeys(of("mean", "mean", span, step), lse=coarse)
+    return RunKeys(of("min", "min", span, step), of("max", "max", span, step), coarse)

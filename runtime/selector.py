@@ -1,0 +1,96 @@
+"""One choice of units by content, as numbers and words; compiler/families.py says which of them change code.
+
+Legend: T new tokens; C choosers: query heads, KV heads, or one for the layer; m the most units that any of them keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from .sizes import Share
+
+Pool = Literal["sum", "max", "mean", "min"]
+
+
+@dataclass(frozen=True)
+class Sublinear:
+    """`k` units, and k (length / start)^exponent in a sequence of more than `start` tokens, rounded down."""
+
+    k: int
+    start: int
+    exponent: float
+
+    def of(self, length: int) -> int:
+        """The number for a sequence of `length` tokens."""
+        return self.k if length <= self.start else int(self.k * (length / self.start) ** self.exponent)
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Which units of `unit` tokens a query keeps. A unit is a candidate as soon as all of it has been read.
+
+    keys        what scores: each token's `own` key, the `mean` of every run of `span` tokens, or its `bounds` in each channel;
+                a run begins every `step` tokens
+    score       `dot`: the product with the query (of bounds: the largest that a key within them could have); `softmax`: its
+                share of the mass of all runs that have been read, or of coarser ones, lse = (span, step)
+    shared      who shares a choice: nobody (`head`), a KV head's query heads (`group`) or all (`layer`); `heads`: how their
+                scores become one
+    fold        how the scores of the runs that touch a unit become one
+    top_k, top_p, threshold  one of them: so many units, or a share of them; units with that share (0..1) of the mass; units
+                with more than that score. `at_least`, `at_most` bound their number
+    overlap     units of which the intervals of the group show all that the query may see compete (`ranked`), come first
+                (`counted`), or are left out (`excluded`)
+    held        the name below which a cache holds the runs' keys; empty where they are made anew
+    reference   the same in plain tensors, from reference.py: see `Reference`
+    """
+
+    unit: int = 1
+    keys: Literal["own", "mean", "bounds"] = "own"
+    span: int = 1
+    step: int = 1
+    score: Literal["dot", "softmax"] = "dot"
+    lse: tuple[int, int] | None = None
+    shared: Literal["head", "group", "layer"] = "group"
+    heads: Pool = "sum"
+    fold: Literal["max", "sum"] = "max"
+    top_k: int | Share | Sublinear | None = None
+    top_p: float | None = None
+    threshold: float | None = None
+    at_least: int = 1
+    at_most: int | None = None
+    overlap: Literal["ranked", "counted", "excluded"] = "ranked"
+    held: str = ""
+    reference: Callable[..., Tensor] | None = field(default=None, compare=False)
+
+    def most(self, length: int, units: int) -> int:
+        """How many units a query keeps at most, of so many in a sequence of `length` tokens."""
+        bound = units if self.at_most is None else min(units, self.at_most)
+        wanted = self.wanted(length)
+        return bound if wanted is None else min(bound, max(wanted, self.at_least))
+
+    def wanted(self, length: int) -> int | None:
+        """The number that `top_k` asks for, or None where content decides about the number."""
+        match self.top_k:
+            case Share():
+                return self.top_k.of(length // self.unit)
+            case Sublinear():
+                return self.top_k.of(length)
+            case _:
+                return self.top_k
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """What the queries of one sequence keep: data of a launch, beside its intervals.
+
+    index  [C, T, m] int32, numbers of units in rising order; from count on anything
+    count  [C, T] int32; -1 where a candidate's score is NaN: then nothing can be chosen, and the output is NaN too
+    """
+
+    selector: Selector
+    index: Tensor
+    count: Tensor

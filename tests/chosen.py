@@ -1,0 +1,151 @@
+"""The oracle's choice of keys by content: one query at a time, in plain sums and sorted lists, from docs/language.md.
+
+Legend: H heads that share a choice; D key width; L keys so far. Kinds are read as data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from formulas import sees
+
+
+@dataclass
+class Asking:
+    """What one choice is made from: queries [H, D] at position i, each with its keys [H, L, D]; how logits come about."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    i: int
+    length: int
+    scale: float
+    cap: float | None = None
+
+
+def kept_units(kind, asking: Asking, others) -> tuple[set[int], float]:
+    """(numbers of the units that are kept, the smallest gap between a score that was and one that was not).
+
+    `others`: the key sets of the union that are no choice.
+    """
+    scores = unit_scores(kind, asking)
+    size = unit_size(kind)
+    shown = {u for u in range(asking.i // size + 1) if all(_shown(others, asking, j) for j in _tokens(u, size, asking.i))}
+    mass, used = 0.0, 0
+    if kind.overlap == "counted":
+        mass, used = sum(scores.get(u, 0.0) for u in shown), len(shown)
+    if kind.overlap != "ranked":
+        scores = {u: score for u, score in scores.items() if u not in shown}
+    ranked = sorted(scores, key=lambda u: (-scores[u], u))
+    count = wanted(kind, ranked, scores, asking.length, mass)
+    count = max(count, kind.at_least - used)
+    if kind.at_most is not None:
+        count = min(count, kind.at_most - used)
+    if kind.top_k is not None:
+        count = max(amount(kind, asking.length), kind.at_least)
+        count = (count if kind.at_most is None else min(count, kind.at_most)) - used
+    kept, left = ranked[: max(count, 0)], ranked[max(count, 0) :]
+    gap = scores[kept[-1]] - scores[left[0]] if kept and left else math.inf
+    return set(kept), gap
+
+
+def chosen(kind, asking: Asking, others) -> list[bool]:
+    """Which keys the choice adds for the query."""
+    size = unit_size(kind)
+    kept, _ = kept_units(kind, asking, others)
+    return [j // size in kept and j <= asking.i for j in range(asking.k.shape[1])]
+
+
+def unit_size(kind) -> int:
+    return getattr(kind.unit, "n", 1)
+
+
+def _tokens(u: int, size: int, i: int) -> range:
+    """The tokens of a unit that the query may see."""
+    return range(u * size, min((u + 1) * size, i + 1))
+
+
+def _shown(others, asking: Asking, j: int) -> bool:
+    return any(sees(kind, asking.i, j, asking.length, True) for kind in others)
+
+
+def amount(kind, length: int) -> int:
+    """How many units `top_k` asks for."""
+    if isinstance(kind.top_k, int):
+        return kind.top_k
+    if hasattr(kind.top_k, "percent"):
+        return max(1, int(length // unit_size(kind) * kind.top_k.percent / 100))
+    far = length / kind.top_k.from_
+    return kind.top_k.k if far <= 1 else int(kind.top_k.k * far**kind.top_k.exponent)
+
+
+def wanted(kind, ranked, scores, length: int, mass: float) -> int:
+    """How many of the ranked units are kept, before bounds."""
+    if kind.threshold is not None:
+        return sum(scores[u] > kind.threshold for u in ranked)
+    if kind.top_p is not None:
+        total, count = mass + sum(scores.values()), 0
+        while count < len(ranked) and mass < total * kind.top_p.percent / 100:
+            mass += scores[ranked[count]]
+            count += 1
+        return count
+    return amount(kind, length)
+
+
+def unit_scores(kind, asking: Asking) -> dict[int, float]:
+    """The score of every unit that has been read whole and touches a run that has."""
+    size = unit_size(kind)
+    runs = _runs(kind, size, asking)
+    pool = "sum" if kind.per == "head" else kind.per.pool
+    pools = {"sum": sum, "max": max, "min": min, "mean": lambda values: sum(values) / len(values)}
+    by_head = [_head_scores(kind, runs, h, asking) for h in range(len(asking.q))]
+    scores = [pools[pool]([found[m] for found in by_head]) for m in range(len(runs))]
+    units = {}
+    for u in range((asking.i + 1) // size):
+        touching = [scores[m] for m, run in enumerate(runs) if run.start < (u + 1) * size and run.stop > u * size]
+        if touching:
+            units[u] = max(touching) if kind.fold == "max" else sum(touching)
+    return units
+
+
+def _runs(kind, size: int, asking: Asking) -> list[range]:
+    """The tokens of every run that stands for some, of those that the query has read whole."""
+    n = step = 1
+    if kind.keys == "minmax" or getattr(kind.keys, "word", "") == "mean":
+        n = step = size
+        if getattr(kind.keys, "n", None) is not None:
+            n, step = kind.keys.n, kind.keys.stride
+    return complete(n, step, asking.i)
+
+
+def complete(n: int, step: int, i: int) -> list[range]:
+    return [range(begin, begin + n) for begin in range(0, i + 2 - n, step)]
+
+
+def _head_scores(kind, runs: list[range], h: int, asking: Asking) -> list[float]:
+    q, k = asking.q[h], asking.k[h]
+    if kind.keys == "minmax":
+        return [float(torch.maximum(q * k[run].amax(0), q * k[run].amin(0)).sum()) for run in map(list, runs)]
+    products = means(q, k, runs)
+    if kind.score == "dot":
+        return products
+    logits = [logit(product, asking) for product in products]
+    total = logits
+    if kind.score.lse is not None:
+        coarse = complete(kind.score.lse.n, kind.score.lse.stride, asking.i)
+        total = [logit(product, asking) for product in means(q, k, coarse)] or logits
+    return [1 / sum(math.exp(other - own) for other in total) for own in logits]
+
+
+def means(q: torch.Tensor, k: torch.Tensor, runs: list[range]) -> list[float]:
+    """The products of a query and the mean key of each run."""
+    weights = torch.zeros(len(runs), len(k), dtype=k.dtype)
+    for m, run in enumerate(runs):
+        weights[m, run.start : run.stop] = 1 / len(run)
+    return (weights @ k @ q).tolist()
+
+
+def logit(product: float, asking: Asking) -> float:
+    scaled = product * asking.scale
+    return scaled if asking.cap is None else asking.cap * math.tanh(scaled / asking.cap)
