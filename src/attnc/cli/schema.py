@@ -25,6 +25,7 @@ SCHEMAS: dict[str, tuple[str, str, str]] = {
     "explain": ("attnc.cli.explain", "PagesReport", "attnc explain --json"),
     "import": ("attnc.checkpoint.report", "ImportReport", "attnc import --json"),
     "eval": ("attnc.evaluate.report", "EvalReport", "attnc eval --json"),
+    "evidence": ("attnc.evaluate.evidence", "Evidence", "docs/evidence/mqar.json"),
     "bench": ("attnc.bench.report", "BenchReport", "attnc bench --json"),
     "calibrate": ("attnc.bench.tables_report", "CalibrationReport", "attnc calibrate --json"),
     "doctor": ("attnc.cli.environment", "EnvironmentReport", "attnc doctor --json"),

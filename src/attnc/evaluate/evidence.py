@@ -1,0 +1,127 @@
+"""docs/evidence.md from the runs that were measured: mixes that were trained alike, and the share that each recalls."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from statistics import fmean
+
+from attnc.compiler.value import Value
+from attnc.evaluate.report import EvalReport, Share
+
+SOLVED, FAILED = 0.95, 0.5
+"""Shares of recalled values from which a mix solves a task, and below which it fails."""
+
+
+class Trained(Value):
+    """One model: a spec of docs/evidence, trained from a seed, and what it answered then. `loss`: of its last step."""
+
+    spec: str
+    seed: int
+    loss: float
+    seconds: float
+    report: EvalReport
+
+
+class Evidence(Value):
+    """docs/evidence/mqar.json. All runs have the same settings: steps, examples a step, tokens of each, learning rate."""
+
+    schema_version: int = 1
+    steps: int
+    batch: int
+    length: int
+    lr: float
+    commit: str | None
+    runs: tuple[Trained, ...]
+
+
+class Claim(Value):
+    """What the published results say, and whether these do."""
+
+    sentence: str
+    holds: bool
+
+
+Cell = tuple[float, float, float]
+"""Mean, least and most over seeds."""
+
+
+def cells(evidence: Evidence) -> dict[str, dict[int, Cell]]:
+    """spec -> pairs -> share over seeds."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for run in evidence.runs:
+        for pairs, value in _shares(run.report):
+            found.setdefault(run.spec, {}).setdefault(pairs, []).append(value)
+    return {
+        spec: {pairs: (fmean(values), min(values), max(values)) for pairs, values in sorted(row.items())}
+        for spec, row in found.items()
+    }
+
+
+def _shares(report: EvalReport) -> list[tuple[int, float]]:
+    rows = [row for row in report.rows if isinstance(row, Share) and row.task == "mqar"]
+    return [(int(row.settings["pairs"] or 0), row.value) for row in rows]
+
+
+def claims(table: Mapping[str, Mapping[int, Cell]]) -> list[Claim]:
+    """The shape of Zoology's and BASED's results, of every seed and not of their mean; of mixes that were run."""
+    most = max(pairs for row in table.values() for pairs in row)
+    found = []
+    if "full" in table:
+        solved = all(least >= SOLVED for _, least, _ in table["full"].values())
+        found.append(
+            Claim(sentence=f"Full attention recalls at least {SOLVED:.0%}, whatever the number of pairs.", holds=solved)
+        )
+    if "linear" in table:
+        failed = table["linear"][most][2] < FAILED
+        found.append(Claim(sentence=f"Linear attention alone recalls less than {FAILED:.0%} of {most} pairs.", holds=failed))
+    for spec, words in (("quarter", "One full layer in four"), ("based", "A small window beside Taylor features")):
+        if spec in table:
+            sentence = f"{words} brings this back to at least {SOLVED:.0%}."
+            found.append(Claim(sentence=sentence, holds=table[spec][most][1] >= SOLVED))
+    if {"delta", "linear"} <= set(table):
+        sentence = f"With an equal state the gated delta rule recalls more of {most} pairs than linear attention."
+        found.append(Claim(sentence=sentence, holds=table["delta"][most][1] > table["linear"][most][2]))
+    return found
+
+
+def page(evidence: Evidence, command: str) -> str:
+    """docs/evidence.md; `command` makes it anew."""
+    table = cells(evidence)
+    first = evidence.runs[0].report
+    seconds = [run.seconds for run in evidence.runs]
+    trials = next(row.trials for row in first.rows if isinstance(row, Share))
+    how = f"""The task is [MQAR](evaluation.md#tasks). Each mix is trained on it alike: {evidence.steps:,} steps of
+        {evidence.batch} texts of {evidence.length} tokens, with all numbers of pairs in turn, by AdamW at {evidence.lr:g};
+        {len({run.seed for run in evidence.runs})} seeds, {min(seconds):.0f} to {max(seconds):.0f} seconds each. Then {trials}
+        texts for each number of pairs are asked, which no model was trained on. A cell is the share of values that are
+        recalled: the mean over seeds, and in brackets the least and the most."""
+    code = f"attnc {first.attnc}" + (f" at {evidence.commit[:12]}" if evidence.commit else "")
+    parts = [
+        "# Evidence",
+        f"`{command}` trains all models below, asks them, and writes this page and [its numbers](evidence/mqar.json).",
+        "## Recall of mixes",
+        how,
+        f"Measured on {first.device}, torch {first.torch}, {code}.",
+        "\n".join(_rows(evidence, table)),
+        "What the papers found, and whether it is so here for every seed:",
+        "\n".join(f"- {claim.sentence} {'Holds.' if claim.holds else '**Does not hold.**'}" for claim in claims(table)),
+    ]
+    return "\n\n".join(part if part[0] in "#|-" else textwrap.fill(" ".join(part.split()), 125) for part in parts) + "\n"
+
+
+def _rows(evidence: Evidence, table: Mapping[str, Mapping[int, Cell]]) -> list[str]:
+    counts = sorted({pairs for row in table.values() for pairs in row})
+    heads = ["mix", "parameters", f"kept of {evidence.length} tokens", *(f"{pairs} pairs" for pairs in counts)]
+    rows = [heads, ["---"] * len(heads)]
+    for spec, row in table.items():
+        report = next(run.report for run in evidence.runs if run.spec == spec)
+        kept = max(one.cache_bytes for one in report.rows) / 1024
+        said = [_cell(row[pairs]) if pairs in row else "" for pairs in counts]
+        rows.append([f"[{spec}](evidence/{spec}.attn)", f"{report.parameters:,}", f"{kept:,.0f} KiB", *said])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _cell(cell: Cell) -> str:
+    mean, least, most = (f"{100 * share:.1f}" for share in cell)
+    return f"{mean}% ({least}..{most})"

@@ -1,0 +1,91 @@
+"""The page of evidence says what was measured, and its specs are as small as it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import attnc
+from attnc.compiler import graph, passes
+from attnc.compiler.data import from_json
+from attnc.compiler.parameters import parameters, total
+from attnc.evaluate.evidence import Evidence, Trained, cells, claims, page
+from attnc.evaluate.report import EvalReport, Share
+from attnc.tasks.examples import TaskError
+from attnc.tasks.recall import Mqar
+from attnc.tasks.several import Several
+
+DOCS = Path(__file__).parent.parent / "docs"
+SPECS = ("based", "delta", "full", "hgrn2", "linear", "quarter")
+
+
+def trained(spec, seed, shares):
+    rows = tuple(
+        Share(
+            task="mqar", form="tokens", length=256, settings={"pairs": pairs, "power": 0.01}, value=share, low=0.0, high=1.0,
+            effective=500.0, right=0, asked=500 * pairs, trials=500, chance=1 / 4096, depths=(), read="chunks",
+            cache_bytes=262144,
+        )
+        for pairs, share in shares.items()
+    )  # fmt: skip
+    report = EvalReport(
+        folder=spec, name=spec, context=None, parameters=1705088, device="a GPU", dtype="float32", seed=0, batch=100,
+        torch="2.11", attnc="0.1.0", rows=rows,
+    )  # fmt: skip
+    return Trained(spec=spec, seed=seed, loss=0.01, seconds=50.0 + seed, report=report)
+
+
+MEASURED = Evidence(
+    steps=3000,
+    batch=64,
+    length=256,
+    lr=2e-3,
+    commit="0123456789abcdef",
+    runs=(
+        trained("full", 0, {4: 1.0, 64: 0.99}),
+        trained("linear", 0, {4: 0.9, 64: 0.1}),
+        trained("quarter", 0, {4: 1.0, 64: 0.96}),
+        trained("full", 1, {4: 1.0, 64: 0.97}),
+        trained("linear", 1, {4: 0.8, 64: 0.3}),
+        trained("quarter", 1, {4: 1.0, 64: 0.94}),
+    ),
+)
+
+
+def test_the_page_has_a_row_for_each_mix_and_says_what_holds(golden):
+    golden("page.md", page(MEASURED, "make evidence"))
+    assert cells(MEASURED)["linear"] == {4: pytest.approx((0.85, 0.8, 0.9)), 64: pytest.approx((0.2, 0.1, 0.3))}
+    assert [claim.holds for claim in claims(cells(MEASURED))] == [True, True, False]
+
+
+def test_a_claim_is_of_every_seed():
+    runs = [trained("full", 0, {64: 0.99}), trained("linear", 0, {64: 0.1}), trained("delta", 0, {64: 0.3})]
+    assert [claim.holds for claim in claims(cells(replace(MEASURED, runs=tuple(runs))))] == [True, True, True]
+    runs += [trained("full", 1, {64: 0.94}), trained("linear", 1, {64: 0.5}), trained("delta", 1, {64: 0.9})]
+    assert [claim.holds for claim in claims(cells(replace(MEASURED, runs=tuple(runs))))] == [False, False, False]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_spec_of_the_page_has_at_most_three_million_parameters(name):
+    spec = attnc.check(DOCS / "evidence" / f"{name}.attn")
+    assert spec.model.name == name
+    assert total(parameters(spec, passes.run(graph.build(spec)))) <= 3_000_000
+
+
+def test_the_page_is_what_was_measured():
+    record, written = DOCS / "evidence" / "mqar.json", DOCS / "evidence.md"
+    assert record.exists() == written.exists(), "numbers and page are written together"
+    if record.exists():
+        assert written.read_text("utf-8") == page(from_json(Evidence, record.read_text("utf-8")), "python tools/evidence.py")
+
+
+def test_several_tasks_take_turns():
+    tasks = [Mqar(pairs=2), Mqar(pairs=3), Mqar(pairs=4)]
+    for step in range(5):
+        found = Several(tuple(tasks)).batch(0, step, 3, 40, 64)
+        assert torch.equal(found.targets, tasks[step % 3].batch(0, step, 3, 40, 64).targets)
+    with pytest.raises(TaskError, match="tasks is empty"):
+        Several(())
