@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import attnc
 from attnc import cli
-from attnc.bench import exact, flex, libraries, plot, report, run, sdpa, seeing, table, timing
+from attnc.bench import exact, fields, flex, libraries, plot, report, run, sdpa, seeing, table, timing
 from attnc.bench import work as works
 from attnc.bench.launches import launches, open_folder
 from attnc.bench.peers import PACKED, Provided, inputs
@@ -80,7 +80,7 @@ def made(launch, phase, *, length=LENGTH, batch=2, dtype=torch.float32):
 
 
 def rows(known, options=QUICK, peers=None, launch="sink(4) | window(16)", phase="forward"):
-    peers = run.participants(options) if peers is None else peers
+    peers = fields.SOFTMAX.participants(options.device, options.against) if peers is None else peers
     ceiling = timing.Roof(1e9, 1e9)
     return run.row(known[launch], phase, LENGTH, peers, options, ceiling, timing.HostClock(), lambda line: None)
 
@@ -369,7 +369,6 @@ def test_each_says_why_it_cannot(known, capped):
     assert why("sdpa", capped) == "has no soft cap"
     assert why("cudnn", full) == "runs on GPUs"
     assert why("flex", window) == "is compiled for GPUs"
-    assert why("fla", window) == "computes linear attention, and this is a softmax over keys"
     assert "not installed" in why("fa4", window)
 
 
@@ -525,7 +524,7 @@ def test_a_report_is_of_the_shape_of_its_schema_and_says_all_that_was_asked(fold
         ("decode", 64),
     ]
     names = {tuple(result.name for result in row.results) for row in found.rows if row.reason is None}
-    assert names == {("torch", "triton", "sdpa", "flex", "fla", "fa4")}
+    assert names == {("torch", "triton", "sdpa", "flex", "fa4")}
     assert [row.reason for row in found.rows if not row.results] == ["a layer that looks ahead does not decode"] * 2
     assert "no GPU here; 32, 64 tokens in float32 on the CPU" in err
     assert "timed in turns" in err
@@ -585,10 +584,10 @@ def test_a_picture_without_matplotlib_says_how_to_get_it(folder, attnc_run, monk
 
 
 def test_the_command_knows_the_same_words_as_the_bench():
-    assert tuple(libraries.PEERS) == command.AGAINST
+    assert set(fields.AGAINST) == set(command.AGAINST)
     assert command.PHASES == works.PHASES
     assert set(command.USUAL.split(",")) <= set(command.AGAINST)
-    assert set(plot.ORDER) == {"triton", *libraries.PEERS}
+    assert set(plot.ORDER) == {"triton", *fields.AGAINST}
 
 
 def test_a_picture_has_a_panel_for_each_launch_and_phase(known):

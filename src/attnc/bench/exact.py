@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,11 +43,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is right, and the root mean square error that rounding may make, by name."""
+    """What is right, and the root mean square error that rounding may make, by name.
 
-    sample: Sample
+    sample  what is compared; o_grad [T, H, E], what gradients are taken of for it, of the backward pass alone
+    """
+
+    sample: Any
     exact: Found
     allowed: dict[str, float]
+    o_grad: Tensor | None = None
 
 
 def answer(work: Work) -> Answer:
@@ -54,7 +59,8 @@ def answer(work: Work) -> Answer:
     chosen = sample(work)
     exact = _found(work, chosen, None)
     rounded = _found(work, chosen, work.q.dtype)
-    return Answer(chosen, exact, {name: FACTOR * rms(rounded[name], want) for name, want in exact.items()})
+    o_grad = None if work.o_grad is None else only(work.o_grad, chosen)
+    return Answer(chosen, exact, {name: FACTOR * rms(rounded[name], want) for name, want in exact.items()}, o_grad)
 
 
 def sample(work: Work) -> Sample:

@@ -66,6 +66,13 @@ class Launch:
         return self.heads // self.kv_heads
 
     @property
+    def sizes(self) -> str:
+        """In words."""
+        widths = f"{self.key_width}" if self.key_width == self.value_width else f"{self.key_width} and {self.value_width}"
+        heads = "head" if self.kv_heads == 1 else "heads"
+        return f"{self.heads} query heads on {self.kv_heads} key and value {heads}, width {widths}"
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """Equal for launches that differ in nothing that is timed: layers of two rules may do the same."""
         mix, sizes = self.mix, (self.heads, self.kv_heads, self.key_width, self.value_width, self.sink_logit)
@@ -120,7 +127,7 @@ def launches(folder: Folder) -> tuple[list[Launch], list[Skipped]]:
     known: dict[tuple[Any, ...], Launch] = {}
     skipped = []
     for name, (mix, plan, module, layers) in found.items():
-        words = ", ".join(ORIGIN.findall(type(module).__doc__ or "")) or name
+        words = origin_text(module) or name
         if name not in files:
             skipped.append(Skipped(name, words, _why_not(folder, name)))
             continue
@@ -133,12 +140,18 @@ def launches(folder: Folder) -> tuple[list[Launch], list[Skipped]]:
     return list(known.values()), [*skipped, *_others(folder)]
 
 
+def origin_text(module: Any) -> str:
+    """What the spec says at the lines that a class comes from."""
+    return ", ".join(ORIGIN.findall(type(module).__doc__ or ""))
+
+
 def _others(folder: Folder) -> list[Skipped]:
     """Mixers that are no launches, each sort once."""
     found: dict[str, Skipped] = {}
+    of_states = {folder.built.launches[scan.name].rpartition("/")[2] for scan in folder.model.scans()}
     for choice in folder.built.plans["cuda"].choices:
         name = choice.node.rpartition("/")[2]
-        if not name.startswith("mix."):
+        if not name.startswith("mix.") and name not in of_states:
             reasons = [refusal.reason for refusal in choice.refused if refusal.provider == "triton"]
             found.setdefault(name, Skipped(name, name, reasons[0] if reasons else "it is no launch"))
     return list(found.values())

@@ -61,21 +61,6 @@ class FlashAttention4:
         return Prepared(run, inputs(work, TOKENS_FIRST), TOKENS_FIRST)
 
 
-@dataclass(frozen=True)
-class LinearAttention:
-    """flash-linear-attention: recurrences, which no softmax over keys is."""
-
-    name: str = "fla"
-
-    def refuse(self, work: Work) -> str | None:  # noqa: ARG002
-        """Always: what is timed here are softmaxes over key sets."""
-        return "computes linear attention, and this is a softmax over keys"
-
-    def prepare(self, work: Work) -> Prepared:  # noqa: ARG002
-        """Never asked."""
-        raise AssertionError("refused before")
-
-
 PEERS: dict[str, Peer] = {
     "planned": Planned(),
     "sdpa": Sdpa("sdpa"),
@@ -83,7 +68,6 @@ PEERS: dict[str, Peer] = {
     "flash": Sdpa("flash", "flash"),
     "flex": Flex(),
     "split": Split(),
-    "fla": LinearAttention(),
     "fa4": FlashAttention4(),
     "torch": Provided("torch"),
     "reference": Provided("reference"),

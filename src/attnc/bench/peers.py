@@ -51,18 +51,18 @@ class Prepared:
 
 
 class Peer(Protocol):
-    """A participant."""
+    """A participant in work of one sort."""
 
     @property
     def name(self) -> str:
         """What `--against` calls it."""
         ...
 
-    def refuse(self, work: Work) -> str | None:
+    def refuse(self, work: Any) -> str | None:
         """Why it cannot do this work, or None."""
         ...
 
-    def prepare(self, work: Work) -> Prepared:
+    def prepare(self, work: Any) -> Prepared:
         """Ready to run; whatever it compiles is compiled at its first call."""
         ...
 

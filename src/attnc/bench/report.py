@@ -67,10 +67,15 @@ class Result(Value):
 
 
 class Row(Value):
-    """One launch in one phase at one length. `reason`: why nobody runs it there. `planned`: who would in a built model."""
+    """One launch in one phase at one length. `reason`: why nobody runs it there. `planned`: who would in a built model.
+
+    sizes  heads and widths in words; heads and widths of q and k, and kv_heads of v: of matrix states, the states, their rows,
+           their columns, and the heads of v
+    """
 
     launch: str
     words: str
+    sizes: str
     layers: tuple[int, ...]
     heads: int
     kv_heads: int
@@ -97,7 +102,7 @@ class Skip(Value):
 class BenchReport(Value):
     """All of one run. Only ratios within one report mean something."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     command: tuple[str, ...]
     file: str
     machine: Machine

@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.bench import exact
-from attnc.bench import work as works
 from attnc.bench.exact import Answer, Found
-from attnc.bench.launches import Launch
-from attnc.bench.libraries import PEERS
-from attnc.bench.peers import Peer, Prepared, Provided, ours
+from attnc.bench.fields import AnyLaunch, AnyWork, field_of
+from attnc.bench.peers import Peer, Prepared, ours
 from attnc.bench.report import Result, Row, Status, Timed
 from attnc.bench.timing import Clock, Roof, Times, interleaved
-from attnc.bench.work import Work
+from attnc.bench.work import RUNTIME
 from attnc.runtime.choosing import way_text
 
 Say = Callable[[str], None]
@@ -43,16 +40,10 @@ class Options:
         return str(self.dtype).removeprefix("torch.")
 
 
-def participants(options: Options) -> list[Peer]:
-    """Ours first, the generated kernels always, then those that were named."""
-    names = dict.fromkeys([ours(options.device), "triton", *options.against])
-    return [Provided("triton") if name == "triton" else PEERS[name] for name in names]
-
-
-def run(launches: Sequence[Launch], options: Options, ceiling: Roof, watch: Clock, say: Say) -> Iterator[Row]:
+def run(launches: Sequence[AnyLaunch], options: Options, ceiling: Roof, watch: Clock, say: Say) -> Iterator[Row]:
     """A row for each launch, phase and length, as soon as it is there."""
-    peers = participants(options)
     for launch in launches:
+        peers = field_of(launch).participants(options.device, options.against)
         for phase in options.phases:
             for length in options.lengths:
                 say(f"{launch.name}, {phase}, {length} tokens")
@@ -61,7 +52,7 @@ def run(launches: Sequence[Launch], options: Options, ceiling: Roof, watch: Cloc
 
 
 def row(
-    launch: Launch,
+    launch: AnyLaunch,
     phase: str,
     length: int,
     peers: Iterable[Peer],
@@ -74,6 +65,7 @@ def row(
     about: dict[str, Any] = {
         "launch": launch.name,
         "words": launch.words,
+        "sizes": launch.sizes,
         "layers": launch.layers,
         "heads": launch.heads,
         "kv_heads": launch.kv_heads,
@@ -82,11 +74,12 @@ def row(
         "phase": phase,
         "length": length,
         "batch": options.batch,
-        "planned": way_text(launch.planned[options.device.type][works.RUNTIME[phase]]),
+        "planned": way_text(launch.planned[options.device.type][RUNTIME[phase]]),
     }
+    field = field_of(launch)
     with _Failures() as failed:
-        work = works.make(launch, phase, length, options.batch, options.dtype, options.device)
-        right = None if isinstance(work, str) else exact.answer(work)
+        work = field.make(launch, phase, length, options.batch, options.dtype, options.device)
+        right = None if isinstance(work, str) else field.answer(work)
     if failed.reason is not None or isinstance(work, str):
         reason = failed.reason or str(work)
         return Row(**about, flops=0.0, bytes=0.0, results=(), reason=reason)
@@ -116,7 +109,7 @@ class _Entry:
     def name(self) -> str:
         return self.peer.name
 
-    def enter(self, work: Work, right: Answer, say: Say) -> None:
+    def enter(self, work: AnyWork, right: Answer, say: Say) -> None:
         """Refused, or prepared and compared; then `call` is what is timed."""
         self.reason = self.peer.refuse(work)
         if self.reason is not None:
@@ -126,7 +119,7 @@ class _Entry:
         with _Failures() as failed:
             prepared = self.peer.prepare(work)
             self.setup = prepared.setup
-            self.errors = exact.errors(work, right, outcome(work, prepared, right))
+            self.errors = field_of(work.launch).errors(work, right, outcome(work, prepared, right))
             far = {name: error for name, error in self.errors.items() if not error <= right.allowed[name]}
             if far:
                 name, error = next(iter(far.items()))
@@ -144,7 +137,7 @@ class _Entry:
         """It takes no further part."""
         self.call, self.reason, self.status = None, failed.reason, failed.status
 
-    def result(self, work: Work, times: dict[str, Times], ceiling: Roof, right: Answer) -> Result:
+    def result(self, work: AnyWork, times: dict[str, Times], ceiling: Roof, right: Answer) -> Result:
         """The row's entry."""
         found = times.get(self.name)
         if found is None:
@@ -168,22 +161,22 @@ class _Entry:
         return Result(name=self.name, ours=self.ours, status="timed", timed=timed, setup=self.setup)
 
 
-def outcome(work: Work, prepared: Prepared, right: Answer) -> Found:
+def outcome(work: AnyWork, prepared: Prepared, right: Answer) -> Found:
     """A participant's results: o [T, H, E]; of the backward pass the gradients that the sample's rows alone give."""
     layout = prepared.layout
-    if work.o_grad is None:
+    if right.o_grad is None:
         with torch.no_grad():
             return {"o": layout.pack(prepared.run(**prepared.inputs))}
     leaves = _leaves(prepared)
     o = prepared.run(**leaves)
-    o_grad = layout.lay(exact.only(work.o_grad, right.sample), work.sequences)
+    o_grad = layout.lay(right.o_grad, work.sequences)
     found = dict(zip(leaves, torch.autograd.grad(o, list(leaves.values()), o_grad), strict=True))
     return {"o": layout.pack(o.detach())} | {
         name: grad if name == "sink_logit" else layout.pack(grad) for name, grad in found.items()
     }
 
 
-def timed_call(work: Work, prepared: Prepared) -> Callable[[], object]:
+def timed_call(work: AnyWork, prepared: Prepared) -> Callable[[], object]:
     """What is timed: the call, or its backward pass alone."""
     if work.o_grad is None:
 

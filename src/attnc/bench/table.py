@@ -38,10 +38,7 @@ def table_text(report: BenchReport) -> str:
 
 
 def _launch_text(row: Row) -> str:
-    widths = f"{row.key_width}" if row.key_width == row.value_width else f"{row.key_width} and {row.value_width}"
-    lines = [f"{row.launch}, {numbers_text(list(row.layers))}", f"  {row.words}"]
-    heads = "head" if row.kv_heads == 1 else "heads"
-    lines.append(f"  {row.heads} query heads on {row.kv_heads} key and value {heads}, width {widths}; batch {row.batch}")
+    lines = [f"{row.launch}, {numbers_text(list(row.layers))}", f"  {row.words}", f"  {row.sizes}; batch {row.batch}"]
     return "".join(_wrapped(line, "  ") for line in lines)
 
 

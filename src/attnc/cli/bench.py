@@ -96,14 +96,13 @@ def _can_draw(path: Path) -> None:
 
 
 def _report(file: str, options: Options) -> BenchReport:
-    from attnc.bench import launches as launching
-    from attnc.bench import run, timing
+    from attnc.bench import fields, run, timing
     from attnc.bench.machine import machine
     from attnc.bench.report import BenchReport, Ceiling, Skip
 
     with ExitStack() as stack:
         folder = _folder(file, options, stack)
-        known, skipped = launching.launches(folder)
+        known, skipped = fields.everything(folder)
         for launch in skipped:
             words = "" if launch.words == launch.name else f" ({launch.words})"
             note(f"note: {launch.name}{words} is not timed: {launch.reason}")
