@@ -197,6 +197,7 @@ def test_the_command_gives_a_row_for_each_task_length_and_number_of_pairs(folder
     for row in report.rows:
         assert row.depths == () or [sum(row.right for row in row.depths), len(row.depths)] == [row.right, 5]
     assert json.loads(out)["rows"][0]["settings"] == {"pairs": 4, "power": 0.01, "noise": True}
+    assert repr(report.rows[0].settings) == repr({"pairs": 4, "power": 0.01, "noise": True}), "read back as it was written"
 
 
 def test_the_table_reads_well(golden, capsys):

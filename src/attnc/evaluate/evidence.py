@@ -80,7 +80,7 @@ def claims(table: Mapping[str, Mapping[int, Cell]]) -> list[Claim]:
             sentence = f"{words} brings this back to at least {SOLVED:.0%}."
             found.append(Claim(sentence=sentence, holds=table[spec][most][1] >= SOLVED))
     if {"delta", "linear"} <= set(table):
-        sentence = f"With an equal state the gated delta rule recalls more of {most} pairs than linear attention."
+        sentence = f"With matrices of the same size the gated delta rule recalls more of {most} pairs than linear attention."
         found.append(Claim(sentence=sentence, holds=table["delta"][most][1] > table["linear"][most][2]))
     return found
 

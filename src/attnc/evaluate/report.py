@@ -59,7 +59,7 @@ class Share(Value):
     task: Literal["mqar", "needle", "passkey", "multikey", "copy"]
     form: Form
     length: int
-    settings: dict[str, float | bool | None]
+    settings: dict[str, int | float | bool | None]
     value: float
     low: float
     high: float
