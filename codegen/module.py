@@ -41,7 +41,7 @@ class Row:
 
 
 @dataclass
-class _Classes:
+class Classes:
     """The classes of one module, each written once: layers that are equal but for their number share one."""
 
     spec: Spec
@@ -52,6 +52,7 @@ class _Classes:
     known: dict[tuple[int, bool], Part] = field(default_factory=dict)
 
     def of_layer(self, layer: Layer) -> Part:
+        """The class of a layer's mixer."""
         handed = attending.hands_on(self.graph, layer.index)
         key = (id(layer.mixer), handed)  # layers of one rule hold the same mixer
         if key not in self.known:
@@ -96,7 +97,7 @@ def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, ve
 
     `plans`: for each kind of device (`cuda`, `cpu`) the plan that holds there. `visible`: the mask functions of reference.py.
     """
-    classes = _Classes(spec, graph, visible)
+    classes = Classes(spec, graph, visible)
     table: list[Entry] = []
     slots: list[int] = []
     slot = 0

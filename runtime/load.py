@@ -49,12 +49,19 @@ def load_model(
     files = sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
     model = without_numbers(make)
     load_weights(model, files, device, dtype)
+    return ready(model, folder, kernels, use).eval()
+
+
+def ready(
+    model: AnyModel, folder: Path, kernels: Callable[[str], Kernel | SoftplusKernels | None], use: str = "plan"
+) -> AnyModel:
+    """The model with what its folder says of its cache and of who runs its launches; its weights are there already."""
     built = json.loads((folder / "plan.json").read_text("utf-8"))
     model.rows = built["cache"]
     model.runners_up = {kind: _runners_up(plan, built["launches"]) for kind, plan in built["plans"].items()}
     model.kernels = kernels
     model.use(use)
-    return model.eval()
+    return model
 
 
 def _runners_up(plan: dict[str, Any], launches: dict[str, str]) -> dict[str, dict[str, list[Planned]]]:

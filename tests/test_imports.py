@@ -38,6 +38,11 @@ ROOMS = {
         {"attnc", "attnc.dsl", "attnc.compiler", "attnc.runtime", "attnc.tasks", "attnc.evaluate"},
         {"pydantic", "torch", "tokenizers"},
     ),
+    "train": (
+        "src/attnc/train",
+        {"attnc", "attnc.dsl", "attnc.compiler", "attnc.codegen", "attnc.runtime", "attnc.tasks", "attnc.train"},
+        {"torch", "safetensors", "matplotlib", "tokenizers"},
+    ),
     "cli": (
         "src/attnc/cli",
         {
@@ -50,6 +55,7 @@ ROOMS = {
             "attnc.bench",
             "attnc.tasks",
             "attnc.evaluate",
+            "attnc.train",
             "attnc.cli",
             "attnc.runtime.codes",
         },

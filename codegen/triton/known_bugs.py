@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 Version = tuple[int, ...]
 
@@ -93,6 +94,7 @@ WATCHED = (
 """Cases whose trigger is not known, so that no kernel can be refused: `attnc verify` and tests/gpu compare integers exactly."""
 
 
+@lru_cache(maxsize=256)  # builds of one process mostly hold the same few kernels
 def features_of(text: str) -> frozenset[str]:
     """The constructs of a kernel's text that a row may name; those that no text shows are in its constant CONSTRUCTS."""
     tree = ast.parse(text)

@@ -23,6 +23,7 @@ COMMANDS = (
     "build",
     "import",
     "graft",
+    "train",
     "run",
     "eval",
     "verify",

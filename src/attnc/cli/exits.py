@@ -27,10 +27,10 @@ class CommandError(Exception):
         self.help = help
 
 
-USAGE_CODES = {"A111", "A113", "A501", "A502", "A510", "A520", "A532", "A541", "A560", "A563", "A564"}
+USAGE_CODES = {"A111", "A113", "A501", "A502", "A510", "A520", "A532", "A541", "A560", "A563", "A564", "A575", "A577"}
 """A path or an option that names the wrong thing."""
 
-ENVIRONMENT_CODES = {"A505", "A511", "A513", "A519", "A531", "A533", "A550", "A565"}
+ENVIRONMENT_CODES = {"A505", "A511", "A513", "A519", "A531", "A533", "A550", "A565", "A576"}
 """A disk that refuses, a package that is missing, memory that is full, a damaged file of settings or of tuned blocks."""
 
 SPEC_FILES = {"A503", "A504"}

@@ -26,6 +26,8 @@ SCHEMAS: dict[str, tuple[str, str, str]] = {
     "import": ("attnc.checkpoint.report", "ImportReport", "attnc import --json"),
     "eval": ("attnc.evaluate.report", "EvalReport", "attnc eval --json"),
     "evidence": ("attnc.evaluate.evidence", "Evidence", "docs/evidence/mqar.json"),
+    "train": ("attnc.train.report", "TrainReport", "attnc train --json"),
+    "training": ("attnc.train.report", "Settings", "run.json of a run of attnc train"),
     "bench": ("attnc.bench.report", "BenchReport", "attnc bench --json"),
     "calibrate": ("attnc.bench.tables_report", "CalibrationReport", "attnc calibrate --json"),
     "doctor": ("attnc.cli.environment", "EnvironmentReport", "attnc doctor --json"),
