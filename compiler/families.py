@@ -224,5 +224,10 @@ def _amount(top_k: int | Share | Sublinear, length: int, unit: int) -> int:
 BACKWARD = ("softmax_backward_queries", "softmax_backward_keys")
 """The softmax family's backward pass: for queries, then for keys and values."""
 
-FAMILIES = {"softmax": ("softmax_prefill", "softmax_decode", *BACKWARD)}
-"""Each family's kernels: for many new queries of a sequence, for a few, and the backward pass of the first."""
+FAMILIES = {
+    "softmax": ("softmax_prefill", "softmax_decode", *BACKWARD),
+    "recurrence": ("scan_chunks", "scan_forward", "scan_step"),
+}
+"""Each family's kernels. Softmax: for many new queries of a sequence, for a few, and the backward pass of the first. Matrix
+states: what chunks need before a state passes, tokens chunk by chunk, and one by one.
+"""

@@ -16,14 +16,14 @@ WIDTHS = (64, 128, 256)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
-def _rows(two_bytes: Row, four_bytes: Row, **others: Row) -> Table:
-    """The same blocks on every architecture, but for `others` ("gfx942_2" is gfx942 and two bytes)."""
+def rows_of(two_bytes: Row, four_bytes: Row, interpreted: Row = (16, 16, 4, 1), **others: Row) -> Table:
+    """The same blocks on every architecture, but for `others` ("gfx942_2" is gfx942 and two bytes) and the interpreter."""
     table = {
         (name, size): others.get(f"{name}_{size}", row)
         for size, row in ((2, two_bytes), (4, four_bytes))
         for name in ARCHITECTURES
     }
-    return table | {("any", 2): (16, 16, 4, 1), ("any", 4): (16, 16, 4, 1)}
+    return table | {("any", 2): interpreted, ("any", 4): interpreted}
 
 
 PREFILL: dict[int, Table] = {  # queries, keys, warps, stages
@@ -105,15 +105,15 @@ DECODE: dict[int, Table] = {  # keys, warps, warps of the largest tile, stages
 }
 
 BACKWARD_QUERIES: dict[int, Table] = {  # queries, keys, warps, stages
-    64: _rows((64, 32, 4, 2), (16, 16, 4, 1), sm_90_2=(64, 64, 4, 2)),
-    128: _rows((64, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(64, 64, 4, 2)),
-    256: _rows((32, 32, 8, 1), (16, 16, 8, 1), gfx942_2=(32, 16, 8, 1)),
+    64: rows_of((64, 32, 4, 2), (16, 16, 4, 1), sm_90_2=(64, 64, 4, 2)),
+    128: rows_of((64, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(64, 64, 4, 2)),
+    256: rows_of((32, 32, 8, 1), (16, 16, 8, 1), gfx942_2=(32, 16, 8, 1)),
 }
 
 BACKWARD_KEYS: dict[int, Table] = {  # queries, keys, warps, stages
-    64: _rows((32, 64, 8, 2), (16, 16, 4, 1), sm_80_2=(32, 32, 4, 2), gfx942_2=(32, 64, 4, 2)),
-    128: _rows((32, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(32, 64, 4, 2), gfx942_2=(32, 32, 4, 1)),
-    256: _rows((16, 32, 8, 1), (16, 16, 8, 1)),
+    64: rows_of((32, 64, 8, 2), (16, 16, 4, 1), sm_80_2=(32, 32, 4, 2), gfx942_2=(32, 64, 4, 2)),
+    128: rows_of((32, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(32, 64, 4, 2), gfx942_2=(32, 32, 4, 1)),
+    256: rows_of((16, 32, 8, 1), (16, 16, 8, 1)),
 }
 
 TABLES = {

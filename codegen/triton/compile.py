@@ -22,19 +22,28 @@ SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942":
 """Bytes of shared memory that one block of threads may take."""
 
 DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
-_ELEMENTS = frozenset({"q", "k", "v", "o", "q_grad", "k_grad", "v_grad", "o_grad", "write", "read"})
+_ELEMENTS = frozenset(
+    {
+        *("q", "k", "v", "o", "q_grad", "k_grad", "v_grad", "o_grad", "write", "read"),
+        *("e", "pairs", "inverse", "states", "values", "folded_q", "folded_k", "folded_e"),
+    }
+)
 _POINTERS = {
     "fp32": {
         *("u", "step", "rates", "weights", "before", "y", "after", "starts", "y_grad", "after_grad"),
         *("u_grad", "step_grad", "rates_grad", "write_grad", "read_grad", "weights_grad", "before_grad"),
         *("lse", "lse_grad", "delta", "scale", "scale_grad", "sink_logit", "part_o", "part_norm", "k_pieces", "v_pieces"),
+        *("decay", "before", "sum_before", "after", "sum_after", "sums", "norms", "strengths", "totals", "fades", "deltas"),
     },
     "i32": {"rows", "stored", "base", "pinned", "ring"},
     "i64": {"offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},
 }
-_NUMBERS = {"cap": "fp32"}
+_NUMBERS = {"cap": "fp32", "factor": "fp32"}
 _STRIDES = frozenset(
-    {"q_token_stride", "q_head_stride", "k_stride", "v_stride", "k_grad_stride", "v_grad_stride", "q_grad_stride"}
+    {
+        *("q_token_stride", "q_head_stride", "k_stride", "v_stride", "k_grad_stride", "v_grad_stride", "q_grad_stride"),
+        *("k_token_stride", "k_head_stride", "v_token_stride", "v_head_stride"),
+    }
 )
 
 
@@ -98,7 +107,7 @@ def signature(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[str, s
 def _compile(kernel: Any, constants: dict[str, Any], target: str, dtype: str) -> Resources:
     types = signature(kernel, constants, dtype)
     aligned = {name for name, of in types.items() if of.startswith("*")}
-    if constants.get("D", 16) % 16 == 0 and constants.get("E", 16) % 16 == 0:
+    if all(constants.get(width, 16) % 16 == 0 for width in ("D", "E", "K", "V")):
         aligned |= _STRIDES & set(types)
     compiled = compile_kernel(kernel, types, constants, frozenset(aligned), target)
     registers, spills, scratch = _amd(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _nvidia(compiled.asm, target)
@@ -106,7 +115,7 @@ def _compile(kernel: Any, constants: dict[str, Any], target: str, dtype: str) ->
         kernel=kernel.__name__,
         target=target,
         dtype=dtype,
-        constants=tuple(sorted((name, int(value)) for name, value in constants.items())),
+        constants=tuple(sorted((name, int(value)) for name, value in constants.items() if not isinstance(value, str))),
         registers=registers,
         shared=compiled.metadata.shared,
         spills=spills,

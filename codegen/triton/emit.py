@@ -38,7 +38,7 @@ def emit(skeleton: str, kernel: Softmax) -> str:
         "CAP": repr(kernel.cap),
         "EXPONENT": repr(kernel.exponent),
         **({} if skeleton in BACKWARD else {"SINK_LOGIT": repr(kernel.sink_logit)}),
-        "BLOCKS": _table(rows),
+        "BLOCKS": table(rows),
         **(POSITIVE_FORWARD if kernel.exponent is not None and skeleton not in BACKWARD else {}),
         **(POSITIVE_BACKWARD if kernel.exponent is not None and skeleton in BACKWARD else {}),
     }
@@ -54,7 +54,7 @@ def fill(source: str, functions: Mapping[str, str], constants: Mapping[str, str]
     missing = set(functions) | set(constants)
     for node in reversed(ast.parse(source).body):
         if isinstance(node, ast.FunctionDef) and node.name in functions:
-            lines[_first_line(node) : node.end_lineno] = functions[node.name].splitlines()
+            lines[first_line(node) : node.end_lineno] = functions[node.name].splitlines()
             missing.remove(node.name)
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in constants:
             name = node.targets[0].id
@@ -70,7 +70,7 @@ def functions_of(source: str) -> dict[str, str]:
     """The text of every top-level function, decorators included."""
     lines = source.splitlines()
     return {
-        node.name: "\n".join(lines[_first_line(node) : node.end_lineno])
+        node.name: "\n".join(lines[first_line(node) : node.end_lineno])
         for node in ast.parse(source).body
         if isinstance(node, ast.FunctionDef)
     }
@@ -127,9 +127,11 @@ def chosen_holes(skeleton: str, kernel: Softmax) -> tuple[str, ...]:
     return tuple(name for name, is_wanted in wanted if is_wanted)
 
 
-def _table(rows: Mapping[tuple[str, int], tuple[int, ...]]) -> str:
+def table(rows: Mapping[tuple[str, int], tuple[int, ...]]) -> str:
+    """The value of BLOCKS."""
     return "\n".join(["{", *(f'    ("{architecture}", {size}): {row!r},' for (architecture, size), row in rows.items()), "}"])
 
 
-def _first_line(node: ast.FunctionDef) -> int:
+def first_line(node: ast.FunctionDef) -> int:
+    """How many lines stand before a function and its decorators."""
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1

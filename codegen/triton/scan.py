@@ -1,0 +1,83 @@
+"""The kernel files of matrix states: skeletons with the holes of a decay and of the strengths filled.
+
+As for the softmax family (emit.py), whole functions are exchanged and constants set. What several of these skeletons share they
+import from each other; the emitter puts those functions in the place of the import, so that a file stands alone.
+"""
+
+from __future__ import annotations
+
+import ast
+
+from attnc.codegen.triton.emit import SKELETONS, fill, first_line, functions_of, read_holes, table
+from attnc.codegen.triton.known_bugs import refusals
+from attnc.codegen.triton.scan_blocks import blocks
+from attnc.compiler.families import FAMILIES, Recurrence
+
+PACKAGE = "attnc.codegen.triton.skeletons."
+
+
+def emit_scan(skeleton: str, kernel: Recurrence) -> str:
+    """The text of a kernel file; `skeleton` is one of the family's. Same arguments, same bytes."""
+    assert skeleton in FAMILIES["recurrence"], skeleton
+    source = joined((SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8"))
+    there = functions_of(source)
+    holes: dict[str, str] = {}
+    for name in chosen_holes(skeleton, kernel):
+        holes |= {name: text for name, text in read_holes(name).items() if name in there}
+    rows = blocks(skeleton, kernel)
+    text = fill(source, holes, {**constants(skeleton, kernel), "BLOCKS": table(rows)})
+    met = refusals(text, rows)
+    assert not met, f"{skeleton} would meet {', '.join(met)}"
+    return text
+
+
+def constants(skeleton: str, kernel: Recurrence) -> dict[str, str]:
+    """The constants at the top of a skeleton."""
+    every = {
+        "KEY_WIDTH": kernel.key_width,
+        "VALUE_WIDTH": kernel.value_width,
+        "CHANNELS": kernel.decay == "vector",
+        "FADES": kernel.decay == "scalar",
+        "DELTA": kernel.update == "delta",
+        "NORMALIZE": kernel.normalize,
+    }
+    source = (SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")
+    return {name: repr(value) for name, value in every.items() if f"\n{name} = " in source}
+
+
+def chosen_holes(skeleton: str, kernel: Recurrence) -> tuple[str, ...]:
+    """Which files of skeletons/holes a kernel needs, later ones before earlier ones."""
+    delta, sweeps = kernel.update == "delta", skeleton in ("scan_forward", "scan_backward")
+    folded = kernel.decay == "vector" and skeleton != "scan_step"
+    wanted = (
+        ("scan_none", kernel.decay == "none"),
+        ("scan_head", kernel.decay == "head"),
+        ("scan_erase_channels", kernel.erase == "vector"),
+        ("scan_write_channels", kernel.write == "vector"),
+        ("scan_step_channels", kernel.decay == "vector" and skeleton == "scan_step"),
+        ("scan_channels", folded),
+        ("scan_folded", folded and skeleton != "scan_chunks"),
+        ("scan_fades", delta and kernel.decay == "scalar" and sweeps),
+        ("scan_weights", kernel.decay == "vector" or delta),
+    )
+    return tuple(name for name, is_wanted in wanted if is_wanted)
+
+
+def joined(source: str) -> str:
+    """A skeleton with the functions that it imports from others in the place of the import."""
+    lines = source.splitlines()
+    shared: list[str] = []
+    nodes = ast.parse(source).body
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            assert node.module.startswith(PACKAGE), node.module
+            others = functions_of((SKELETONS / f"{node.module.removeprefix(PACKAGE)}.py").read_text(encoding="utf-8"))
+            shared += [line for alias in node.names for line in (*others[alias.name].splitlines(), "", "")]
+    first = next(node for node in nodes if isinstance(node, ast.FunctionDef))
+    begin = first_line(first)
+    lines[begin:begin] = shared
+    for node in reversed(nodes):
+        if isinstance(node, ast.ImportFrom):
+            lines[node.lineno - 2 : node.end_lineno] = []
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,42 @@
+"""How large the blocks of the kernels of matrix states are: one row for each class of width, architecture and element size.
+
+Chosen as in blocks.py. The chunk, the first number of a row, is the same for all kernels of a class, architecture and size.
+"""
+
+from __future__ import annotations
+
+from attnc.codegen.triton.blocks import WIDTHS, Table, rows_of
+from attnc.compiler.families import Recurrence
+
+FORWARD: dict[int, Table] = {  # tokens of a chunk, value channels, warps, stages
+    64: rows_of((64, 64, 4, 2), (16, 32, 4, 1), sm_80_2=(64, 32, 8, 2)),
+    128: rows_of((64, 32, 8, 2), (16, 16, 8, 1), sm_80_2=(32, 32, 4, 2), sm_100_2=(64, 64, 8, 2), gfx942_2=(64, 32, 4, 2)),
+    256: rows_of((32, 16, 4, 2), (16, 16, 8, 1)),
+}
+
+DELTA_FORWARD: dict[int, Table] = {
+    64: rows_of((64, 64, 4, 2), (16, 16, 4, 1), sm_80_2=(64, 32, 4, 2)),
+    128: rows_of((64, 64, 8, 2), (16, 16, 8, 1)),
+    256: rows_of((32, 16, 4, 2), (16, 16, 8, 1)),
+}
+
+CHUNKS: dict[int, Table] = {  # tokens of a chunk, warps for pairs, warps to solve, stages
+    64: rows_of((64, 4, 4, 1), (16, 4, 4, 1), interpreted=(16, 4, 4, 1)),
+    128: rows_of((64, 4, 4, 1), (16, 4, 4, 1), interpreted=(16, 4, 4, 1)),
+    256: rows_of((32, 4, 4, 1), (16, 4, 4, 1), interpreted=(16, 4, 4, 1)),
+}
+
+STEP: dict[int, Table] = {  # tokens at a time, value channels, warps, stages
+    64: rows_of((1, 32, 4, 1), (1, 32, 4, 1), interpreted=(1, 16, 4, 1)),
+    128: rows_of((1, 32, 4, 1), (1, 32, 4, 1), interpreted=(1, 16, 4, 1)),
+    256: rows_of((1, 16, 4, 1), (1, 16, 4, 1), interpreted=(1, 16, 4, 1)),
+}
+
+TABLES = {"scan_forward": FORWARD, "scan_chunks": CHUNKS, "scan_step": STEP}
+
+
+def blocks(skeleton: str, kernel: Recurrence) -> Table:
+    """The rows for a kernel's widths."""
+    least = next(least for least in WIDTHS if max(kernel.key_width, kernel.value_width) <= least)
+    table = DELTA_FORWARD if skeleton == "scan_forward" and kernel.update == "delta" else TABLES[skeleton]
+    return table[least]

@@ -1,0 +1,198 @@
+"""Matrix states, chunk by chunk: one program for a sequence, a head and a block of the state's value channels.
+
+A program carries its part of the state [K, BLOCK_V] in fp32 through the sequence, and at every chunk of C tokens finds outputs
+from it and from what the chunk's own tokens write:
+
+    O = (Q S) since + (Q K^T between) U          U = V, or with the delta rule
+    S = S fade + K^T (U until)                   U = T (write V - erase (K S) since),  T from scan_chunks
+
+Sequences lie packed; the state of a sequence without tokens stays. With KEEPS a program leaves what the backward pass reads
+instead of outputs: the states before each chunk, and U.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from attnc.codegen.triton.skeletons.scan_parts import (
+    architecture,
+    between,
+    bits,
+    fade,
+    fade_sum,
+    read_eraser,
+    read_gates,
+    read_rows,
+    read_write,
+    run,
+    since_start,
+    until_end,
+)
+
+KEY_WIDTH = 64
+VALUE_WIDTH = 64
+DELTA = False  # the delta rule
+NORMALIZE = False  # outputs are divided by the sum of their weights
+BLOCKS = {  # (architecture, bytes of an element): tokens of a chunk, value channels of a block, warps, pipeline stages
+    ("any", 2): (16, 16, 4, 1),
+    ("any", 4): (16, 16, 4, 1),
+}
+
+KNOWN = {}  # device -> its row of BLOCKS
+READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def pair_weights(query, key, gates, pairs, row, head, heads, index, left, C: tl.constexpr):
+    """What the output of token i takes of what token j wrote [C, C]; 0 for j > i."""
+    product = tl.dot(query, tl.trans(key), input_precision="ieee")
+    return tl.where(index[:, None] >= index[None, :], product * between(gates), 0.0)
+
+
+@triton.jit(do_not_specialize=["factor", "heads", "q_share", "k_share", "v_share"])
+def sweep_kernel(
+    q, k, v, e, write, o, norms, decay, pairs, inverse, before, sum_before, after, sum_after, states, sums, values, offsets,
+    factor, heads, q_share, k_share, v_share,
+    q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride, v_head_stride,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, C: tl.constexpr,
+    DELTA: tl.constexpr, NORMALIZE: tl.constexpr, BEFORE: tl.constexpr, KEEPS: tl.constexpr,
+):  # fmt: skip
+    # Blocks of one head side by side, as they read the same queries and keys.
+    blocks: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
+    program = tl.program_id(0)
+    block = program % blocks
+    head = program // blocks % heads
+    sequence = program // (blocks * heads)
+    token_begin = tl.load(offsets + sequence)
+    count = (tl.load(offsets + sequence + 1) - token_begin).to(tl.int32)
+
+    index = tl.arange(0, C)
+    c = tl.arange(0, BLOCK_K)
+    d = block * BLOCK_V + tl.arange(0, BLOCK_V)
+    q_head = (head // q_share).to(tl.int64) * q_head_stride
+    k_head = (head // k_share).to(tl.int64) * k_head_stride
+    v_head = (head // v_share).to(tl.int64) * v_head_stride
+    tile = c[:, None] * V + d[None, :]
+    inside = (c < K)[:, None] & (d < V)[None, :]
+    place = (sequence * heads + head).to(tl.int64)
+    state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
+    total = tl.zeros([BLOCK_K], tl.float32)
+    if BEFORE:
+        state = tl.load(before + place * (K * V) + tile, mask=inside, other=0.0)
+        if NORMALIZE:
+            total = tl.load(sum_before + place * K + c, mask=c < K, other=0.0)
+
+    for chunk in tl.range(0, tl.cdiv(count, C)):
+        row = token_begin + chunk * C
+        left = count - chunk * C
+        here = index < left
+        key = read_rows(k, row, k_token_stride, k_head, index, left, c, K)
+        value = read_rows(v, row, v_token_stride, v_head, index, left, d, V)
+        slot = ((token_begin // C + sequence + chunk) * heads + head).to(tl.int64)
+        gates = read_gates(decay, row, head, heads, index, left, slot, c, K)
+        held = state.to(key.dtype)
+        if KEEPS:
+            tl.store(states + slot * (K * V) + tile, held, mask=inside)
+            if NORMALIZE and block == 0:
+                tl.store(sums + slot * K + c, total, mask=c < K)
+        if DELTA:
+            erased, strength = read_eraser(key, e, row, head, heads, index, left, c, K)
+            found = tl.dot(erased, held, input_precision="ieee") * (strength * since_start(gates))
+            wanted = value.to(tl.float32) * read_write(write, row, head, heads, index, left, d, V)
+            solve = read_rows(inverse, row, heads * C, head * C, index, left, index, C)
+            value = tl.dot(solve, (wanted - found).to(solve.dtype), input_precision="ieee").to(key.dtype)
+            if KEEPS:
+                to = values + (row * heads + head) * V
+                tl.store(to + (index[:, None] * (heads * V) + d[None, :]), value, mask=here[:, None] & (d < V)[None, :])
+        if not KEEPS:
+            query = read_rows(q, row, q_token_stride, q_head, index, left, c, K)
+            weight = pair_weights(query, key, gates, pairs, row, head, heads, index, left, C)
+            out = tl.dot(query, held, input_precision="ieee") * since_start(gates)
+            out += tl.dot(weight.to(key.dtype), value, input_precision="ieee")
+            if NORMALIZE:
+                share = tl.sum(query.to(tl.float32) * total[None, :], 1)[:, None] * since_start(gates)
+                norm = share + tl.sum(weight, 1)[:, None]
+                out = out / tl.where(here[:, None], norm, 1.0)
+                if block == 0:
+                    to = norms + (row * heads + head)
+                    tl.store(to + index[:, None] * heads, norm, mask=here[:, None])
+            else:
+                out = out * factor
+            to = o + (row * heads + head) * V
+            mask = here[:, None] & (d < V)[None, :]
+            tl.store(to + (index[:, None] * (heads * V) + d[None, :]), out.to(o.dtype.element_ty), mask=mask)
+        written = (value.to(tl.float32) * until_end(gates)).to(key.dtype)
+        state = tl.dot(tl.trans(key), written, fade(state, gates), input_precision="ieee")
+        if NORMALIZE:
+            total = fade_sum(total, gates) + tl.sum(key.to(tl.float32) * until_end(gates), 0)
+
+    if not KEEPS:
+        tl.store(after + place * (K * V) + tile, state, mask=inside)
+        if NORMALIZE and block == 0:
+            tl.store(sum_after + place * K + c, total, mask=c < K)
+
+
+def settings(before, keeps, chunk, block_v, warps, stages):
+    """The kernel's compile-time arguments."""
+    return {
+        "K": KEY_WIDTH,
+        "V": VALUE_WIDTH,
+        "BLOCK_K": max(16, triton.next_power_of_2(KEY_WIDTH)),
+        "BLOCK_V": min(block_v, max(16, triton.next_power_of_2(VALUE_WIDTH))),
+        "C": chunk,
+        "DELTA": DELTA,
+        "NORMALIZE": NORMALIZE,
+        "BEFORE": before,
+        "KEEPS": keeps,
+        "num_warps": warps,
+        "num_stages": stages,
+        "enable_fp_fusion": True,
+    }
+
+
+def variants(architecture, element_size):
+    """Every kernel that `scan` may launch, with its compile-time arguments."""
+    row = BLOCKS[architecture, element_size]
+    return tuple((sweep_kernel, settings(True, keeps, *row)) for keeps in (False, True))
+
+
+def scan(steps, made, before, sum_before, keeps=False, *, blocks=None):
+    """The outputs of a launch and its states after; with `keeps` what the backward pass reads instead.
+
+    steps: what tokens bring and where sequences lie (runtime/scan_operators.py); made: what `scan_chunks` found for them,
+    or empty; before [S, H, K, V] fp32 and sum_before [S, H, K], or None for zeros;
+    blocks = (tokens, value channels, warps, stages) instead of the table's.
+    Returns o [T, H, V], the state after, the sum after or None, and the sums of weights [T, H] or None; with `keeps` the
+    states before each chunk [N, H, K, V] in q's dtype, sums before each chunk or None, and what tokens wrote [T, H, V].
+    """
+    q, k, v = steps.q, steps.k, steps.v
+    heads, sequences, tokens = steps.heads, len(steps.offsets) - 1, len(q)
+    chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
+    compiled = settings(before is not None, keeps, *chosen)
+    number = tokens // chosen[0] + sequences
+
+    def new(wanted, *shape, dtype=torch.float32):
+        return torch.empty(shape, dtype=dtype, device=q.device) if wanted else None
+
+    o = new(not keeps, tokens, heads, VALUE_WIDTH, dtype=q.dtype)
+    norms = new(not keeps and NORMALIZE, tokens, heads)
+    after = new(not keeps, sequences, heads, KEY_WIDTH, VALUE_WIDTH)
+    sum_after = new(not keeps and NORMALIZE, sequences, heads, KEY_WIDTH)
+    states = new(keeps, number, heads, KEY_WIDTH, VALUE_WIDTH, dtype=q.dtype)
+    sums = new(keeps and NORMALIZE, number, heads, KEY_WIDTH)
+    values = new(keeps and DELTA, tokens, heads, VALUE_WIDTH, dtype=q.dtype)
+    q, k = made.get("q", q), made.get("k", k)
+    tensors = (
+        q, k, v, made.get("e", steps.erase), steps.write, o, norms, made.get("decay", steps.decay),
+        made.get("pairs"), made.get("inverse"), before, sum_before, after, sum_after, states, sums, values,
+    )  # fmt: skip
+    tensors = (*(q if tensor is None else tensor for tensor in tensors), steps.offsets)
+    strides = [stride for tensor in (q, k, v) for stride in tensor.stride()[:2]]
+    numbers = (steps.scale, heads, *(heads // tensor.shape[1] for tensor in (q, k, v)), *strides)
+    programs = triton.cdiv(VALUE_WIDTH, compiled["BLOCK_V"]) * heads * sequences
+    types = tuple(tensor.dtype for tensor in tensors)
+    key = (sweep_kernel, q.device, types, before is not None, keeps, chosen)
+    run(sweep_kernel, programs, tensors, numbers, bits(strides), key, lambda: compiled)
+    return (states, sums, values) if keeps else (o, after, sum_after, norms)
