@@ -6,7 +6,6 @@ Legend: T tokens of S sequences; N chunks of C tokens, all first chunks before a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,12 +19,13 @@ class Chunks:
 
     counts  how many sequences have a first chunk, a second, ...; sequences with more chunks stand first, in `order` [S]
     index   [N, C], the token at each place; T where there is none
+    places  [T], where each token stands among the N x C places
     """
 
     counts: tuple[int, ...]
     order: tuple[int, ...]
     index: Tensor
-    tokens: int
+    places: Tensor
 
     @classmethod
     def of(cls, batch: Batch, size: int) -> Chunks:
@@ -46,7 +46,10 @@ class Chunks:
         device = batch.offsets.device
         lanes = torch.arange(size, device=device)
         table = torch.tensor([begin, left], dtype=torch.int64, device=device).view(2, -1, 1)
-        return cls(counts, order, torch.where(lanes < table[1], table[0] + lanes, batch.tokens), batch.tokens)
+        index = torch.where(lanes < table[1], table[0] + lanes, batch.tokens)
+        flat = index.flatten()
+        places = flat.new_zeros(batch.tokens + 1).scatter(0, flat, torch.arange(len(flat), device=device))
+        return cls(counts, order, index, places[:-1])
 
     def rows(self, x: Tensor) -> Tensor:
         """x [T, H, ...] -> [N, H, C, ...], zeros where there is no token."""
@@ -55,14 +58,7 @@ class Chunks:
 
     def tokens_of(self, rows: Tensor) -> Tensor:
         """[N, H, C, ...] -> [T, H, ...]."""
-        return rows.transpose(1, 2).flatten(0, 1)[self._places]
-
-    @cached_property
-    def _places(self) -> Tensor:
-        """[T], where each token stands among the N x C places."""
-        flat = self.index.flatten()
-        found = flat.new_zeros(self.tokens + 1).scatter(0, flat, torch.arange(len(flat), device=flat.device))
-        return found[: self.tokens]
+        return rows.transpose(1, 2).flatten(0, 1)[self.places]
 
     def sorted(self, x: Tensor) -> Tensor:
         """x [S, ...] in `order`."""

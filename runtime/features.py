@@ -39,7 +39,10 @@ def taylor(x: Tensor, degree: int) -> Tensor:
     powers = [torch.ones_like(y[..., :1])]
     for n in range(1, degree + 1):
         places, factors = _monomials(x.shape[-1], n, x.device)
-        powers.append(y[..., places].prod(dim=-1) * factors.to(y.dtype))
+        found = factors.to(y.dtype)
+        for channels in places.unbind(-1):
+            found = found * y[..., channels]
+        powers.append(found)
     return torch.cat(powers, dim=-1).to(x.dtype)
 
 

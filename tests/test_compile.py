@@ -23,6 +23,12 @@ HEAD = "vocab = 32, dim = 32, heads = 4, kv_heads = 2, head_dim = 8, ffn = swigl
 SPECS = {
     "mixed": (2, "heads { 0: sink(2) | window(5), 1: stride(4) }", "full { sink_logit = learned }"),
     "handed": (2, "window(6)", "window(6) { qk_from = previous }"),
+    "states": (
+        3,
+        "linear(update = delta, decay = vector) { qk_norm = l2, short_conv = 3 }",
+        "linear(decay = vector, key = one_minus_decay, lower_bound = learned)",
+        "linear(decay = slopes, feature = taylor(2), normalize = sum) { rope = 100 }",
+    ),
     "guarded": (1, "when { length < 24: full, else: window(8) }"),
 }
 Results = list[torch.Tensor]
@@ -85,7 +91,7 @@ def test_a_compiled_model_takes_lengths_and_offsets_as_lists(folders: Callable) 
         assert same(trained(model, model, tokens, **rest), trained(model, compiled, tokens, **rest))
 
 
-@pytest.mark.parametrize("name", ["mixed", "handed"])
+@pytest.mark.parametrize("name", ["mixed", "handed", "states"])
 def test_checkpointed_layers_have_the_same_gradients(name: str, folders: Callable) -> None:
     model, tokens = attnc.load(folders(name)), texts(20)
     want = trained(model, model, tokens)
@@ -94,7 +100,7 @@ def test_checkpointed_layers_have_the_same_gradients(name: str, folders: Callabl
     assert same(want, trained(model, model, tokens))
     whole = attnc.load(folders(name))
     assert same(want, trained(whole, partial(checkpoint, whole, use_reentrant=False), tokens))
-    if name == "mixed":  # with `qk_from` a layer hands q and k on beside its result, which a compiled checkpoint cannot
+    if name != "handed":  # with `qk_from` a layer hands q and k on beside its result, which a compiled checkpoint cannot
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert same(want, trained(model, compiled, tokens))
 

@@ -35,6 +35,13 @@ def text(layers: str, more: str = "", kv_heads: int = 2) -> str:
 
 SPECS = {
     "full": text("all: full"),
+    "matrix states that erase": text(
+        "all: linear(update = delta, decay = vector, erase = vector, write = vector, beta = 2) { qk_norm = l2 }"
+    ),
+    "matrix states that add": text(
+        "0: linear(decay = vector, key = one_minus_decay, lower_bound = learned)\n"
+        "1: linear(decay = scalar, feature = taylor(2), normalize = sum)"
+    ),
     "window": text("all: window(2)"),
     "an aligned window": text("all: window(4, aligned = 2) { positions = chunk }"),
     "sink and window": text("all: sink(1) | window(2)"),
@@ -116,7 +123,8 @@ class Layers(torch.nn.Module):
 def test_the_derivatives_of_a_layers_reference_are_those_of_differences(name: str, tmp_path: Path) -> None:
     """Of its input and of every weight, for two packed sequences."""
     model = made(check_text(SPECS[name]), tmp_path / "built").use("reference")
-    assert all(provider is mix.reference for mix in model.launches() for provider in mix.providers.values())
+    launches = (*model.launches(), *model.scans())
+    assert all(provider is one.reference for one in launches for provider in one.providers.values())
     offsets = [0, *torch.tensor(SIZES).cumsum(0).tolist()]
     _, batch = Batch.of(torch.zeros(1, sum(SIZES), dtype=torch.int64), offsets=offsets, phase="train")
     layers, routed = Layers(model), name in ROUTED
