@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attnc.codegen import module as modules
 from attnc.codegen.eager import emit as eager
-from attnc.codegen.launching import Masks, launch
+from attnc.codegen.eager.emit import Masks
+from attnc.codegen.launching import launch
 from attnc.codegen.problem import complaint
 from attnc.compiler import check, graph, passes
 from attnc.compiler.graph import Graph, Mix, RouteTokens
