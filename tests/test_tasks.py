@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from attnc.dsl import SpecError
+from attnc.tasks import examples
 from attnc.tasks import text as texts
 from attnc.tasks.copying import Copy
-from attnc.tasks.examples import NOT_ASKED, TaskError
+from attnc.tasks.examples import NOT_ASKED, TaskError, distinct
 from attnc.tasks.named import TASKS
 from attnc.tasks.passkeys import Multikey, Needle, Passkey
 from attnc.tasks.prompts import FILLER, multikey, passkey
@@ -23,8 +24,8 @@ SIZE, LENGTH, VOCABULARY = 40, 97, 61
 
 
 def made(task, step=3, size=SIZE, length=LENGTH, vocabulary=VOCABULARY):
-    examples = task.batch(seed=1, step=step, size=size, length=length, vocabulary=vocabulary)
-    return examples.tokens, examples.targets
+    found = task.batch(seed=1, step=step, size=size, length=length, vocabulary=vocabulary)
+    return found.tokens, found.targets
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -48,7 +49,19 @@ def test_random_numbers_are_the_same_on_every_machine():
     for task in TASKS.values():
         for part in made(task()):
             digest.update(part.numpy().tobytes())
-    assert digest.hexdigest()[:16] == "a91b83ed5eac4c85"
+    assert digest.hexdigest()[:16] == "477671c6c094360e"
+
+
+@pytest.mark.parametrize(("count", "space", "spare"), [(2, 8, 8), (2, 8, -2), (2, 5, 8), (5, 5, 8)])
+def test_what_is_drawn_without_repetition_is_drawn_evenly(count, space, spare, monkeypatch):
+    monkeypatch.setattr(examples, "SPARE", spare)
+    rows = 40_000
+    found = distinct(rows, count, 3, 3 + space, torch.Generator().manual_seed(1)) - 3
+    assert 0 <= int(found.min()) <= int(found.max()) < space
+    assert (found.sort(dim=1).values.diff(dim=1) > 0).all()
+    pairs = torch.bincount(found[:, 0] * space + found[:, -1], minlength=space**2).view(space, space).double()
+    share = 1 / (space * (space - 1))
+    assert ((pairs / rows - share).abs() < 5 * (share / rows) ** 0.5)[~torch.eye(space, dtype=torch.bool)].all()
 
 
 def test_mqar_asks_each_key_once_and_its_value_is_what_followed_it():

@@ -15,6 +15,9 @@ from torch import Tensor
 NOT_ASKED = -100
 """The target where nothing is asked; what `torch.nn.functional.cross_entropy` leaves out."""
 
+SPARE = 8
+"""Numbers drawn beyond twice those that are needed, so that hardly ever too few of them differ."""
+
 UNSEEN = 2**32
 """The first step that training never reaches: what is drawn from here on is for evaluation."""
 
@@ -68,7 +71,16 @@ def integers(low: int, high: int, shape: tuple[int, ...], draw: torch.Generator)
 
 def distinct(rows: int, count: int, low: int, high: int, draw: torch.Generator) -> Tensor:
     """[rows, count] of [low, high), no two alike in a row, in random order."""
-    return low + torch.rand(rows, high - low, generator=draw).topk(count, dim=1).indices
+    space = high - low
+    if 4 * count > space:
+        return low + torch.rand(rows, space, generator=draw).topk(count, dim=1).indices
+    drawn = integers(low, high, (rows, 2 * count + SPARE), draw)
+    while True:  # draw on until every row has enough that are new; a row keeps its first ones
+        ranked, order = drawn.sort(dim=1, stable=True)
+        old = torch.zeros_like(drawn, dtype=torch.bool).scatter_(1, order[:, 1:], ranked[:, 1:] == ranked[:, :-1])
+        if int(old.sum(1).max()) <= drawn.shape[1] - count:
+            return drawn.gather(1, old.to(torch.int8).argsort(dim=1, stable=True)[:, :count])
+        drawn = torch.cat((drawn, integers(low, high, (rows, count), draw)), dim=1)
 
 
 def at_least(argument: str, value: int, least: int) -> None:
