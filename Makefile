@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat gpu docs fmt clean
+.PHONY: help demo test compat gpu evidence docs fmt clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ compat: $(READY) $(TRITONS:%=.compat/triton-%)  ## interpreter and compile-only 
 
 gpu:  ## tests/gpu with this python, nothing installed; writes docs/gpu.json
 	PYTHONPATH=src $(PYTHON) -m pytest tests/gpu -m gpu -p no:cacheprovider
+
+evidence:  ## mixes trained and asked with this python, nothing installed; writes docs/evidence.md; 25 minutes of a GPU
+	PYTHONPATH=src $(PYTHON) tools/evidence.py
 
 docs: $(READY)  ## docs/diagnostics.md from the codes
 	$(BIN)/python tools/diagnostics.py

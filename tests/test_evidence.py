@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,7 +80,35 @@ def test_the_page_is_what_was_measured():
     record, written = DOCS / "evidence" / "mqar.json", DOCS / "evidence.md"
     assert record.exists() == written.exists(), "numbers and page are written together"
     if record.exists():
-        assert written.read_text("utf-8") == page(from_json(Evidence, record.read_text("utf-8")), "python tools/evidence.py")
+        assert written.read_text("utf-8") == page(from_json(Evidence, record.read_text("utf-8")), "make evidence")
+
+
+@pytest.fixture
+def command():
+    """tools/evidence.py"""
+    place = importlib.util.spec_from_file_location("evidence_tool", DOCS.parent / "tools" / "evidence.py")
+    tool = importlib.util.module_from_spec(place)
+    place.loader.exec_module(tool)
+    return tool
+
+
+def test_the_command_measures_what_is_missing_and_writes_the_page(command, tmp_path, monkeypatch, capsys):
+    words = ["--specs", "full", "--steps", "2", "--batch", "2", "--length", "16", "--trials", "3", "--device", "cpu"]
+    command.main([*words, "--seeds", "1", "--out", str(tmp_path)])
+    record = tmp_path / "evidence" / "mqar.json"
+    first = from_json(Evidence, record.read_text())
+    assert [(run.spec, run.seed) for run in first.runs] == [("full", 0)]
+    assert [row.settings["pairs"] for row in first.runs[0].report.rows] == [4]
+    assert (tmp_path / "evidence.md").read_text() == page(first, "make evidence")
+
+    def once(words, spec, seed):
+        assert (spec, seed) == ("full", 1), "what is written down is not measured again"
+        return replace(first.runs[0], seed=seed)
+
+    monkeypatch.setattr(command, "trained", once)
+    command.main([*words, "--seeds", "2", "--out", str(tmp_path)])
+    assert [run.seed for run in from_json(Evidence, record.read_text()).runs] == [0, 1]
+    assert "full, seed 0: " in capsys.readouterr().out
 
 
 def test_several_tasks_take_turns():
