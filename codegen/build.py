@@ -32,6 +32,9 @@ from attnc.compiler.spec import Spec
 from attnc.compiler.value import Value
 from attnc.dsl import SpecError
 
+KERNELS = ("kernels/softmax", "kernels/channel")
+"""How the names of kernel files begin."""
+
 PORTABLE_GPU = "h100"
 """The table by which launches on a GPU are planned where a build names no GPU."""
 
@@ -90,7 +93,7 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
         launches=launches,
         plans=plans,
         cache=cache_spec(spec, "bfloat16"),
-        kernels={name: kernels.digest(text) for name, text in texts.items() if name.startswith("kernels/softmax")},
+        kernels={name: kernels.digest(text) for name, text in texts.items() if name.startswith(KERNELS)},
         resources=_resources(texts, options.targets),
         tuning=tuning,
         files=(),
@@ -154,7 +157,7 @@ def _resources(texts: Mapping[str, str], targets: tuple[str, ...]) -> tuple[Comp
 
     found = []
     for name, text in texts.items():
-        if name.startswith("kernels/softmax"):
+        if name.startswith(KERNELS):
             for target in targets:
                 found += [_compiled(name, asdict(used)) for used in compile_ahead(text, target, "bf16")]
     return tuple(found)

@@ -6,11 +6,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 
+from attnc.codegen.triton import channels
 from attnc.codegen.triton import emit as triton
 from attnc.compiler.attributes import Softplus
-from attnc.compiler.families import FAMILIES, Softmax
-from attnc.compiler.graph import Graph, Mix
-from attnc.compiler.plan import unsaid
+from attnc.compiler.channel_providers import ChannelLaunch, unkept
+from attnc.compiler.families import FAMILIES, Channels, Softmax
+from attnc.compiler.graph import Apply, Graph, Mix
+from attnc.compiler.plan import states, unsaid
 from attnc.compiler.spec import Model
 
 INDEX = '''"""The generated kernels of each launch."""
@@ -20,7 +22,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from ..runtime.launch import Kernels
+{imports}from ..runtime.launch import Kernels
 from ..runtime.softplus import SoftplusKernels
 from ..runtime.tuning import blocks
 
@@ -35,11 +37,11 @@ FILES = {{
 SOFTPLUS = {{
 {softplus}
 }}
+{channels}
 
-
-def kernel(launch: str) -> Kernels | SoftplusKernels | None:
+def kernel(launch: str) -> {of_channels}Kernels | SoftplusKernels | None:
     """The kernels of a launch, or None where it has none; their files are imported now, which needs triton."""
-    names = (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))
+{first}    names = (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))
     files = [import_module(f".{{name}}", __package__) for name in names]
     for name, file in zip(names, files, strict=True):
         file.BLOCKS.update(blocks(TUNING, name, file.triton.__version__))
@@ -48,15 +50,36 @@ def kernel(launch: str) -> Kernels | SoftplusKernels | None:
     return SoftplusKernels.of(files) if launch in SOFTPLUS else Kernels.of(*files)
 '''
 
+NO_CHANNELS = {"imports": "", "channels": "", "of_channels": "", "first": ""}
+WITH_CHANNELS = {
+    "imports": "from ..runtime.channel_kernels import channel_kernels\nfrom ..runtime.channels import ChannelScan\n",
+    "of_channels": "ChannelScan | ",
+    "first": """    if launch in CHANNELS:
+        return channel_kernels(import_module(f".{CHANNELS[launch]}", __package__))
+""",
+}
+CHANNELS = """
+# the same of launches of channel states: one file each
+CHANNELS = {{
+{rows}
+}}
+"""
+
 
 def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, str]:
-    """File name below kernels/ -> text, for every launch that the softmax family can say."""
+    """File name below kernels/ -> text, for every launch that a family of kernels can say."""
     numbers: dict[Softmax, int] = {}
+    of_channels: dict[Channels, int] = {}
+    channel_rows: list[str] = []
     rows: list[str] = []
     softplus: list[str] = []
     for launch, node in launches.items():
         served = graph.network.nodes[node]["node"]
         kernel = family(served, model) if isinstance(served, Mix) else None
+        launched = states(served, graph) if isinstance(served, Apply) else None
+        if isinstance(launched, ChannelLaunch) and unkept(launched.family) is None:
+            number = of_channels.setdefault(launched.family, len(of_channels))
+            channel_rows.append(f'    "{launch}": "{channels.SKELETON}_{number}",')
         if kernel is not None:
             needed = (kernel.masses, kernel) if kernel.exponent else (kernel,)
             found = [numbers.setdefault(one, len(numbers)) for one in needed]
@@ -65,7 +88,11 @@ def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, s
                 softplus.append(_over_lines(launch, names))
             else:
                 rows.append(f'    "{launch}": ({names[0]}),')
-    files = {"__init__.py": INDEX.format(rows="\n".join(rows), softplus="\n".join(softplus))}
+    more = NO_CHANNELS
+    if of_channels:
+        more = WITH_CHANNELS | {"channels": CHANNELS.format(rows="\n".join(channel_rows))}
+    files = {"__init__.py": INDEX.format(rows="\n".join(rows), softplus="\n".join(softplus), **more)}
+    files |= {f"{channels.SKELETON}_{number}.py": channels.emit(one) for one, number in of_channels.items()}
     for kernel, number in numbers.items():
         for skeleton in FAMILIES["softmax"]:
             files[f"{skeleton}_{number}.py"] = triton.emit(skeleton, kernel)

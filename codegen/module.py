@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import jinja2
 
-from attnc.codegen import applying, attending, composing, routing, scanning
+from attnc.codegen import applying, attending, composing, routing, scanning, spacing
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
@@ -81,7 +81,11 @@ class Classes:
 
     def mixing(self, mixer: Mixing, layer: int, scope: str) -> Part:
         """A kind that is a mixer by itself; alone in a layer its weights lie below its own name, as they do beside others."""
-        write = applying.apply if MIXERS[mixer.kind.kind].scanned is None else scanning.scanned
+        declared, write = MIXERS[mixer.kind.kind], applying.apply
+        if declared.scanned is not None:
+            write = scanning.scanned
+        elif declared.spaced is not None:
+            write = spacing.spaced
         part = write(self.graph, layer, scope, self.names, self.spec.model)
         return part if scope else self.alone(mixer.kind.kind, mixer, part)
 

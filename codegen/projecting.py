@@ -52,6 +52,13 @@ def out_scale(a: Attributes, model: Model) -> list[str]:
     return [f"self.scale = nn.Parameter(torch.full(({model.dim},), {float(a.scale.init)!r}))"]
 
 
+def scaled(text: str, a: Attributes) -> str:
+    """The output times its factor."""
+    if isinstance(a.scale, LearnedScale):
+        return f"self.scale * {text}"
+    return text if a.scale == 1 else f"{float(a.scale)!r} * {text}"
+
+
 def project(streams: Streams, a: Attributes, axes: Mapping[str, str] = AXES) -> list[str]:
     """Lines of forward: from x to those of q, k and v that are made, [T, heads, width] each, before positions."""
     lines = [f"x = F.{a.activation}(x)"] if a.activation else []
@@ -79,12 +86,7 @@ def output(a: Attributes) -> list[str]:
     if a.output_gate is not None:
         gate = {"sigmoid": "torch.sigmoid({})", "silu": "F.silu({})", "linear": "{}"}[a.output_gate]
         lines.append(f"o = o * {gate.format('self.output_gate(x)')}")
-    scale = ""
-    if isinstance(a.scale, LearnedScale):
-        scale = "self.scale * "
-    elif a.scale != 1:
-        scale = f"{float(a.scale)!r} * "
-    lines.append(f"return {scale}self.o_proj(o)")
+    lines.append(f"return {scaled('self.o_proj(o)', a)}")
     return lines
 
 

@@ -44,7 +44,7 @@ def scanned(graph: Graph, layer: int, scope: str, names: Names, model: Model) ->
         origins=(str(node.origin),),
         modules=tuple(modules),
         body=(*_body(node, one), *projecting.output(node.attributes)),
-        plans=(_plan(node, declared, model),),
+        plans=(plan_of_states(node, declared, model),),
         slots=1,
         launches={class_name: name},
         needs=_needs(node, one, modules),
@@ -58,7 +58,8 @@ def _summary(node: Apply, one: Scanned) -> str:
         counts.setdefault(count, []).append(name)
     listed = {count: " and ".join(filter(None, (", ".join(found[:-1]), found[-1]))) for count, found in counts.items()}
     heads = ", ".join(f"{count} head{'s' * (count > 1)} of {found}" for count, found in listed.items())
-    states = f"{one.heads} state{'s' * (one.heads > 1)} of {one.family.key_width} x {one.family.value_width}"
+    rows = f"{one.family.key_width} x " if one.channels is None else ""
+    states = f"{one.heads} state{'s' * (one.heads > 1)} of {rows}{one.family.value_width}"
     return f"{node.kind.kind}: {states}; {heads}."
 
 
@@ -75,6 +76,8 @@ def _made(weight: Weight, model: Model) -> str:
 
 
 def _launch(one: Scanned, name: str) -> str:
+    if one.channels is not None:
+        return f'self.scan = ChannelStates("{name}", formula=reference.{one.formula.__name__})'
     texts = [f'"{name}"', str(one.heads), f"scale={one.scale!r}", f"formula=reference.{one.formula.__name__}"]
     if one.family.normalize:
         texts.append("normalize=True")
@@ -103,8 +106,20 @@ def _body(node: Apply, one: Scanned) -> list[str]:
         if one.family.decay == "scalar":
             lines[-1] = f"k = one_minus(decay).to(q.dtype).unsqueeze(-1).expand(-1, -1, {one.family.key_width})  # [T, H, K]"
     lines += _strengths(one)
+    if one.channels is not None:
+        return [*lines, *_of_vectors(one)]
     gates = ", decay=decay" * bool(decays) + ", erase=erase, write=write" * one.erases
     return [*lines, f"o = self.scan(q, k, v, call.batch, call.slot(self.slot){gates})  # [T, H, E]"]
+
+
+def _of_vectors(one: Scanned) -> list[str]:
+    """States that are as wide as values: v, repeated for neighbouring states, and its gates, channel by channel."""
+    repeat = one.heads // one.streams["v"][0]
+    shown = "v" if repeat == 1 else f"v.repeat_interleave({repeat}, dim=1)"
+    return [
+        f"y = self.scan(gated({shown}, decay), call.batch, call.slot(self.slot))  # [T, H E]",
+        f"o = y.unflatten(-1, ({one.heads}, {one.family.value_width})).to(v.dtype)  # [T, H, E]",
+    ]
 
 
 def _features(one: Scanned) -> list[str]:
@@ -158,7 +173,7 @@ def _strengths(one: Scanned) -> list[str]:
     ]
 
 
-def _plan(node: Apply, declared: Mixer, model: Model) -> str:
+def plan_of_states(node: Apply, declared: Mixer, model: Model) -> str:
     """The runtime's LayerPlan: states in fp32, and the last inputs of convolutions in the model's dtype."""
     exact = ", torch.float32" if declared.float32_state else ""
     texts = [f'State("{name}", {shape!r}{exact})' for name, shape in declared.state(node.kind, node.attributes, model).items()]
@@ -175,7 +190,8 @@ def _needs(node: Apply, one: Scanned, modules: list[str]) -> dict[str, set[str]]
     text = "\n".join((*modules, *_body(node, one)))
     words = ("softplus_decay", "sigmoid_decay", "one_minus", "strength", "slopes", "retention", "LowerBound")
     gates = {word for word in words if f"{word}(" in text}
-    needs: dict[str, set[str]] = {"scan": {"MatrixStates"}, "cache": {"LayerPlan", "State"}, "gates": gates}
+    launch = {"scan": {"MatrixStates"}} if one.channels is None else {"channels": {"ChannelStates", "gated"}}
+    needs: dict[str, set[str]] = launch | {"cache": {"LayerPlan", "State"}, "gates": gates}
     if one.word:
         needs["."] = {"features"}
     if _turns(node, one):

@@ -33,6 +33,7 @@ from attnc.compiler.spec import (
     Layer,
     Mixer,
     Mixing,
+    Model,
     Route,
     Spec,
     Sum,
@@ -147,6 +148,12 @@ class Graph:
 
     network: nx.DiGraph[str]
 
+    @property
+    def model(self) -> Model:
+        """The body around the mixers."""
+        found: Model = self.network.graph["model"]
+        return found
+
     def nodes(self, layer: int | None = None) -> Iterator[tuple[str, Node]]:
         """Nodes in execution order, of one layer or of all."""
         names = self.network.graph["order"] if layer is None else self._names.get(layer, [])
@@ -181,7 +188,7 @@ class _Builder:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.network: nx.DiGraph[str] = nx.DiGraph(order=[])
+        self.network: nx.DiGraph[str] = nx.DiGraph(order=[], model=spec.model)
         self.known: dict[int, tuple[Attributes, Segments]] = {}
         self.groups: dict[tuple[int, ...], HeadGroup] = {}
 

@@ -14,6 +14,7 @@ from attnc.compiler.value import Broken, Share, Tokens, Value
 if TYPE_CHECKING:  # a spec is checked without them
     from attnc.compiler.families import Selector
     from attnc.compiler.scanned import Scanned
+    from attnc.compiler.spaced import Spaced
 
 
 class Kind(Value):
@@ -153,6 +154,8 @@ class Mixer:
     `float32_state`  mixers: the state is kept in float32 (float64 in a float64 model) in any format, as key sets' are.
     `scanned`    mixers: how the kind becomes a launch of matrix states: scanned(kind, attributes, model); its class in model.py
                  is then written from that, and q, k, v and o are of their own.
+    `spaced`     mixers: how the kind becomes a state space with a launch of states: spaced(kind, attributes, model); its class
+                 in model.py is then written from that.
     `selection`  key sets that choose by content: selection(kind, class of the choice that it may take over).
     `changes`    changes(kind) -> why results depend on the length or on the step beyond causality; keys within count apart.
     `slots`      changes: slots(kind) -> tokens of the new sequence for each of the old one.
@@ -184,6 +187,7 @@ class Mixer:
     recent: Callable[..., dict[str, tuple[int, ...]]] = lambda _kind, _attributes, _model: {}
     float32_state: bool = False
     scanned: Callable[..., Scanned] | None = None
+    spaced: Callable[..., Spaced] | None = None
     selection: Callable[[Any, Causality], Selection | None] = lambda _kind, _earlier: None
     changes: Callable[[Any], Iterable[str]] = _share_of_length
 

@@ -163,7 +163,7 @@ def _joined(graph: Graph, changed: dict[str, Node], becomes: dict[str, str]) -> 
                 becomes[name] = sources.pop()
     nodes = {name: changed.get(name, node) for name, node in graph.nodes() if name not in becomes}
     renamed = _names(nodes)
-    network: nx.DiGraph[str] = nx.DiGraph(order=[renamed.get(name, name) for name in nodes])
+    network: nx.DiGraph[str] = nx.DiGraph(model=graph.model, order=[renamed.get(name, name) for name in nodes])
     network.add_nodes_from((renamed.get(name, name), {"node": node}) for name, node in nodes.items())
     own: list[tuple[str, str, dict[str, object]]] = []  # edges that stay go before those that are taken over
     moved: list[tuple[str, str, dict[str, object]]] = []

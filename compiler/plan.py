@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from attnc.compiler import scan_providers
+from attnc.compiler import channel_providers, scan_providers
 from attnc.compiler.attributes import Softplus
+from attnc.compiler.channel_providers import ChannelLaunch
 from attnc.compiler.cost import Alternative, Launch, Seen, Workload
 from attnc.compiler.device import Device
+from attnc.compiler.families import Channels
 from attnc.compiler.graph import Apply, Graph, Guard, HeadGroup, Mix, Node, RouteTokens, Select
 from attnc.compiler.kept import kept_heads
 from attnc.compiler.mixers import MIXERS
@@ -13,6 +15,9 @@ from attnc.compiler.planned import Choice, Plan, Price, Refusal
 from attnc.compiler.providers import Task, absent, candidates, choosers
 from attnc.compiler.scan_providers import States
 from attnc.compiler.spec import PHASES, Phase
+
+AnyLaunch = Launch | States | ChannelLaunch
+"""What a price depends on, by family."""
 
 ALONE = absent()
 """What a plan leaves out that knows of no optional package."""
@@ -23,10 +28,10 @@ def choose(graph: Graph, device: Device, load: Workload, out: tuple[Refusal, ...
     priced once. `cap`: whether the model's logits are capped.
     """
     choices = []
-    known: dict[tuple[bool, Launch | States | None], dict[Phase, tuple[list[Price], tuple[Refusal, ...]]]] = {}
+    known: dict[tuple[bool, AnyLaunch | None], dict[Phase, tuple[list[Price], tuple[Refusal, ...]]]] = {}
     for name, node in graph.nodes():
         if isinstance(node, Mix | Select | Apply | RouteTokens):
-            launch = _launch(node, cap) if isinstance(node, Mix | Select) else _states(node)
+            launch = _launch(node, cap) if isinstance(node, Mix | Select) else states(node, graph)
             key = isinstance(node, Select), launch
             if key not in known:
                 known[key] = {phase: _candidates(node, launch, phase, device, load, out) for phase in _phases(node)}
@@ -102,12 +107,20 @@ def _launch(mix: Mix | Select, cap: bool) -> Launch:
     )
 
 
-def _states(node: Apply | RouteTokens) -> States | None:
-    """What the price of a kind with matrix states depends on; None for all others."""
+def states(node: Apply | RouteTokens, graph: Graph) -> States | ChannelLaunch | None:
+    """What the price of a kind with states depends on; None for all others."""
     if not isinstance(node, Apply):
         return None
-    lower = MIXERS[node.kind.kind].scanned
-    return None if lower is None else States.of(lower(node.kind, node.attributes, None))
+    declared, given = MIXERS[node.kind.kind], (node.kind, node.attributes, graph.model)
+    if declared.spaced is not None:
+        space = declared.spaced(*given)
+        if isinstance(space.family, Channels):
+            return ChannelLaunch(space.family, space.channels)
+        return States(space.family, space.heads, q_heads=1, k_heads=1, v_heads=space.heads)
+    if declared.scanned is None:
+        return None
+    scan = declared.scanned(*given)
+    return States.of(scan) if scan.channels is None else ChannelLaunch(scan.channels, scan.heads * scan.family.value_width)
 
 
 def _seen(group: HeadGroup) -> Seen:
@@ -116,7 +129,7 @@ def _seen(group: HeadGroup) -> Seen:
 
 
 def _candidates(
-    node: Node, launch: Launch | States | None, phase: Phase, device: Device, load: Workload, out: tuple[Refusal, ...]
+    node: Node, launch: AnyLaunch | None, phase: Phase, device: Device, load: Workload, out: tuple[Refusal, ...]
 ) -> tuple[list[Price], tuple[Refusal, ...]]:
     """(candidates that can run, cheapest first; refusals). No launch: a node that only its reference runs."""
     if launch is None:
@@ -124,6 +137,8 @@ def _candidates(
         return [Price(provider="reference", seconds=None)], (Refusal(provider="triton", reason=reason),)
     if isinstance(launch, States):
         return scan_providers.candidates(scan_providers.Task(launch, phase, device, load), out)
+    if isinstance(launch, ChannelLaunch):
+        return channel_providers.candidates(channel_providers.Task(launch, phase, device, load), out)
     task = Task(launch, _groups(launch, phase, load), phase, device, load)
     return choosers(task, out) if isinstance(node, Select) else candidates(task, out)
 

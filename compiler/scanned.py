@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from attnc.compiler.families import Recurrence
+from attnc.compiler.families import Channels, Recurrence
 from attnc.compiler.mixers.features import Feature, Taylor
 from attnc.compiler.streams import Streams
 
@@ -24,6 +24,8 @@ class Scanned:
     key       `projected`, or `decay`: 1 - exp(decay)
     beta      strengths of the delta rule are beta sigmoid(W x); `one_strength`: that of erasing is that of writing too
     formula   the reference of one sequence, as compiler/mixers/recurrence.py's
+    channels  states that are vectors: the member of their own family, h <- exp(decay) h + (1 - exp(decay)) v by elements;
+              `family` then says the decay, and the width of a head's v twice
     """
 
     family: Recurrence
@@ -39,6 +41,7 @@ class Scanned:
     one_strength: bool = True
     causal: bool = True
     formula: Callable[..., Any] = lambda: None
+    channels: Channels | None = None
 
     @property
     def erases(self) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .autocast import enabled, off, word
 from .batch import Batch
+from .gates import one_minus
 from .storage import LayerCache
 
 
@@ -60,6 +61,16 @@ def zero_order_hold(dt_log: Tensor, decay_log: Tensor, frequency: Tensor, readin
     a = torch.complex(-torch.exp(decay_log.to(wide)), frequency.to(wide))
     rates = torch.exp(dt_log.to(wide)).unsqueeze(1) * a
     return rates, 2 * torch.view_as_complex(reading.to(wide).contiguous()) * torch.expm1(rates) / a
+
+
+def gated(v: Tensor, decay: Tensor) -> Channels:
+    """h <- f h + (1 - f) v with f = exp(decay), read as it is (HGRN, arXiv 2311.04823).
+
+    v [T, H, E]; decay, logarithms, none above 0: [T, H] or [T, H, E]. Channels are those of all heads.
+    """
+    gate = (decay if decay.dim() == 3 else decay.unsqueeze(-1).expand(v.shape)).flatten(1)
+    rates = gate.new_ones(gate.shape[1], 1)
+    return Channels(one_minus(gate) * v.flatten(1), rates, gate)
 
 
 Formula = Callable[..., tuple[Tensor, Tensor]]

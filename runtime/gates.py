@@ -33,6 +33,12 @@ def softplus_decay(x: Tensor, rate: Tensor, offset: Tensor) -> Tensor:
     return speed.unsqueeze(-1) * step.reshape(*step.shape[:-1], heads, -1)
 
 
+def time_step(x: Tensor, offset: Tensor) -> Tensor:
+    """softplus(x + offset): the steps of time of a state space (Mamba, arXiv 2312.00752); offset `dt_bias`."""
+    y = wide(x) + offset.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.logaddexp(y, y.new_zeros(()))
+
+
 def sigmoid_decay(x: Tensor, low: Tensor | float = 0.0) -> Tensor:
     """log(low + (1 - low) sigmoid(x)), logarithms of a decay that is never below `low` (HGRN-2, arXiv 2404.07904).
 

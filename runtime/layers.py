@@ -111,16 +111,19 @@ def depthwise(x: Tensor, weight: Tensor, batch: Batch, state: Tensor | None = No
 
 
 class ShortConv(nn.Module):
-    """`depthwise` with a learned weight [width, n], then SiLU: what `short_conv` puts on q, k and v."""
+    """`depthwise` with a learned weight [width, n], and bias [width] where there is one, then SiLU: what `short_conv` puts on
+    q, k and v, and on the input of a state space.
+    """
 
-    def __init__(self, width: int, n: int) -> None:
+    def __init__(self, width: int, n: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width, n))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor, batch: Batch, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [T, width], state [S, n - 1, width] or None (zeros) -> (y [T, width], new state)."""
         mixed, state = depthwise(x, self.weight, batch, state)
-        return F.silu(mixed), state
+        return F.silu(mixed if self.bias is None else mixed + self.bias), state
 
 
 def log_position(q: Tensor, positions: Tensor, floor_scale: float, attn_scale: float) -> Tensor:

@@ -17,6 +17,8 @@ from .autocast import cast, enabled, word
 from .batch import Batch
 from .cache import Cache, CacheError
 from .call import Call
+from .channels import ChannelScan, ChannelStates
+from .channels_torch import torch_channels
 from .choosing import Candidates, Planned, lacking, present, say
 from .generate import generate
 from .mix import Mix
@@ -26,7 +28,7 @@ from .rotary import Rope, on_device
 from .sampling import Sampler
 from .scan import MatrixStates
 from .scan_torch import torch_scan
-from .softmax import Kernel, Provider, per_part
+from .softmax import Provider, per_part
 from .softplus import SoftplusKernels
 from .split import split
 from .storage import LayerPlan
@@ -44,7 +46,7 @@ class BuiltModel(nn.Module):
 
     providers: ClassVar[Mapping[str, Mapping[str, Mapping[str, Planned]]]] = {}
     reference: ClassVar[ModuleType]
-    kernels: Callable[[str], Kernel | SoftplusKernels | None] | None = None
+    kernels: Callable[[str], Any] | None = None
     """launch name -> its generated kernel, None where there is none; set when a folder is loaded."""
     runners_up: Mapping[str, Candidates] = {}
     """kind of device -> launch -> phase -> who else can run it, cheapest first; set when a folder is loaded."""
@@ -134,10 +136,10 @@ class BuiltModel(nn.Module):
         """Every launch of every layer."""
         return [mix for module in self.modules() for mix in getattr(module, "mixes", ())]
 
-    def scans(self) -> list[MatrixStates]:
-        """Every launch of matrix states of every layer."""
+    def scans(self) -> list[MatrixStates | ChannelStates]:
+        """Every launch of states of every layer."""
         found = (getattr(module, "scan", None) for module in self.modules())
-        return [scan for scan in found if isinstance(scan, MatrixStates)]
+        return [scan for scan in found if isinstance(scan, MatrixStates | ChannelStates)]
 
     @property
     def causal(self) -> bool:
@@ -163,15 +165,21 @@ class BuiltModel(nn.Module):
             raise ValueError(f"{way} cannot run here: {reason}")
         others = self.runners_up.get(kind, {})
         decisions = []
-        every: list[Mix | MatrixStates] = [*self.launches(), *self.scans()]
+        every: list[Mix | MatrixStates | ChannelStates] = [*self.launches(), *self.scans()]
         for launch in every:
             for phase, planned in self.providers[kind][launch.name].items():
-                wanted = _way(way, planned, launch) if isinstance(launch, Mix) else _way_of_states(way, planned)
+                wanted = (
+                    _way(way, planned, launch)
+                    if isinstance(launch, Mix)
+                    else _way_of_states(way, planned, isinstance(launch, ChannelStates))
+                )
                 candidates = (wanted, *others.get(launch.name, {}).get(phase, ()), "reference")
                 chosen, passed = present(candidates, lacks)
                 decisions += [(launch.name, phase, reason, one, chosen) for one, reason in passed]
                 if isinstance(launch, Mix):
                     launch.providers[phase] = self.provider(launch, chosen)
+                elif isinstance(launch, ChannelStates):
+                    launch.providers[phase] = self.channel_scan(launch, chosen)
                 else:
                     launch.providers[phase] = self.scan(launch, chosen)
         for mix in self.launches():
@@ -225,6 +233,20 @@ class BuiltModel(nn.Module):
             case _:
                 raise ValueError(f"there is no provider {planned!r} of matrix states")
 
+    def channel_scan(self, states: ChannelStates, planned: Planned) -> ChannelScan:
+        """The provider of one launch of channel states by its name."""
+        match planned:
+            case "torch":
+                return torch_channels
+            case "reference":
+                return states.reference
+            case "triton":
+                assert self.kernels is not None, "generated kernels come with a built folder"
+                found: ChannelScan = self.kernels(states.name) or states.reference
+                return found
+            case _:
+                raise ValueError(f"there is no provider {planned!r} of channel states")
+
 
 def _in_dtype(row: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """A row of plan.json, which counts in bfloat16, for a model of `dtype`; float32 there is float64 in float64 alone."""
@@ -236,9 +258,9 @@ def _in_dtype(row: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return row | {"dtype": word} | {size: type(row[size])(row[size] * factor) for size in sizes}
 
 
-def _way_of_states(wanted: str, planned: Planned) -> Planned:
-    """The provider that runs a launch of matrix states where `wanted` was asked for: its plan, where that is one of keys."""
-    return wanted if wanted in ("torch", "reference") else planned
+def _way_of_states(wanted: str, planned: Planned, kernels: bool) -> Planned:
+    """The provider that runs a launch of states where `wanted` was asked for: its plan, where that is one of keys alone."""
+    return wanted if wanted in ("torch", "reference") or (wanted == "triton" and kernels) else planned
 
 
 def _way(wanted: str, planned: Planned, mix: Mix) -> Planned:

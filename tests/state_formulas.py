@@ -9,12 +9,15 @@ import math
 
 import torch
 from formulas import rotated
+from space_formulas import vector_states
 
 
 def linear(call, mixer, at, x):
     """x [n, W] -> [n, W]; the states lie in call.text from call to call."""
     kind, a = mixer.kind, mixer.attributes
     decay = decays(call, kind, a, at, x)  # [n, H, K or 1]
+    if kind.state == "vector":
+        return vector_states(call, mixer, at, x, decay)
     q = of_each(features(call, kind, at, "q", turned(call, call.heads(at, "q", x, a.qk_heads, a.head_dim, a), a)), a.heads)
     if kind.key == "one_minus_decay":
         k = (1 - decay).expand(-1, -1, q.shape[2])
@@ -110,7 +113,7 @@ def decays(call, kind, a, at, x):
         case "retention":
             return ones * (1 - x.new_tensor([2.0 ** (-5 - h) for h in range(a.heads)]))[:, None]
     z = x @ call.weights[f"{at}.decay_proj.weight"].T
-    if kind.key == "one_minus_decay" or kind.lower_bound != 0:
+    if kind.key == "one_minus_decay" or kind.lower_bound != 0 or kind.state == "vector":
         low = lower(call, at) if kind.lower_bound == "learned" else kind.lower_bound
         return (low + (1 - low) * torch.sigmoid(z)).reshape(len(x), a.heads, -1)
     rate = torch.exp(call.weights[f"{at}.A_log"])

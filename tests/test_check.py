@@ -31,6 +31,7 @@ BUILT = (
     *("power", "softplus", "tempscale", "random-features", "longlora", "echoatt", "streaming-llm", "duo", "retrieval-heads"),
     *("infiniretri", "based", "hybrid-gdn", "hybrid-hgrn2", "qwen3-next", "kimi-linear", "hydrahead", "hylra", "ucm"),
     *CHOSEN,
+    *("jamba", "falcon-h1"),
 )
 """Specs that are built."""
 

@@ -150,6 +150,22 @@ SPECS = {
         "0: linear(feature = elu, normalize = sum) { rope = 100 }\n1: linear(feature = taylor(2)) { short_conv = none }",
         ", causal = false",
     ),
+    "state spaces of every form": spec_text(
+        "0: ssm(s4d, state = 6, expand = 2) { scale = 0.5 }\n1: ssm(mamba, state = 3) { short_conv = 3, output_gate = silu }\n"
+        "2: ssm(mamba2, state = 5) { heads = 4, head_dim = 6, short_conv = 2, output_gate = silu, output_norm = rms }",
+        ", norm_place = sandwich, bias = all",
+    ),
+    "state spaces beside others": spec_text(
+        "0: gate(window(3), ssm(mamba2, state = 3) { heads = 2, head_dim = 4 }, by = product)\n"
+        "1: full >> ssm(mamba, state = 2, expand = 2) { scale = learned(init = 2) }\n"
+        "2: ssm(s4d, state = 2) + ssm(s4d, state = 4) { output_gate = sigmoid }",
+    ),
+    "a state space that sees both ways": spec_text("all: full + ssm(s4d, state = 4)", ", causal = false"),
+    "states that are vectors": spec_text(
+        "0: linear(decay = vector, state = vector, lower_bound = learned) { short_conv = 3, output_norm = rms }\n"
+        "1: linear(decay = scalar, state = vector) { kv_heads = 2, value_dim = 5, output_gate = silu }\n"
+        "2: linear(decay = vector, state = vector, lower_bound = learned)"
+    ),
     "a route per token": spec_text("all: route(per = token, by = router(linear)) { exact: full, near: window(4) }"),
     "a route with all that it can say": spec_text(
         "0: route(per = token, by = router(linear, estimator = straight_through)) { a: full, b: window(4), c: sink(2) }"

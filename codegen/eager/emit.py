@@ -66,9 +66,8 @@ def emit(graph: Graph) -> tuple[str, Masks]:
             case RouteTokens(alternatives=alternatives, attributes=attributes):
                 for keys in alternatives:
                     unions.setdefault((keys, attributes.causal), None)
-            case Apply(kind=kind):
-                reference = MIXERS[kind.kind].reference  # one that lowers to states has its formula here too
-                assert reference is not None, f"{kind.kind} is built, so it has a reference"
+            case Apply():
+                reference = formula_of(node, graph)
                 copied[reference.__name__] = reference
             case _:
                 pass
@@ -98,6 +97,17 @@ def _functions(key: Kind) -> tuple[Callable[..., Any], ...]:
         return mixer.formulas
     assert mixer.mask is not None, f"{key.kind} is a key set, so it has a mask"
     return (mixer.mask,)
+
+
+def formula_of(node: Apply, graph: Graph) -> Callable[..., Any]:
+    """The reference of a kind that is a mixer by itself; one that lowers to states has the formula of these."""
+    declared = MIXERS[node.kind.kind]
+    lower = declared.scanned or declared.spaced
+    if lower is not None:
+        found: Callable[..., Any] = lower(node.kind, node.attributes, graph.model).formula
+        return found
+    assert declared.reference is not None, f"{node.kind.kind} is built, so it has a reference"
+    return declared.reference
 
 
 def _visible(name: str, union: Union, group: HeadGroup | None) -> str:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from attnc.compiler.attributes import OF_INPUT, OF_OUTPUT, OF_PROJECTIONS, OF_ROTATION
-from attnc.compiler.declare import Bounds, NotBuilt
-from attnc.compiler.families import Recurrence
+from attnc.compiler.declare import Bounds
+from attnc.compiler.families import Channels, Recurrence
 from attnc.compiler.mixer import Kind, Mixer, Weight
+from attnc.compiler.mixers.channels import channel_states
 from attnc.compiler.mixers.features import Feature, Taylor, feature_width
 from attnc.compiler.mixers.recurrence import recurrence
 from attnc.compiler.scanned import Scanned
@@ -56,7 +57,7 @@ class Linear(Kind):
     erase: Literal["scalar", "vector"] = "scalar"
     write: Literal["scalar", "vector"] = "scalar"
     beta: Literal[1, 2] = 1
-    state: Annotated[Literal["matrix", "vector"], NotBuilt("vector")] = "matrix"
+    state: Literal["matrix", "vector"] = "matrix"
 
 
 def _rules(kind: Linear) -> Iterator[Broken]:
@@ -175,7 +176,9 @@ def _one_strength(kind: Linear) -> bool:
 
 
 def _scanned(kind: Linear, attributes: Any, _model: Any) -> Scanned:
-    """The launch of matrix states."""
+    """The launch of matrix states, or of channel states."""
+    if kind.state == "vector":
+        return _of_vectors(kind, attributes)
     width, gate = attributes.head_dim, _gate(kind)
     of_exp = isinstance(kind.feature, Taylor) or kind.feature == "favor"  # products of features stand for exp(q . k / sqrt(D))
     family = Recurrence(
@@ -201,6 +204,21 @@ def _scanned(kind: Linear, attributes: Any, _model: Any) -> Scanned:
         one_strength=_one_strength(kind),
         causal=attributes.causal,
         formula=recurrence,
+    )
+
+
+def _of_vectors(kind: Linear, attributes: Any) -> Scanned:
+    """The launch of states that are as wide as values."""
+    width = attributes.value_dim
+    return Scanned(
+        family=Recurrence(decay=FORMS[kind.decay], key_width=width, value_width=width),
+        heads=attributes.heads,
+        streams=streams(kind, attributes),
+        scale=1.0,
+        decay=_gate(kind),
+        lower=kind.lower_bound,
+        formula=channel_states,
+        channels=Channels(write=False, read=False, state=1),
     )
 
 

@@ -19,7 +19,11 @@ from typing import Annotated, Any, Literal
 
 from attnc.compiler.attributes import OF_INPUT, OF_OUTPUT
 from attnc.compiler.declare import Bounds, Positional
+from attnc.compiler.families import Channels, Recurrence
 from attnc.compiler.mixer import Kind, Mixer, Weight
+from attnc.compiler.mixers.channels import channel_states
+from attnc.compiler.mixers.recurrence import recurrence
+from attnc.compiler.spaced import Spaced
 from attnc.compiler.value import Broken
 
 STEPS = (1e-3, 1e-1)
@@ -65,7 +69,7 @@ def _rules(kind: Ssm) -> Iterator[Broken]:
 def _state(kind: Ssm, attributes: Any, model: Any) -> dict[str, tuple[int, ...]]:
     """`state` numbers a channel; of S4D's complex states, which come in conjugate pairs, as many real numbers."""
     if kind.form == "mamba2":
-        return {"state": (attributes.heads, attributes.head_dim, kind.state)}
+        return {"state": (attributes.heads, kind.state, attributes.head_dim)}
     return {"state": (inner_width(kind, attributes, model), kind.state)}
 
 
@@ -134,6 +138,28 @@ def _weights_mamba2(kind: Ssm, attributes: Any, model: Any) -> list[Weight]:
     ]
 
 
+def _spaced(kind: Ssm, attributes: Any, model: Any) -> Spaced:
+    """The launch of states; Mamba-2's are matrices with a decay a head: q = C, k = B, v = dt u."""
+    inner, gate = inner_width(kind, attributes, model), attributes.output_gate
+    if kind.form == "s4d":
+        family = Channels(step=False, write=False, read=False, weights=True, complex_states=True, state=kind.state // 2)
+        return Spaced(family, inner, kind.state, "fixed", channel_states, gate=gate, causal=attributes.causal)
+    if kind.form == "mamba":
+        ranked = Channels(state=kind.state)
+        return Spaced(ranked, inner, kind.state, "ranked", channel_states, conv=attributes.short_conv, gate=gate)
+    return Spaced(
+        family=Recurrence(decay="scalar", key_width=kind.state, value_width=attributes.head_dim),
+        channels=inner,
+        state=kind.state,
+        steps="heads",
+        formula=recurrence,
+        heads=attributes.heads,
+        conv=attributes.short_conv,
+        gate=gate,
+        norm=None if attributes.output_norm is None else model.norm.epsilon,
+    )
+
+
 def _takes(kind: Ssm) -> frozenset[str]:
     own = {
         "s4d": frozenset[str](),
@@ -148,6 +174,8 @@ MIXER = Mixer(
     type="mixer",
     parameters=Ssm,
     make_examples=lambda: (Ssm(form="s4d"), Ssm(form="mamba", state=4, expand=2), Ssm(form="mamba2", state=8)),
+    reference=channel_states,
+    spaced=_spaced,
     weights=_weights,
     state=_state,
     float32_state=True,
