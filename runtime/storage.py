@@ -94,6 +94,7 @@ class LayerCache:
         self.owns_keys = keys is None
         self.lends_keys = False
         self._waiting: list[tuple[Tensor, Tensor, Batch]] = []
+        self._after: list[tuple[str, Tensor | slice, Tensor]] = []
         if keys is not None:
             keys.lends_keys = True
         self.k_width: int = plan.key_width if keys is None else keys.k_width
@@ -173,7 +174,10 @@ class LayerCache:
         """Write what waits, or (`keep` false) forget it, as it comes from a call that failed."""
         for k, v, batch in self._waiting if keep else []:
             self.write(k, v, batch)
+        for name, rows, value in self._after if keep else []:
+            self.states[name][rows] = value.to(self.states[name].dtype)
         self._waiting.clear()
+        self._after.clear()
 
     def part(self, batch: Batch, written: bool) -> KeyPart:
         """The stored keys as a key part: up to the batch's past, or with its own tokens if they are `written` already."""
@@ -216,9 +220,9 @@ class LayerCache:
         return state if batch.rows is None else state[self._chosen(batch)]
 
     def set_state(self, name: str, value: Tensor, batch: Batch) -> None:
-        """Replace the state of the batch's sequences by value [S, *shape]."""
+        """Replace the state of the batch's sequences by value [S, *shape] at the end of the call: one that fails leaves it."""
         rows = slice(None) if batch.rows is None else self._chosen(batch)
-        self.states[name][rows] = value.to(self.states[name].dtype)
+        self._after.append((name, rows, value))
 
     def pooled(self, name: str, batch: Batch) -> list[Tensor]:
         """[heads, runs, width] of each of the batch's sequences, to read and to write."""

@@ -208,6 +208,10 @@ MODEL = (
 )
 
 
+def failing(x):
+    raise ZeroDivisionError
+
+
 def test_a_cache_of_states_goes_back_by_snapshots_and_to_nothing(tmp_path):
     build(check_text(MODEL), tmp_path / "out", Options(seed=0))
     model = attnc.load(tmp_path / "out", dtype=torch.bfloat16)
@@ -221,7 +225,11 @@ def test_a_cache_of_states_goes_back_by_snapshots_and_to_nothing(tmp_path):
     kept = cache.snapshot()
     then = model(texts[:, 9:], cache=cache).logits
     cache.restore(kept)
-    assert torch.equal(model(texts[:, 9:], cache=cache).logits, then)
+    model.model.norm.forward = failing  # behind every layer
+    with pytest.raises(ZeroDivisionError):
+        model(texts[:, 9:], cache=cache)
+    del model.model.norm.forward
+    assert torch.equal(model(texts[:, 9:], cache=cache).logits, then)  # a call that fails leaves the states as they were
     with pytest.raises(RuntimeError, match="A507"):  # the folder's own CacheError
         cache.crop(5)
     cache.crop((12, 0))
