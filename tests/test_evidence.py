@@ -111,6 +111,12 @@ def test_the_command_measures_what_is_missing_and_writes_the_page(command, tmp_p
     assert "full, seed 0: " in capsys.readouterr().out
 
 
+def test_examples_that_are_drawn_ahead_are_those_that_are_asked_for(command):
+    task, ahead = Mqar(pairs=2), command.Ahead(Mqar(pairs=2))
+    for step, size in ((0, 1), (0, 4), (1, 4), (2, 4), (7, 4)):
+        assert torch.equal(ahead.batch(3, step, size, 20, 64).tokens, task.batch(3, step, size, 20, 64).tokens)
+
+
 def test_several_tasks_take_turns():
     tasks = [Mqar(pairs=2), Mqar(pairs=3), Mqar(pairs=4)]
     for step in range(5):

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from attnc.compiler.data import from_json, to_json
 from attnc.evaluate import run as asking
 from attnc.evaluate.evidence import Evidence, Trained, page
 from attnc.evaluate.subject import Subject
+from attnc.tasks.examples import Examples, Task
 from attnc.tasks.recall import Mqar
 from attnc.tasks.several import Several
 from attnc.train.report import Progress, Settings
@@ -80,13 +82,32 @@ def missing(words: argparse.Namespace, known: Evidence) -> Iterator[tuple[str, i
     return iter([pair for pair in wanted if pair not in done])
 
 
+class Ahead:
+    """A task whose next examples are drawn while the model learns from these."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.pool = task, ThreadPoolExecutor(max_workers=1)
+        self.drawn: tuple[tuple[int, ...], Future[Examples]] | None = None
+
+    def batch(self, seed: int, step: int, size: int, length: int, vocabulary: int) -> Examples:
+        """As the task's own."""
+        wanted, after = ((seed, number, size, length, vocabulary) for number in (step, step + 1))
+        known = self.drawn[1].result() if self.drawn and self.drawn[0] == wanted else self.task.batch(*wanted)
+        self.drawn = (after, self.pool.submit(self.task.batch, *after))
+        return known
+
+    def chance(self, vocabulary: int) -> float:
+        """As the task's own."""
+        return self.task.chance(vocabulary)
+
+
 def trained(words: argparse.Namespace, spec: str, seed: int) -> Trained:
     """One model from nothing to its answers, in a folder that is thrown away."""
     pairs = [count for count in PAIRS if 4 * count <= words.length]
     with TemporaryDirectory(prefix="attnc-evidence-") as scratch:
         place = Path(scratch) / spec
         attnc.build(attnc.check(FOLDER / f"{spec}.attn"), place, device="cpu", init=seed)
-        task = Several(tuple(Mqar(pairs=count) for count in pairs))
+        task = Ahead(Several(tuple(Mqar(pairs=count) for count in pairs)))
         report = train(place, settings(words, seed), task, lambda progress: say(spec, seed, progress), lambda _: None)
         subject = Subject.of(place, words.device, None, reference=False)
         options = asking.Options(tasks=("mqar",), lengths=(words.length,), trials=words.trials, batch=100, pairs=tuple(pairs))

@@ -147,7 +147,10 @@ def table(report: EvalReport) -> None:
     from attnc.cli.verify import table as aligned
 
     typer.echo(f"{report.name}, {report.parameters:,} parameters, {report.dtype} on {report.device}\n")
-    typer.echo("\n".join(aligned([HEADINGS, *map(_cells, report.rows)], frozenset(HEADINGS[2:5] + HEADINGS[6:8]))))
+    rows = [HEADINGS, *map(_cells, report.rows)]
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
+    typer.echo("\n".join(aligned(rows, frozenset(HEADINGS[2:5] + HEADINGS[6:8]))))
     losses = [row for row in report.rows if row.task == "nll"]
     if losses:
         typer.echo(f"\nnll: nats a token on {losses[0].text}, SHA-256 {losses[0].sha256[:16]}")
