@@ -172,7 +172,7 @@ def _needs(
 ) -> dict[str, set[str]]:
     needs: dict[str, set[str]] = {"mix": {"Mix", "Variant"}, "intervals": {"HeadGroup"}, "cache": {"LayerPlan", "Slots"}}
     needs = merged([needs, projecting.needs(of_softmax(a, own_qk=project.qk_layer is None), a)])
-    if a.short_conv is not None:
+    if any("State(" in plan for plan in plans):
         needs["cache"].add("State")
     if a.kv_latent is not None:
         needs = merged([needs, {"latent": {"Expand"}, "layers": {"RMSNorm"}}])

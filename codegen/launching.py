@@ -89,8 +89,9 @@ def plan_text(mix: Mix, project: Project, at: int, model: Model) -> str:
     arguments = [f"({', '.join(slots)},)", widths]
     if project.qk_layer is not None:
         arguments.append(f"keys_from=self.source{f' + {at}' if at else ''}")
-    if at == 0 and a.short_conv is not None:
-        arguments.append(_conv_states(project))
+    states = [*(_conv_states(project) if at == 0 and a.short_conv is not None else ()), *selecting.state_texts(mix, model)]
+    if states:
+        arguments.append(f"states=({', '.join(states)},)")
     pooled = selecting.pooled_texts(mix, model)
     if pooled:
         arguments.append(f"pooled=({', '.join(pooled)},)")
@@ -100,12 +101,11 @@ def plan_text(mix: Mix, project: Project, at: int, model: Model) -> str:
     return "LayerPlan(" + "".join(f"\n                {argument}," for argument in arguments) + "\n            )"
 
 
-def _conv_states(project: Project) -> str:
+def _conv_states(project: Project) -> list[str]:
     a = project.attributes
     assert a.short_conv is not None, "asked only where there is a convolution"
     widths = channels(of_softmax(a, own_qk=project.qk_layer is None))
-    texts = [f'State("{name}_conv", ({a.short_conv - 1}, {width}))' for name, width in widths.items()]
-    return f"states=({', '.join(texts)},)"
+    return [f'State("{name}_conv", ({a.short_conv - 1}, {width}))' for name, width in widths.items()]
 
 
 def _guard(guard: Guard) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -12,9 +14,11 @@ from attnc.codegen import applying, attending, composing, routing, scanning, spa
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
+from attnc.compiler.causality import Refusal, refusals
 from attnc.compiler.graph import Graph
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.planned import Choice, Plan
+from attnc.compiler.selectors import ranges
 from attnc.compiler.spec import Chain, Choose, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
 from attnc.compiler.walk import is_softmax
 
@@ -123,7 +127,7 @@ def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, ve
         "version": version,
         "file": spec.file,
         "digest": hashlib.sha256(spec.text.encode()).hexdigest()[:12],
-        "imports": _imports(classes.parts, model),
+        "imports": _imports(classes.parts, model, bool(_refused(spec))),
         "providers": {device: _providers(plan, launches) for device, plan in plans.items()},
         "split": any(choice.parts for plan in plans.values() for choice in plan.choices),
         "classes": classes.parts,
@@ -139,8 +143,23 @@ def emit(spec: Spec, graph: Graph, plans: Mapping[str, Plan], visible: Masks, ve
         "head": head(model),
         "rises": any("LowerBound(" in line for part in classes.parts for line in part.modules),
         "parameters": f"{parameters.total(weights):,}",
+        "refused": _refused(spec),
     }
     return render("model.py.j2", **context), launches
+
+
+def _refused(spec: Spec) -> dict[str, str]:
+    """use -> why the choices of the spec forbid it, as source."""
+    found: dict[str, list[Refusal]] = {}
+    for one in refusals(spec):
+        found.setdefault(one.use, []).append(one)
+    texts = {}
+    for use, reasons in found.items():
+        said = "; ".join(f"layers {ranges(list(one.layers))}: {one.message}" for one in reasons)
+        multiples = [one.multiple for one in reasons if one.multiple is not None]
+        whole = f", multiple={math.lcm(*multiples)}" if len(multiples) == len(reasons) else ""
+        texts[use] = f'Refused("{reasons[0].code}", {json.dumps(said)}{whole})'
+    return texts
 
 
 def render(template: str, **context: object) -> str:
@@ -176,9 +195,11 @@ def head(model: Model) -> str:
     return text
 
 
-def _imports(parts: list[Part], model: Model) -> list[str]:
+def _imports(parts: list[Part], model: Model, refused: bool) -> list[str]:
     """The import lines that the classes need, beside the template's own."""
     wanted: dict[str, set[str]] = {"model": {"BuiltModel"}, "cache": {"LayerPlan"}, "call": {"Call"}}
+    if refused:
+        wanted["leaks"] = {"Refused"}
     if model.norm.kind == "rms":
         wanted.setdefault("layers", set()).add("RMSNorm")
     if model.feed_forward is not None:

@@ -71,6 +71,15 @@ def pooled_texts(mix: Mix, model: Model) -> list[str]:
     return found
 
 
+def state_texts(mix: Mix, model: Model) -> list[str]:
+    """The runtime's States of a launch: what queries of earlier calls ask."""
+    found = []
+    for kind, name in held_names(mix).items():
+        states = MIXERS[kind.kind].state(kind, mix.attributes, model)
+        found += [f'State("{name}.{key}", {shape!r}, torch.float32)' for key, shape in states.items()]
+    return found
+
+
 def _decoding(mix: Mix) -> Iterator[tuple[HeadGroup, Kind]]:
     """What the groups choose in variants that may decode."""
     for variant in mix.variants:
@@ -88,6 +97,7 @@ def chosen_text(name: str, kind: Kind, visible: str, ratio: int) -> str:
     """The function of reference.py that says which keys a kind chooses beside those that `visible` shows."""
     one = selector(kind)
     values = {
+        "asks": f'(("{one.asks}", {one.many}, {one.every}), call)',
         "unit": f"{one.unit}",
         "runs": f'("{one.keys}", {one.span}, {one.step})',
         "score": f'("{one.score}", {one.lse})',
@@ -98,7 +108,7 @@ def chosen_text(name: str, kind: Kind, visible: str, ratio: int) -> str:
     words = "".join(f"        {key}={value},\n" for key, value in values.items())
     formula = formulas(kind)[-1].__name__
     return (
-        f"def {name}(q: Any, k: Any, i: Any, length: int, logit: Any) -> Any:\n"
+        f"def {name}(q: Any, k: Any, i: Any, length: int, logit: Any, call: Any) -> Any:\n"
         f'    """What content chooses beside {visible}: see {formula}."""\n'
         f"    shown = functools.partial({visible}, length=length)\n"
         f"    return {formula}(\n        q,\n        k,\n        i,\n        shown,\n        logit=logit,\n{words}    )"

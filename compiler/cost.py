@@ -173,7 +173,7 @@ def choosing(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workl
     for group in groups:
         heads = group.kv_heads * launch.ratio
         for selector in group.selectors:
-            scores = heads * queries * selector.runs(keys)
+            scores = heads * selector.rows(queries) * selector.runs(keys)
             count += 1
             flops += 2 * scores * launch.head_dim * (2 if selector.keys == "bounds" else 1)
             exponentials += scores if selector.score == "softmax" else 0

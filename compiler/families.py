@@ -173,7 +173,7 @@ class Selector:
     What is chosen is data of the launch that reads it: for each query, or block of queries, and each chooser a number of units
     and their indices in rising order. runtime/selector.py has the same fields, and says what they mean.
 
-    Fixed here is what changes code (unit, keys, span, step, score, lse, shared, heads, fold); the rest are numbers.
+    Fixed here is what changes code (unit, keys, span, step, score, lse, shared, heads, fold, asks); the rest are numbers.
     """
 
     unit: int = 1
@@ -185,6 +185,9 @@ class Selector:
     shared: Literal["head", "group", "layer"] = "group"
     heads: Literal["sum", "max", "mean", "min"] = "sum"
     fold: Literal["max", "sum"] = "max"
+    asks: Literal["each", "block", "last"] = "each"
+    many: int = 1
+    every: int = 1
     top_k: int | Share | Sublinear | None = None
     top_p: float | None = None
     threshold: float | None = None
@@ -193,7 +196,7 @@ class Selector:
     overlap: Literal["ranked", "counted", "excluded"] = "ranked"
 
     def __post_init__(self) -> None:
-        sizes = (self.unit, self.span, self.step, self.at_least, *(self.lse or ()))
+        sizes = (self.unit, self.span, self.step, self.many, self.every, self.at_least, *(self.lse or ()))
         assert all(type(number) is int and 1 <= number <= 2**24 for number in sizes), self
         assert self.step <= self.span, "runs leave no key out"
         assert sum(given is not None for given in (self.top_k, self.top_p, self.threshold)) == 1, self
@@ -204,6 +207,11 @@ class Selector:
         wanted = units if self.top_k is None else _amount(self.top_k, length, self.unit)
         most = units if self.at_most is None else self.at_most
         return min(units, most, max(wanted, self.at_least)) * self.unit
+
+    def rows(self, queries: int) -> int:
+        """Queries that score, of so many: those of a block ask as one."""
+        blocks = -(-queries // self.many)
+        return {"each": queries, "block": blocks, "last": min(queries, self.many)}[self.asks]
 
     def runs(self, length: int) -> int:
         """Runs of keys that are scored, coarser ones included, in a sequence of so many tokens."""

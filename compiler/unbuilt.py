@@ -160,6 +160,7 @@ def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
             yield from _of_block(mixer, at, built)
             if isinstance(mixer, Heads):
                 yield from _of_latent_heads(mixer, at)
+                yield from _of_choosing_heads(mixer, at)
         case Gate(shared=shared, parts=parts) if shared and not all(map(_is_softmax, parts)):
             expected = "branches that are softmax over key sets"
             yield Finding("a gate that shares projections with a state", at, expected, "leave `shared` out")
@@ -187,6 +188,18 @@ def _of_choice(mixer: Attention, at: Origin) -> Iterator[Finding]:
             shown = print_value(given) if isinstance(given, Value) else str(given).lower()
             what = f"`{key} = {shown}` beside `{chosen[0]}`"
             yield Finding(what, at, f"`{chosen[0]}` without `{key}`", f"leave `{key}` out")
+
+
+def _of_choosing_heads(mixer: Heads, at: Origin) -> Iterator[Finding]:
+    """Choices of some heads that would need to know of others: who asks for a layer, or keeps what earlier calls asked."""
+    found = (kind for case in mixer.cases for leaf in leaves(case.mixer) if isinstance(leaf, Attention) for kind in leaf.keys)
+    for kind in found:
+        chooses = MIXERS[kind.kind].chooses
+        if chooses is not None and MIXERS[kind.kind].whole_layer(kind):
+            what = f"`{print_value(kind)}` for some heads of a layer"
+            yield Finding(
+                what, at, "one choice for all heads, or `queries = each` and a choice for each KV head", "leave `heads` out"
+            )
 
 
 def _of_latent_heads(mixer: Heads, at: Origin) -> Iterator[Finding]:

@@ -1,8 +1,8 @@
 """The provider `torch` where content chooses keys: units are chosen, then each query reads its own beside its intervals.
 
-A few queries (decoding) read each its own keys, gathered by its lists, beside the intervals' stretch, under one softmax. Of
-many a block at a time reads under a mask what the intervals or the lists of any of them hold, and never T x T. Differentiable
-but for the choice, which has no gradient.
+A query reads its own keys, gathered by its lists, beside the intervals' stretch, under one softmax. Where lists are long
+beside the text, or nobody knows how long, a block of queries reads all keys under a mask; never T x T. Differentiable but for
+the choice, which has no gradient.
 
 Legend: T new tokens of S sequences, N of one; H query heads, G KV heads, R = H // G; C choosers; L keys; D, E key, value width;
 m units of a list, K = m x unit of its keys.
@@ -10,11 +10,13 @@ m units of a list, K = m x unit of its keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from .asking import asking, earlier_of
+from .attention_torch import torch_attention
 from .batch import Batch
 from .intervals import Form, HeadGroup
 from .keys import KeyPart
@@ -26,7 +28,13 @@ from .spans import Numbers, exact, head_spans, reach, visible
 from .storage import LayerCache
 
 QUERIES = 64
-"""Queries that read the same keys under a mask."""
+"""Queries of a block."""
+
+NUMBERS = 2**22
+"""Gathered numbers of a block."""
+
+PREFILL_RATIO = 4
+"""How many times longer than its lists the text of one of many queries is, where these are gathered."""
 
 
 def lists_attention(
@@ -40,64 +48,93 @@ def lists_attention(
     sink_logit: Tensor | None = None,
     cache: LayerCache | None = None,
 ) -> Tensor:
-    """q [T, H, D] -> [T, H, E], as a `Provider` (softmax.py); `cache` holds what stands for runs of keys."""
+    """q [T, H, D] -> [T, H, E], as a `Provider` (softmax.py); `cache` holds what stands for runs of keys.
+
+    Heads for which nothing is chosen run as `torch_attention`.
+    """
     batch, parts = exact(batch, parts)
     repeat = q.shape[1] // sum(band.last - band.first + 1 for band in parts[0].bands)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    spans, rows = head_spans(groups, parts), []
+    outputs = []
+    for first, last, group in head_spans(groups, parts):
+        heads = slice(first * repeat, (last + 1) * repeat)
+        factor = scale[heads] if isinstance(scale, Tensor) else scale
+        sink = None if sink_logit is None else sink_logit[heads]
+        if group.choices:
+            span = _Span(first, last, group, form, factor, cap, sink)
+            outputs.append(_chosen(q[:, heads], parts, span, batch, cache, heads))
+        else:
+            own, some = replace(group, first=0, last=last - first), tuple(part.heads(first, last) for part in parts)
+            outputs.append(torch_attention(q[:, heads], some, (own,), form, batch, factor, cap, sink))
+    return torch.cat(outputs, dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Span:
+    """KV heads first..last that choose alike; `scale` and `sink` are of their query heads."""
+
+    first: int
+    last: int
+    group: HeadGroup
+    form: Form
+    scale: float | Tensor
+    cap: float | None
+    sink: Tensor | None
+
+
+def _chosen(q: Tensor, parts: tuple[KeyPart, ...], span: _Span, batch: Batch, cache: LayerCache | None, heads: slice) -> Tensor:
+    """q [T, H, D] of a span, which is `heads` of the launch's -> [T, H, E]."""
+    wide, rows = torch.promote_types(q.dtype, torch.float32), []
     for s, tokens in enumerate(torch.split(q, list(batch.sizes))):
-        outputs = []
-        for first, last, group in spans:
-            heads = slice(first * repeat, (last + 1) * repeat)
-            k, v, learned = text_keys(parts, first, last, s)
-            queries = tokens[:, heads].transpose(0, 1)
-            factor = scale[heads].to(wide) if isinstance(scale, Tensor) else scale
-            numbers = Numbers.of(group, batch.totals[s], form.causal)
-            asked = Asked(batch.pasts[s], batch.totals[s], numbers, factor, cap)
-            with torch.no_grad():
-                lists = [
-                    choose(one, queries, run_keys(one, k[:, learned:], first, last, s, batch, cache), asked)
-                    for one in group.choices
-                ]
-            sink = None if sink_logit is None else sink_logit[heads].to(wide)
-            outputs.append(_attend(queries.to(wide), k, v, learned, lists, asked, sink))
-        rows.append(torch.cat(outputs).transpose(0, 1))
+        k, v, learned = text_keys(parts, span.first, span.last, s)
+        queries, past = tokens.transpose(0, 1), batch.pasts[s]
+        numbers = Numbers.of(span.group, batch.totals[s], span.form.causal)
+        scale = span.scale.to(wide) if isinstance(span.scale, Tensor) else span.scale
+        asked = Asked(past, past + batch.sizes[s], batch.totals[s], numbers, scale, span.cap)
+        lists = []
+        with torch.no_grad():
+            for one in span.group.choices:
+                earlier = earlier_of(one, cache, batch, heads)
+                who = asking(one, queries, past, batch.phase == "decode", None if earlier is None else earlier[s])
+                keys = run_keys(one, k[:, learned:], span.first, span.last, s, batch, cache)
+                lists.append(choose(one, who, keys, asked))
+        sink = None if span.sink is None else span.sink.to(wide)
+        rows.append(_attend(queries.to(wide), k, v, learned, lists, asked, sink).transpose(0, 1))
     return torch.cat(rows).to(q.dtype) if rows else q.new_zeros(0, q.shape[1], parts[0].v_width)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, learned: int, lists: list[Lists], asked: Asked, sink: Tensor | None) -> Tensor:
     """q [H, N, D] of one sequence, k [G, L, D], v [G, L, E], the first of them `learned` -> [H, N, E]."""
-    gathered = sum(one.index.shape[2] * one.selector.unit for one in lists)
-    few = q.shape[1] <= DECODE_TOKENS and gathered < k.shape[1] - learned
-    outputs = []
-    for begin in range(0, q.shape[1], QUERIES):
-        block = q[:, begin : begin + QUERIES]
-        first, last = asked.past + begin, asked.past + begin + block.shape[1] - 1
+    bounded = all(one.selector.top_k is not None for one in lists)
+    listed = sum(one.index.shape[2] * one.selector.unit for one in lists)
+    ratio = 1 if q.shape[1] <= DECODE_TOKENS else PREFILL_RATIO
+    few = max(1, min(QUERIES, NUMBERS // max(1, listed * q.shape[2] * len(q))))
+    outputs, begin = [], 0
+    while begin < q.shape[1]:
+        gathers = (
+            bounded and listed * ratio < asked.past + begin
+        )  # which no content decides, so that nor does it how sums round
+        end = min(q.shape[1], begin + (few if gathers else QUERIES))
+        first, last = asked.past + begin, asked.past + end - 1
         i = torch.arange(first, last + 1, device=q.device)
-        here = [
-            Lists(one.selector, one.index[:, begin : begin + QUERIES], one.count[:, begin : begin + QUERIES]) for one in lists
-        ]
-        j = _reached(asked.numbers, [] if few else here, first, last, learned, q.device)
+        here = [one.of(begin, end) for one in lists]
+        j = _positions(reach(asked.numbers, first, last) if gathers else [(-learned, last + 1)], learned, last, q.device)
         near = visible(asked.numbers, i[:, None], j[None, :]).unsqueeze(0)
-        keys = [_Keys(k[:, j + learned], v[:, j + learned], near if few else _with_lists(near, here, j, last + 1))]
-        if few:
+        keys = [_Keys(k[:, j + learned], v[:, j + learned], near if gathers else _with_lists(near, here, i, j, last + 1))]
+        if gathers:
             keys += _gathered(k[:, learned:], v[:, learned:], here, i, asked.numbers)
-        o = _softmax(block, keys, asked, sink)
+        o = _softmax(q[:, begin:end], keys, asked, sink)
         for one in here:
             o = o.masked_fill(_for_heads(one.count < 0, len(q)).unsqueeze(-1), float("nan"))
         outputs.append(o)
+        begin = end
     return torch.cat(outputs, dim=1) if outputs else q.new_zeros(q.shape[0], 0, v.shape[2])
 
 
-def _reached(numbers: Numbers, lists: list[Lists], first: int, last: int, learned: int, device: torch.device) -> Tensor:
-    """The positions that queries first..last may read, learned keys (negative) among them: of intervals, and of their lists."""
-    there = torch.zeros(learned + last + 1, dtype=torch.bool, device=device)
-    for low, high in reach(numbers, first, last):
-        there[max(low + learned, 0) : max(high + learned, 0)] = True
-    for one in lists:
-        used = kept_table(one, -(-(last + 1) // one.selector.unit)).flatten(0, 1).any(dim=0)
-        there[learned:] |= used.repeat_interleave(one.selector.unit)[: last + 1]
-    return there.nonzero().squeeze(1) - learned
+def _positions(stretches: list[tuple[int, int]], learned: int, last: int, device: torch.device) -> Tensor:
+    """The positions of some stretches, of those that there are: -learned..last."""
+    cut = [(max(low, -learned), min(high, last + 1)) for low, high in stretches]
+    found = [torch.arange(low, high, device=device) for low, high in cut if low < high]
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,15 +155,15 @@ def kept_table(one: Lists, units: int) -> Tensor:
     """[C, n, units], which units each query keeps."""
     inside = torch.arange(one.index.shape[2], device=one.index.device) < one.count.unsqueeze(-1)
     table = torch.zeros(*one.index.shape[:2], units + 1, dtype=torch.bool, device=one.index.device)
-    return table.scatter(2, torch.where(inside, one.index.long(), units), True)[..., :units]
+    return table.scatter(2, torch.where(inside, one.index.long().clamp(max=units), units), True)[..., :units]
 
 
-def _with_lists(near: Tensor, lists: list[Lists], j: Tensor, text: int) -> Tensor:
+def _with_lists(near: Tensor, lists: list[Lists], i: Tensor, j: Tensor, text: int) -> Tensor:
     """near [1, n, L] and the keys of the lists: [C, n, L], C of those who share the least. `text`: tokens read so far."""
     seen = near
     for one in lists:
         unit = torch.div(j.clamp(min=0), one.selector.unit, rounding_mode="floor")
-        kept = kept_table(one, -(-text // one.selector.unit))[:, :, unit] & (j >= 0)
+        kept = kept_table(one, -(-text // one.selector.unit))[:, :, unit] & (j >= 0) & (j <= i[:, None])
         finest = max(len(seen), len(kept))
         seen = _for_heads(seen, finest) | _for_heads(kept, finest)
     return seen
@@ -179,7 +216,7 @@ def _softmax(q: Tensor, keys: list[_Keys], asked: Asked, sink: Tensor | None) ->
 
 def _products(q: Tensor, k: Tensor) -> Tensor:
     """q [H, n, D] with keys of all or of each query -> [H, n, L]."""
-    grouped = q.reshape(len(k), -1, *q.shape[1:])
+    grouped = q.reshape(len(k), len(q) // len(k), *q.shape[1:])
     k = k.to(q.dtype)
     if k.dim() == 3:
         return (grouped @ k.unsqueeze(1).transpose(2, 3)).flatten(0, 1)
@@ -190,7 +227,7 @@ def _products(q: Tensor, k: Tensor) -> Tensor:
 def _read(weights: Tensor, keys: _Keys) -> Tensor:
     """Weights [H, n, L] of the values: [H, n, E]."""
     v = keys.v.to(weights.dtype)
-    grouped = weights.reshape(len(v), -1, *weights.shape[1:])
+    grouped = weights.reshape(len(v), len(weights) // len(v), *weights.shape[1:])
     if v.dim() == 3:
         unseen = ~keys.seen.flatten(0, 1).any(dim=0).view(1, -1, 1)  # 0 * NaN is NaN
         return (grouped @ v.masked_fill(unseen, 0.0).unsqueeze(1)).flatten(0, 1)

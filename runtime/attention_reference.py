@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .asking import earlier_of
 from .batch import Batch
 from .intervals import Form, HeadGroup
 from .keys import KeyPart, Run
@@ -67,7 +68,7 @@ class Reference:
         scale: float | Tensor,
         cap: float | None = None,
         sink_logit: Tensor | None = None,
-        cache: LayerCache | None = None,  # noqa: ARG002 (keys are pooled anew)
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """q [T, H, D] -> [T, H, E]."""
         batch, parts = exact(batch, parts)
@@ -82,8 +83,9 @@ class Reference:
                 sink = None if sink_logit is None else sink_logit[heads]
                 runs = [run for part in parts if part.counts[s] for run in part.read(first, last, s)]
                 if runs:
-                    queries = tokens[:, heads].transpose(0, 1)
-                    outputs.append(self._heads(queries, keys(runs, repeat, wide), group, batch, s, (factor, cap, sink)))
+                    queries, found = tokens[:, heads].transpose(0, 1), keys(runs, repeat, wide)
+                    chosen = _chosen(queries, found, group, batch, s, (factor, cap), cache) if group.choices else None
+                    outputs.append(self._heads(queries, found, group, batch, s, (factor, cap, sink), chosen))
                 else:
                     outputs.append(q.new_zeros(heads.stop - heads.start, len(tokens), parts[0].v_width, dtype=wide))
             rows.append(torch.cat(outputs).transpose(0, 1))
@@ -97,27 +99,27 @@ class Reference:
         batch: Batch,
         s: int,
         numbers: tuple[float | Tensor, float | None, Tensor | None],
+        chosen: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """q [H, N, D] of one sequence -> [H, N, E]."""
+        """q [H, N, D] of one sequence -> [H, N, E]; `chosen`: see `_chosen`."""
         assert group.visible is not None, "a group that runs on the reference has a mask"
         k, v, j = keys
         scale, cap, sink = numbers
-        chosen, broken = _chosen(q, k[:, j >= 0], group, batch, s, (scale, cap)) if group.choices else (None, None)
         outputs = []
         for begin in range(0, q.shape[1], BLOCK):
             block = q[:, begin : begin + BLOCK]
             i = torch.arange(begin, begin + block.shape[1], device=q.device) + batch.pasts[s]
             visible = group.visible(i[:, None], j[None, :], batch.totals[s]) | (j < 0)
             if chosen is not None:
-                visible = visible.expand(len(q), -1, -1).clone()
-                visible[:, :, j >= 0] |= chosen[:, begin : begin + BLOCK]
+                visible = visible.expand(len(q), len(i), -1).clone()
+                visible[:, :, j >= 0] |= chosen[0][:, begin : begin + BLOCK]
             logits = self._products(block, k, i, j, visible) * scale
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
             weights = self.weights(logits, visible, sink)
             seen = v.masked_fill(~visible.flatten(0, -2).any(dim=0).view(1, -1, 1), 0.0)  # 0 * NaN is NaN
             outputs.append(weights @ seen)
         o = torch.cat(outputs, dim=1) if outputs else q.new_zeros(*q.shape[:2], v.shape[2])
-        return o if broken is None else o.masked_fill(broken.unsqueeze(-1), float("nan"))
+        return o if chosen is None else o.masked_fill(chosen[1].unsqueeze(-1), float("nan"))
 
     def _products(self, q: Tensor, k: Tensor, i: Tensor, j: Tensor, visible: Tensor) -> Tensor:
         """q [H, n, D] times k [H, L, D] -> [H, n, L], rotated by rank first if that is asked for."""
@@ -134,18 +136,27 @@ class Reference:
 
 
 def _chosen(
-    q: Tensor, k: Tensor, group: HeadGroup, batch: Batch, s: int, logit: tuple[float | Tensor, float | None]
+    q: Tensor,
+    keys: tuple[Tensor, Tensor, Tensor],
+    group: HeadGroup,
+    batch: Batch,
+    s: int,
+    logit: tuple[float | Tensor, float | None],
+    cache: LayerCache | None,
 ) -> tuple[Tensor, Tensor]:
     """What content adds to the keys of the group's intervals [H, N, L], and where a score is NaN, so that nobody knows [H, N].
 
-    q [H, N, D] of sequence s, k [H, L, D] of its text from the first token on, in order of position.
+    q [H, N, D] of sequence s; its keys [H, ...], those of the text from the first token on in order of position.
     """
+    k, _, j = keys
     i = torch.arange(q.shape[1], device=q.device) + batch.pasts[s]
     found = []
     with torch.no_grad():
         for one in group.choices:
             assert one.reference is not None, "a selector that runs on the reference has a formula"
-            found.append(one.reference(q, k, i, batch.totals[s], logit))
+            earlier = earlier_of(one, cache, batch, slice(None))
+            call = batch.phase == "decode", None if earlier is None else earlier[s]
+            found.append(one.reference(q, k[:, j >= 0], i, batch.totals[s], logit, call))
     kept, broken = zip(*found, strict=True)
     return torch.stack(kept).any(dim=0), torch.stack(broken).any(dim=0)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import latent
+from .asking import remember
 from .attention_reference import Reference
 from .autocast import cast, cast_parts, check_dtypes, enabled, off
 from .batch import Batch
@@ -21,6 +22,7 @@ from .intervals import Form, HeadGroup, HeadGroups, fixed_rows, has_shares
 from .keys import KeyPart
 from .latent import Expand
 from .pooled import keep
+from .selector import Selector
 from .sizes import alike
 from .softmax import ListProvider, Provider, begin, finish
 from .storage import LayerCache
@@ -90,6 +92,12 @@ class Mix:
         """Whether content chooses some keys in some variant."""
         return any(group.choices for variant in self.variants for group in variant.groups)
 
+    @property
+    def selectors(self) -> list[Selector]:
+        """Those that a cache holds something for, each once."""
+        found = (one for variant in self.variants for group in variant.groups for one in group.choices)
+        return list({one.held: one for one in found if one.held}.values())
+
     def prepare(self, device: torch.device) -> None:
         """Make what calls on this device read, so that a compiled model finds it made."""
         for variant in self.variants:
@@ -125,6 +133,7 @@ class Mix:
         parts = begin(k, v, batch, cache) if expand is None else latent.begin(k, v, expand, batch, cache)
         if cache is not None and cache.plan.pooled:
             keep(cache, parts, batch)
+        turned = q
         if persistent is not None:
             parts = (*parts, persistent)
         if casts:
@@ -133,6 +142,8 @@ class Mix:
         with off(q) if casts else nullcontext():
             o = self._attend(q, parts, batch, sink_logit, cache)
         finish(k, v, batch, cache)
+        if cache is not None and self.chooses:
+            remember(self.selectors, cache, turned, batch)
         return o
 
     def _attend(

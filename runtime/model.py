@@ -21,6 +21,7 @@ from .channels import ChannelScan, ChannelStates
 from .channels_torch import torch_channels
 from .choosing import Candidates, Planned, lacking, present, say
 from .generate import generate
+from .leaks import Refused, refuse
 from .mix import Mix
 from .output import Output
 from .recurrence import Scan
@@ -51,6 +52,9 @@ class BuiltModel(nn.Module):
     runners_up: Mapping[str, Candidates] = {}
     """kind of device -> launch -> phase -> who else can run it, cheapest first; set when a folder is loaded."""
 
+    refused: ClassVar[Mapping[str, Refused]] = {}
+    """use -> why it is refused, where content chooses keys by what comes later."""
+
     model: nn.Module
     rows: Sequence[dict[str, Any]] = ()
     """The cache's rows from plan.json; set when a folder is loaded."""
@@ -77,10 +81,12 @@ class BuiltModel(nn.Module):
         total_lengths  [B] or one number: the whole prompts' lengths while they are read in chunks
 
         Runs under torch.compile, torch.autocast and activation checkpointing; docs/architecture.md says how.
-        Raises ValueError for inputs that do not fit, CacheError A508 where the cache is too short.
+        Raises ValueError for inputs that do not fit, CacheError A508 where the cache is too short, LeakError where a choice of
+        keys would see ahead.
         """
         tokens = self.fitting(tokens, cache)
         packed, batch = Batch.of(tokens, cache, lengths, offsets, phase, total_lengths)
+        refuse(self.refused, batch)
         call = Call(batch, cache)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             logits = batch.unpack(self.logits(self.model(packed, call)))

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .asking import Rows
 from .pooled import RunKeys
 from .selector import Lists, Selector
 from .spans import Numbers, visible
@@ -21,62 +23,64 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Asked:
-    """A sequence's part of a call: its first new token's position, `length` (of shares), the keys of the intervals, logits."""
+    """A sequence's part of a call: tokens before it and with it, `length` (of shares), the keys of the intervals, logits."""
 
     past: int
+    tokens: int
     length: int
     numbers: Numbers
     scale: float | Tensor
     cap: float | None
 
 
-def choose(selector: Selector, q: Tensor, keys: RunKeys, asked: Asked) -> Lists:
-    """What each of the queries q [H, N, D] keeps."""
-    tokens = asked.past + q.shape[1]
-    units = -(-tokens // selector.unit)
-    most = selector.most(asked.length, units)
-    bounded = selector.wanted(asked.length) is not None
-    found, bad = [], []
-    for begin in range(0, q.shape[1], BLOCK):
-        block = q[:, begin : begin + BLOCK]
-        i = torch.arange(begin, begin + block.shape[1], device=q.device) + asked.past
-        scores, candidate = unit_scores(selector, block, keys, i, units, asked.scale, asked.cap)
-        shown = None if selector.overlap == "ranked" else shown_units(selector.unit, units, i, asked.numbers)
-        found.append(kept_units(selector, scores, candidate, shown, asked.length))
-        bad.append((scores.isnan() & candidate).any(dim=-1))
-    if not found:
-        choosers = {"head": q.shape[0], "group": keys.k.shape[0], "layer": 1}[selector.shared]
-        none = torch.zeros(choosers, 0, dtype=torch.int32, device=q.device)
+def choose(selector: Selector, rows: Rows, keys: RunKeys, asked: Asked) -> Lists:
+    """What each row keeps, of a sequence of `asked.tokens` tokens with this call's."""
+    units = -(-asked.tokens // selector.unit)
+    bound = selector.most(asked.length, units) if selector.wanted(asked.length) is not None else None
+    index, counts = [], []
+    size = max(1, BLOCK // rows.at.shape[1])
+    for begin in range(0, rows.q.shape[1], size):
+        q, at = rows.q[:, begin : begin + size], rows.at[begin : begin + size]
+        scores, candidate = unit_scores(selector, q, at, keys, units, asked.scale, asked.cap)
+        shown = None if selector.overlap == "ranked" else shown_units(selector.unit, units, at[:, -1], asked.numbers)
+        kept = kept_units(selector, scores, candidate, shown, asked.length)
+        count = kept.sum(dim=-1, dtype=torch.int32)
+        most = int(count.amax()) if bound is None else bound  # else the device knows how many
+        numbers = torch.where(kept, torch.arange(units, device=q.device), units).sort(dim=-1).values[..., :most]
+        index.append(numbers.to(torch.int32))
+        counts.append(count.masked_fill((scores.isnan() & candidate).any(dim=-1), -1))
+    if not index:
+        choosers = {"head": rows.q.shape[0], "group": keys.k.shape[0], "layer": 1}[selector.shared]
+        none = torch.zeros(choosers, 0, dtype=torch.int32, device=rows.q.device)
         return Lists(selector, none.unsqueeze(-1), none)
-    kept = torch.cat(found, dim=1)
-    count = kept.sum(dim=-1, dtype=torch.int32)
-    if not bounded:  # the device knows how many; the lists are as long as the longest
-        most = int(count.amax()) if count.numel() else 0
-    numbers = torch.where(kept, torch.arange(units, device=q.device), units).sort(dim=-1).values[..., :most]
-    return Lists(selector, numbers.to(torch.int32), count.masked_fill(torch.cat(bad, dim=1), -1))
+    longest = max(one.shape[-1] for one in index)
+    padded = [F.pad(one, (0, longest - one.shape[-1])) for one in index]
+    return Lists(selector, torch.cat(padded, dim=1), torch.cat(counts, dim=1), rows.row)
 
 
 def unit_scores(
-    selector: Selector, q: Tensor, keys: RunKeys, i: Tensor, units: int, scale: float | Tensor, cap: float | None
+    selector: Selector, q: Tensor, at: Tensor, keys: RunKeys, units: int, scale: float | Tensor, cap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Queries q [H, n, D] at positions i -> (scores [C, n, U], fp32 or float64; which units are candidates [n, U])."""
+    """Rows q [H, r, n, D] at positions [r, n] -> (scores [C, r, U], fp32 or float64; which units are candidates [r, U])."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    q = q.to(wide).contiguous()
-    repeat = q.shape[0] // keys.k.shape[0]
-    grouped = q.view(-1, repeat, *q.shape[1:])  # [G, R, n, D]
-    whole = _read_whole(i, keys.k.shape[1], selector.span, selector.step)  # [n, M]
+    repeat, (rows, many) = q.shape[0] // keys.k.shape[0], at.shape
+    grouped = q.to(wide).flatten(1, 2).reshape(len(keys.k), repeat, rows * many, q.shape[-1])  # [G, R, r n, D]
+    whole = _read_whole(at.flatten(), keys.k.shape[1], selector.span, selector.step)  # [r n, M]
     scores = _products(grouped, keys, wide)
     if selector.score == "softmax":
-        scores = _shares(scores, whole, grouped, keys, i, selector, (scale, cap))
+        scores = _shares(scores, whole, grouped, keys, at.flatten(), selector, (scale, cap))
     else:
-        scores = scores.masked_fill(~whole, float("-inf"))
-    scores = _over_heads(selector, scores)
+        scores = scores.masked_fill(~whole, float("-inf") if many == 1 else 0.0)
+    if selector.asks == "last":  # their scores add up
+        scores = scores.view(*scores.shape[:2], rows, many, -1).sum(dim=3)
+        whole = whole.view(rows, many, -1)[:, -1]
+    scores, i = _over_heads(selector, scores), at[:, -1]
     first, count = touched(selector, units)
     width = int(count.max()) if units else 0
     places = first.unsqueeze(1) + torch.arange(width)
     inside = torch.arange(width) < count.unsqueeze(1)
     if keys.k.shape[1] == 0:
-        return scores.new_zeros(scores.shape[0], len(i), units), torch.zeros(len(i), units, dtype=torch.bool, device=q.device)
+        return scores.new_zeros(scores.shape[0], rows, units), torch.zeros(rows, units, dtype=torch.bool, device=q.device)
     places, inside = (x.to(q.device) for x in (places.clamp(max=keys.k.shape[1] - 1), inside & (places < keys.k.shape[1])))
     there = whole[:, places] & inside  # [n, U, width]
     folded = scores[:, :, places] if width > 1 else scores[:, :, places[:, 0]].unsqueeze(-1)

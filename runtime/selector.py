@@ -40,6 +40,8 @@ class Selector:
     shared      who shares a choice: nobody (`head`), a KV head's query heads (`group`) or all (`layer`); `heads`: how their
                 scores become one
     fold        how the scores of the runs that touch a unit become one
+    asks        `each` query for itself; a `block` of `many` by the mean of every `every`-th of its queries; the `last` of so
+                many for all, their scores added
     top_k, top_p, threshold  one of them: so many units, or a share of them; units with that share (0..1) of the mass; units
                 with more than that score. `at_least`, `at_most` bound their number
     overlap     units of which the intervals of the group show all that the query may see compete (`ranked`), come first
@@ -57,6 +59,9 @@ class Selector:
     shared: Literal["head", "group", "layer"] = "group"
     heads: Pool = "sum"
     fold: Literal["max", "sum"] = "max"
+    asks: Literal["each", "block", "last"] = "each"
+    many: int = 1
+    every: int = 1
     top_k: int | Share | Sublinear | None = None
     top_p: float | None = None
     threshold: float | None = None
@@ -85,12 +90,21 @@ class Selector:
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """What the queries of one sequence keep: data of a launch, beside its intervals.
+    """What the queries of one sequence keep: data of a launch, beside its intervals. r rows, T queries.
 
-    index  [C, T, m] int32, numbers of units in rising order; from count on anything
-    count  [C, T] int32; -1 where a candidate's score is NaN: then nothing can be chosen, and the output is NaN too
+    index  [C, r, m] int32, numbers of units in rising order; from count on anything
+    count  [C, r] int32; -1 where a candidate's score is NaN: then nothing can be chosen, and the output is NaN too
+    row    [T], the row of each query; None: its own
     """
 
     selector: Selector
     index: Tensor
     count: Tensor
+    row: Tensor | None = None
+
+    def of(self, begin: int, end: int) -> Lists:
+        """The lists of some of the queries, a row each."""
+        if self.row is None:
+            return Lists(self.selector, self.index[:, begin:end], self.count[:, begin:end])
+        row = self.row[begin:end]
+        return Lists(self.selector, self.index[:, row], self.count[:, row])

@@ -14,14 +14,38 @@ from formulas import sees
 
 @dataclass
 class Asking:
-    """What one choice is made from: queries [H, D] at position i, each with its keys [H, L, D]; how logits come about."""
+    """What one choice is made from, and for which query: that at position i.
+
+    q     [H, P, D], the queries at positions 0, 1, ... that are known; k [H, L, D], the keys of each
+    last  the position at which the choice is made: i, or the last of those who ask together
+    """
 
     q: torch.Tensor
     k: torch.Tensor
     i: int
+    last: int
     length: int
     scale: float
     cap: float | None = None
+
+
+def chooses_at(kind, i: int, known: int, decodes: bool) -> int:
+    """The position of the last query that takes part in the choice for query i, of those that are known."""
+    word = getattr(kind.queries, "word", "each")
+    if word == "each" or decodes:
+        return i
+    return known - 1 if word == "last" else min((i // kind.queries.n + 1) * kind.queries.n, known) - 1
+
+
+def queries(kind, asking: Asking, h: int) -> list[tuple[torch.Tensor, int]]:
+    """Who asks, with the position up to which each reads; several queries' scores add up."""
+    word, q, last = getattr(kind.queries, "word", "each"), asking.q[h], asking.last
+    if word == "each":
+        return [(q[last], last)]
+    if word == "last":
+        return [(q[p], p) for p in range(max(0, last + 1 - kind.queries.n), last + 1)]
+    begin = last // kind.queries.n * kind.queries.n
+    return [(torch.stack([q[p] for p in range(begin, last + 1, kind.queries.stride)]).mean(0), last)]
 
 
 def kept_units(kind, asking: Asking, others) -> tuple[set[int], float]:
@@ -31,7 +55,7 @@ def kept_units(kind, asking: Asking, others) -> tuple[set[int], float]:
     """
     scores = unit_scores(kind, asking)
     size = unit_size(kind)
-    shown = {u for u in range(asking.i // size + 1) if all(_shown(others, asking, j) for j in _tokens(u, size, asking.i))}
+    shown = {u for u in range(asking.last // size + 1) if all(_shown(others, asking, j) for j in _tokens(u, size, asking.last))}
     mass, used = 0.0, 0
     if kind.overlap == "counted":
         mass, used = sum(scores.get(u, 0.0) for u in shown), len(shown)
@@ -67,7 +91,7 @@ def _tokens(u: int, size: int, i: int) -> range:
 
 
 def _shown(others, asking: Asking, j: int) -> bool:
-    return any(sees(kind, asking.i, j, asking.length, True) for kind in others)
+    return any(sees(kind, asking.last, j, asking.length, True) for kind in others)
 
 
 def amount(kind, length: int) -> int:
@@ -96,35 +120,41 @@ def wanted(kind, ranked, scores, length: int, mass: float) -> int:
 def unit_scores(kind, asking: Asking) -> dict[int, float]:
     """The score of every unit that has been read whole and touches a run that has."""
     size = unit_size(kind)
-    runs = _runs(kind, size, asking)
+    runs = complete(*_steps(kind, size), asking.last)
     pool = "sum" if kind.per == "head" else kind.per.pool
     pools = {"sum": sum, "max": max, "min": min, "mean": lambda values: sum(values) / len(values)}
     by_head = [_head_scores(kind, runs, h, asking) for h in range(len(asking.q))]
     scores = [pools[pool]([found[m] for found in by_head]) for m in range(len(runs))]
     units = {}
-    for u in range((asking.i + 1) // size):
+    for u in range((asking.last + 1) // size):
         touching = [scores[m] for m, run in enumerate(runs) if run.start < (u + 1) * size and run.stop > u * size]
         if touching:
             units[u] = max(touching) if kind.fold == "max" else sum(touching)
     return units
 
 
-def _runs(kind, size: int, asking: Asking) -> list[range]:
-    """The tokens of every run that stands for some, of those that the query has read whole."""
-    n = step = 1
-    if kind.keys == "minmax" or getattr(kind.keys, "word", "") == "mean":
-        n = step = size
-        if getattr(kind.keys, "n", None) is not None:
-            n, step = kind.keys.n, kind.keys.stride
-    return complete(n, step, asking.i)
+def _steps(kind, size: int) -> tuple[int, int]:
+    """The tokens of a run, and from one run to the next."""
+    if getattr(kind.keys, "word", "") == "mean" and kind.keys.n is not None:
+        return kind.keys.n, kind.keys.stride
+    return (1, 1) if kind.keys == "own" else (size, size)
 
 
 def complete(n: int, step: int, i: int) -> list[range]:
+    """The tokens of every run, of those that query i has read whole."""
     return [range(begin, begin + n) for begin in range(0, i + 2 - n, step)]
 
 
 def _head_scores(kind, runs: list[range], h: int, asking: Asking) -> list[float]:
-    q, k = asking.q[h], asking.k[h]
+    """The runs' scores by one head; a query's own share in them goes to what it has read whole."""
+    total = [0.0] * len(runs)
+    for q, i in queries(kind, asking, h):
+        for m, score in enumerate(_query_scores(kind, complete(*_steps(kind, unit_size(kind)), i), q, asking.k[h], i, asking)):
+            total[m] += score
+    return total
+
+
+def _query_scores(kind, runs: list[range], q: torch.Tensor, k: torch.Tensor, i: int, asking: Asking) -> list[float]:
     if kind.keys == "minmax":
         return [float(torch.maximum(q * k[run].amax(0), q * k[run].amin(0)).sum()) for run in map(list, runs)]
     products = means(q, k, runs)
@@ -133,7 +163,7 @@ def _head_scores(kind, runs: list[range], h: int, asking: Asking) -> list[float]
     logits = [logit(product, asking) for product in products]
     total = logits
     if kind.score.lse is not None:
-        coarse = complete(kind.score.lse.n, kind.score.lse.stride, asking.i)
+        coarse = complete(kind.score.lse.n, kind.score.lse.stride, i)
         total = [logit(product, asking) for product in means(q, k, coarse)] or logits
     return [1 / sum(math.exp(other - own) for other in total) for own in logits]
 

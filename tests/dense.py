@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from chosen import Asking, chosen
+from chosen import Asking, chooses_at, chosen
 from formulas import block, convolved, l2, layer_norm, mask, rms, rotated, score_weights, silu
 from space_formulas import ssm
 from state_formulas import linear
@@ -217,21 +217,22 @@ class _Call:
             self.taken.append(at)
         v = self.heads(at, "v", x, shape.kv_heads, shape.value_dim, shape)
         k, v = self.text.joined(f"{at}.k", k), self.text.joined(f"{at}.v", v)
+        asked = self.text.joined(f"{at}.q", q)
         ratio, outputs = shape.heads // shape.kv_heads, []
         for h in range(shape.heads):
             g = h // ratio
             leaf = owner(mixer, g, self.step.phase, self.step.length)
             sink = self.weights[f"{at}.sink_logit"][h] if leaf.attributes.sink_logit else None
-            more = self.chosen(leaf, mixer, h, q, k)
+            more = self.chosen(leaf, mixer, h, asked, k)
             outputs.append(self.head(leaf, at, g, q[:, h], k[:, g], v[:, g], sink, more))
         return self.output(at, shape, torch.stack(outputs, dim=1), x)
 
     def chosen(self, leaf, mixer, h, q, k):
-        """bool [n, L], what content adds to the keys of head h; q [n, H, D], k [L, G, D]. None where nothing chooses."""
+        """bool [n, L], what content adds to the keys of head h; q [L, H, D], k [L, G, D]. None where nothing chooses."""
         kinds = [kind for kind in leaf.keys if kind.kind == "routed"]
         if not kinds:
             return None
-        a, n = leaf.attributes, len(q)
+        a, n = leaf.attributes, len(q) - self.past
         ratio = a.heads // a.kv_heads
         rest = tuple(kind for kind in leaf.keys if kind.kind not in ("routed", "persistent"))
         seen = torch.zeros(n, len(k), dtype=torch.bool)
@@ -239,18 +240,19 @@ class _Call:
             per = getattr(kind.per, "word", "head")
             first, last = {"head": (h, h + 1), "group": (h // ratio * ratio, (h // ratio + 1) * ratio)}.get(per, (0, a.heads))
             heads = [o for o in range(first, last) if owner(mixer, o // ratio, self.step.phase, self.step.length) is leaf]
-            turned = [self.turned(a, q[:, o], k[:, o // ratio]) for o in heads]
-            queries, keys = torch.stack([one for one, _ in turned]), torch.stack([one for _, one in turned])
+            queries = torch.stack([self.turned(a, q[:, o]) for o in heads])
+            keys = torch.stack([self.turned(a, k[:, o // ratio]) for o in heads])
             factor = (self.spec.model.score_scale or 1 / math.sqrt(a.head_dim)) / a.temperature
             for t in range(n):
-                asking = Asking(queries[:, t], keys, self.past + t, self.step.length, factor, self.spec.model.score_cap)
+                i = self.past + t
+                last = chooses_at(kind, i, self.past + n, self.step.phase == "decode")
+                asking = Asking(queries, keys, i, last, self.step.length, factor, self.spec.model.score_cap)
                 seen[t] |= torch.tensor(chosen(kind, asking, rest))
         return seen
 
-    def turned(self, a, q, k):
-        if a.rope is None:
-            return q, k
-        return rotated(q, torch.arange(self.past, self.past + len(q)), a), rotated(k, torch.arange(len(k)), a)
+    def turned(self, a, x):
+        """x [L, D], of all tokens so far, turned by their positions."""
+        return x if a.rope is None else rotated(x, torch.arange(len(x)), a)
 
     def latent_attention(self, mixer, at, a, x):
         """DeepSeek-V2 (arXiv 2405.04434): all heads' keys and values are linear in one normalised latent; each key has further

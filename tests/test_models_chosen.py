@@ -19,6 +19,23 @@ SPECS = {
         " keys = mean(4, stride = 2), score = softmax(lse = mean(8, stride = 4)), fold = max, per = group(sum),"
         " overlap = counted) }"
     ),
+    "a block asks as one": spec_text(
+        "all: sink(2) | block_local(4) | routed(blocks(4), top_p = 70%, queries = block(6, stride = 2), score = softmax,"
+        " per = layer(max), overlap = excluded, selection = noncausal)"
+    ),
+    "the last ask for all": spec_text(
+        "all: window(3) | routed(tokens, threshold = 0.2, queries = last(5), score = softmax, at_most = 9, per = head,"
+        " selection = noncausal)"
+    ),
+    "two choices in a union": spec_text(
+        "all: routed(tokens, top_k = 3, score = softmax, per = group(max)) | persistent(2)"
+        " | routed(blocks(3), top_k = 2, keys = minmax, per = head, overlap = counted, at_most = 4) { sink_logit = learned }",
+        ", score_cap = 2",
+    ),
+    "heads choose apart": spec_text(
+        "all: heads { 0: window(4), 1: routed(blocks(2), top_k = 25%, keys = mean(3, stride = 2), fold = sum, score = softmax),"
+        " 2: block_local(4) | routed(tokens, top_k = sublinear(3, from = 10, exponent = 0.5), overlap = excluded) }"
+    ),
     "sala": spec_text(
         "0: when { length < 12: full, else: sink(4) | window(8, aligned = 4) | routed(blocks(4), top_k = 5,"
         " keys = mean(4, stride = 2), score = softmax(lse = mean(8, stride = 4)), fold = max, overlap = counted) }\n"
@@ -31,7 +48,7 @@ SPECS = {
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_model_in_which_content_chooses_equals_the_oracle(name, tmp_path):
-    case = Case.of(check_text(SPECS[name]), tmp_path / "built", tokens=30)
+    case = Case.of(check_text(SPECS[name]), tmp_path / "built", tokens=24)
     case.check_sizes()
     for way in WAYS:
         case.model.use(way)

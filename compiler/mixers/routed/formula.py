@@ -108,8 +108,65 @@ def kept_units(scores: Any, candidates: Any, shown: Any, amount: Any, bounds: An
     return torch.zeros_like(kept).scatter(2, order, kept)
 
 
+def asking_rows(q: Any, i: Any, asks: Any, call: Any) -> Any:
+    """Queries q [H, N, D] at positions i -> a row for each that asks: (its queries [H, n, D], their positions [n], for whom).
+
+    asks: (word, many, every); call: (whether it decodes, what earlier calls asked or None).
+    """
+    import torch
+
+    (word, many, every), (stepwise, earlier) = asks, call
+    queries = range(len(i))
+    if word == "each":
+        return [(q[:, t : t + 1], i[t : t + 1], [t]) for t in queries]
+    past = int(i[0]) if len(i) else 0
+    if word == "last":
+        before = 0 if earlier is None else min(past, many - 1)
+        if before:
+            q = torch.cat((earlier[len(earlier) - before :].transpose(0, 1).to(q.dtype), q), dim=1)
+        at = torch.cat((torch.arange(past - before, past, device=i.device), i))
+        ends = [(before + t + 1, [t]) for t in queries] if stepwise else [(q.shape[1], list(queries))]
+        return [(q[:, max(end - many, 0) : end], at[max(end - many, 0) : end], who) for end, who in ends]
+    rows = []
+    for who in (
+        [[t] for t in queries] if stepwise else [[t for t in queries if i[t] // many == b] for b in (i // many).unique()]
+    ):
+        last = who[-1]
+        begin = int(i[last]) // many * many
+        own = [t for t in queries if t <= last and i[t] >= begin and (i[t] % many) % every == 0]
+        total, count = q[:, own].sum(dim=1), len(own)
+        if earlier is not None and begin < past:
+            total, count = total + earlier.to(q.dtype), count + len(range(begin, past, every))
+        rows.append((total[:, None] / max(count, 1), i[last : last + 1], who))
+    return rows
+
+
+def row_scores(rows: Any, k: Any, *, runs: Any, score: Any, logit: Any) -> Any:
+    """(scores [H, r, M] of rows, those of a row's queries added; which runs its last query has read whole [r, M])."""
+    import torch
+
+    found, wholes = [], []
+    for q, at, _ in rows:
+        scores, whole = run_scores(q, k, at, runs=runs, score=score, logit=logit)
+        found.append(scores.sum(dim=1) if len(at) == 1 else torch.where(whole, scores, torch.zeros_like(scores)).sum(dim=1))
+        wholes.append(whole[-1])
+    return torch.stack(found, dim=1), torch.stack(wholes)
+
+
 def chosen_keys(
-    q: Any, k: Any, i: Any, visible: Any, *, logit: Any, unit: int, runs: Any, score: Any, heads: Any, fold: str, keep: Any
+    q: Any,
+    k: Any,
+    i: Any,
+    visible: Any,
+    *,
+    logit: Any,
+    asks: Any,
+    unit: int,
+    runs: Any,
+    score: Any,
+    heads: Any,
+    fold: str,
+    keep: Any,
 ) -> Any:
     """Queries q [H, N, D] at positions i, keys k [H, L, D] -> (which keys each keeps [H, N, L], where scores are NaN [H, N]).
 
@@ -117,6 +174,7 @@ def chosen_keys(
     logit          (scale, soft cap or None)
     runs           (what stands for a run, its tokens, from one run to the next)
     score          (word, the same of coarser runs or None)
+    asks           (who asks, what this call is): see asking_rows
     heads          (who shares a choice, query heads of a KV head, how their scores become one)
     keep           (amount, bounds, overlap): see kept_units
     """
@@ -124,19 +182,24 @@ def chosen_keys(
 
     length = k.shape[1]
     units = -(-length // unit)
-    scores, whole = run_scores(q, k, i, runs=runs, score=score, logit=logit)
+    rows = asking_rows(q, i, asks[0], asks[1])
+    if not rows:
+        return torch.zeros(*q.shape[:2], length, dtype=torch.bool, device=q.device), q.new_zeros(q.shape[:2]) > 0
+    at = torch.stack([positions[-1] for _, positions, _ in rows])
+    row = [r for t in range(len(i)) for r, (_, _, who) in enumerate(rows) if t in who]
+    scores, whole = row_scores(rows, k, runs=runs, score=score, logit=logit)
     shared, group, pool = heads
     together = {"head": 1, "group": group, "layer": len(q)}[shared]
     pools: dict[str, Any] = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "min": torch.amin}
-    scores = pools[pool](scores.unflatten(0, (-1, together)), dim=1)
-    scores, candidates = unit_scores(scores, whole, i, unit=unit, units=units, runs=runs[1:], fold=fold)
+    scores = pools[pool](scores.reshape(len(q) // together, together, *scores.shape[1:]), dim=1)
+    scores, candidates = unit_scores(scores, whole, at, unit=unit, units=units, runs=runs[1:], fold=fold)
     j = torch.arange(units * unit, device=k.device)
-    may = (j <= i[:, None]).unflatten(1, (units, unit))
-    shown = (visible(i[:, None], j[None, :]).unflatten(1, (units, unit)) | ~may).all(dim=2) & may[:, :, 0]
-    kept = kept_units(scores, candidates, shown, *keep)
-    kept = (kept.unsqueeze(-1) & may).flatten(2)[:, :, :length]
-    broken = (scores.isnan() & candidates).any(dim=2)
+    may = j <= at[:, None]
+    shown = (visible(at[:, None], j[None, :]) | ~may).reshape(len(at), units, unit).all(dim=2) & may[:, ::unit]
+    kept = kept_units(scores, candidates, shown, *keep)[:, row].repeat_interleave(unit, dim=2)[:, :, :length]
+    kept = kept & (j[:length] <= i[:, None])
+    broken = (scores.isnan() & candidates).any(dim=2)[:, row]
     return kept.repeat_interleave(together, dim=0), broken.repeat_interleave(together, dim=0)
 
 
-FORMULAS = (pooled_runs, run_scores, unit_scores, kept_units, chosen_keys)
+FORMULAS = (pooled_runs, asking_rows, run_scores, row_scores, unit_scores, kept_units, chosen_keys)

@@ -65,7 +65,7 @@ class Routed(Kind):
     keys: Annotated[Keys, NotBuilt("centre", "descent", "last", TwoStep, LearnedPool, Hash, Indexer, Summary)] = derived(
         default_factory=_default_keys
     )
-    queries: Annotated[Literal["each", "all"] | QueryBlock | Last, NotBuilt()] = "each"
+    queries: Annotated[Literal["each", "all"] | QueryBlock | Last, NotBuilt("all")] = "each"
     score: Annotated[Literal["dot"] | SoftmaxScore | Antidiagonal | Estimated, NotBuilt(Antidiagonal, Estimated)] = "dot"
     fold: Literal["max", "sum"] = "max"
     length_norm: Annotated[Literal["sqrt"] | None, NotBuilt()] = None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from attnc.compiler.mixer import Lacking
-from attnc.compiler.mixers.routed.choice import LogGaussian, PerLayer, SoftmaxScore, Sublinear
+from attnc.compiler.mixers.routed.choice import Last, LogGaussian, PerLayer, QueryBlock, SoftmaxScore, Sublinear
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.routed.units import Mean, unit_size
 from attnc.compiler.value import Share
@@ -40,6 +40,9 @@ def selector(kind: Routed) -> Selector:
         shared="head" if kind.per == "head" else "layer" if isinstance(kind.per, PerLayer) else "group",
         heads="sum" if kind.per == "head" else kind.per.pool,
         fold=kind.fold,
+        asks="block" if isinstance(kind.queries, QueryBlock) else "last" if isinstance(kind.queries, Last) else "each",
+        many=kind.queries.n if isinstance(kind.queries, QueryBlock | Last) else 1,
+        every=kind.queries.stride if isinstance(kind.queries, QueryBlock) else 1,
         top_k=amount,
         top_p=None if kind.top_p is None else kind.top_p.percent / 100,
         threshold=None if kind.threshold is None else float(kind.threshold),
