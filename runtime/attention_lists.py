@@ -110,9 +110,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, learned: int, lists: list[Lists], a
     few = max(1, min(QUERIES, NUMBERS // max(1, listed * q.shape[2] * len(q))))
     outputs, begin = [], 0
     while begin < q.shape[1]:
-        gathers = (
-            bounded and listed * ratio < asked.past + begin
-        )  # which no content decides, so that nor does it how sums round
+        gathers = bounded and listed * ratio < asked.past + begin  # content decides nothing here, nor how sums are rounded
         end = min(q.shape[1], begin + (few if gathers else QUERIES))
         first, last = asked.past + begin, asked.past + end - 1
         i = torch.arange(first, last + 1, device=q.device)
