@@ -242,7 +242,7 @@ def test_a_run_killed_at_any_point_loses_at_most_an_interval(folder, tmp_path, m
     for owner, name in ((os, "replace"), (os, "link"), (checkpoint, "save_file"), (Path, "unlink"), (running.Trainer, "step")):
         monkeypatch.setattr(owner, name, deadly(getattr(owner, name), name == "step"))
     resumed_from = []
-    for end in range(0, 10**6, 3):
+    for end in range(0, 10**6, 4):
         place = tmp_path / "killed"
         shutil.copytree(folder, place)
         clock |= {"now": 0, "end": end, "steps": 0}

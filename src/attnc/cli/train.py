@@ -245,7 +245,9 @@ def _print(report: TrainReport) -> None:
     rows = [("trained", share)]
     rows += [(word, f"{value:.4f} -> {report.last[word]:.4f}") for word, value in report.first.items() if _tells(word, report)]
     rows += [("held out", f"{report.held:.4f} on examples after the last step")]
-    rows += [("tokens", f"{report.tokens:,} at {report.tokens_per_second:,.0f} a second")]
+    rows += [
+        ("tokens", f"{report.tokens:,} at {report.tokens_per_second:,.0f} a second" if report.tokens else "none were left")
+    ]
     rows += [("weights", ", ".join(report.weights))]
     rows += [("plot", report.plot)] if report.plot else []
     print_pairs(rows)

@@ -36,11 +36,14 @@ def draw(columns: Sequence[str], history: Sequence[Sequence[float]], path: Path,
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [at for at, _ in enumerate(columns)] if len(columns) > 2 else [0]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(5.4 * len(shown), 3.6), squeeze=False)
-    for cell, at in zip(axes[0], shown, strict=True):
-        name = columns[at] if len(columns) > 2 else columns[1]
-        _panel(cell, name, [row[at] for row in history])
+    shown = range(len(columns)) if len(columns) > 2 else range(1, 2)  # one term is the whole loss
+    wide = min(2, len(shown))
+    tall = -(-len(shown) // wide)
+    figure, axes = pyplot.subplots(tall, wide, figsize=(5.6 * wide, 3.4 * tall), squeeze=False)
+    for cell in axes.flat[len(shown) :]:
+        cell.set_axis_off()
+    for cell, at in zip(axes.flat, shown, strict=False):
+        _panel(cell, columns[at], [row[at] for row in history])
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

@@ -82,13 +82,12 @@ def _fits(spec: Spec, settings: Settings, place: Path) -> None:
 
 def _run(place: Path, run: Path | None, spec: Spec, settings: Settings, task: Task | None, say: Say, note: Note) -> TrainReport:
     """`run` None: a new one, begun when all that can be wrong with it was looked at."""
-    _deterministic(settings)
-    model = attnc.load(place, settings.device, torch.float32)
-    if run is not None:
-        _restart(model, place, run)
-    _same_spec(model, spec, place)
-    source = _source(place, settings, task, model)
-    with TemporaryDirectory(prefix="attnc-teacher-") as scratch:
+    with _deterministic(settings), TemporaryDirectory(prefix="attnc-teacher-") as scratch:
+        model = attnc.load(place, settings.device, torch.float32)
+        if run is not None:
+            _restart(model, place, run)
+        _same_spec(model, spec, place)
+        source = _source(place, settings, task, model)
         trainer = Trainer(model, spec, settings, Path(scratch) / "teacher", str(place / "spec.attn"))
         for word, part in trainer.moves.empty:
             note(f"note: `{word}` of the recipe names `{part}`, which this model has not")
@@ -130,12 +129,21 @@ def _source(place: Path, settings: Settings, task: Task | None, model: BuiltMode
     return FromText(Path(settings.file), settings.length, encode)
 
 
-def _deterministic(settings: Settings) -> None:
-    """The same seed gives the same bits on the same device."""
-    if settings.device.startswith("cuda"):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(True, warn_only=True)
+@contextmanager
+def _deterministic(settings: Settings) -> Iterator[None]:
+    """Within, the same seed gives the same bits on the same device."""
+    if not settings.device.startswith("cuda"):
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    before, fills = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 class _Run:
