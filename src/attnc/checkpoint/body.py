@@ -7,23 +7,17 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from attnc.checkpoint import states
 from attnc.checkpoint.config import Config
-from attnc.checkpoint.families import FAMILIES, FIXED, GELU, Family
+from attnc.checkpoint.families import FAMILIES, GELU, Family
 from attnc.checkpoint.numbers import number
 from attnc.checkpoint.problem import problem
 from attnc.checkpoint.rope import Rope, ropes
+from attnc.checkpoint.row import Row
 from attnc.dsl.diagnostic import SpecError, closest
 
 ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", GELU: "geglu"}
 """The gate's activation in a config.json, and the feed-forward part that has it."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One layer: its key set as the language writes it, and its positions."""
-
-    keys: str
-    rope: Rope
 
 
 @dataclass(frozen=True)
@@ -76,15 +70,15 @@ def family_of(config: Config) -> Family:
 
 def check_keys(config: Config, family: Family) -> None:
     """Every key must be known, and have a value that can be said. Errors: A523 and A524, all of them at once."""
-    fixed = FIXED | family.fixed
     found = []
     for key, value in config.values.items():
         if value is None:
             continue
+        only = family.only(key)
         if not family.knows(key):
             found.append(_unknown(config, key, value))
-        elif key in fixed and value not in fixed[key]:
-            allowed = " or ".join(json.dumps(one) for one in fixed[key])
+        elif only is not None and value not in only:
+            allowed = " or ".join(json.dumps(one) for one in only)
             found.append(config.refuse(key, f"{allowed} is expected" if allowed else "no such thing can be said"))
     if found:
         raise SpecError([diagnostic for error in found for diagnostic in error.diagnostics])
@@ -106,7 +100,7 @@ def _block(config: Config, family: Family) -> list[tuple[str, str]]:
     epsilon = number(_epsilon(config.positive("rms_norm_eps", family.defaults["rms_norm_eps"])))
     found = [
         ("ffn", f"{ACTIVATIONS[activation]}({config.integer('intermediate_size')})"),
-        ("norm", f"rms({epsilon}, centre = 1)" if family.gemma else f"rms({epsilon})"),
+        ("norm", f"rms({epsilon}, centre = 1)" if family.gemma or family.centre else f"rms({epsilon})"),
     ]
     found += [("norm_place", "sandwich")] if family.sandwich else []
     found += [("tie", "true")] if config.flag("tie_word_embeddings", family.defaults["tie_word_embeddings"]) else []
@@ -159,7 +153,9 @@ def _said(config: Config, family: Family, key: str) -> Any:
 def rows(config: Config, family: Family, layers: int) -> tuple[Row, ...]:
     """One row for each layer."""
     bases = {"full_attention": family.theta, "sliding_attention": family.local_theta or family.theta}
-    positions = ropes(config, bases)
+    positions = ropes(config, bases, family.rotated)
+    if family.states:
+        return states.rows(config, family, layers, positions["full_attention"])
     rotated = _rotated(config, family, layers)
     kinds = _layer_types(config, family, layers, rotated)
     window = (

@@ -137,6 +137,18 @@ class Family:
     gemma: bool = False
     """Norms multiply by (1 + weight), embeddings by sqrt(hidden_size)."""
     sandwich: bool = False
+    centre: bool = False
+    """Norms multiply by (1 + weight)."""
+    states: bool = False
+    """Layers of the type `linear_attention` are gated DeltaNet; queries of the others have a gate each."""
+    rotated: float = 1.0
+    """The share of a head's channels that is rotated."""
+
+    def only(self, key: str) -> tuple[Any, ...] | None:
+        """The values that `key` may have, where it has a say and the language can say some alone."""
+        if key == "partial_rotary_factor" and self.rotated != 1:
+            return None
+        return (FIXED | self.fixed).get(key)
 
     def knows(self, key: str) -> bool:
         """Whether `key` is in one of the three sets."""
@@ -153,6 +165,7 @@ _QWEN = {
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
+_DELTA = {"conv_kernel_dim": 4, "key_head_dim": 128, "value_head_dim": 128, "num_key_heads": 16, "num_value_heads": 32}
 _SOFTCAPS = frozenset({"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"})
 
 FAMILIES: dict[str, Family] = {
@@ -188,6 +201,22 @@ FAMILIES: dict[str, Family] = {
         | {"attention_bias": False, "mlp_bias": False, "num_key_value_heads": 4, "use_sliding_window": False}
         | {"no_rope_layer_interval": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True},
         theta=2000000.0,
+    ),
+    "qwen3_next": Family(
+        "Qwen3NextForCausalLM",
+        read=frozenset({"hidden_act", "layer_types", "full_attention_interval"})
+        | {"num_experts", "decoder_sparse_step", "mlp_only_layers"}
+        | {f"linear_{part}" for part in _DELTA},
+        fixed={"attention_bias": (False,)},
+        ignored=frozenset({"moe_intermediate_size", "shared_expert_intermediate_size", "num_experts_per_tok"})
+        | {"norm_topk_prob", "output_router_logits", "router_aux_loss_coef"},
+        defaults=_LLAMA
+        | {"num_key_value_heads": 2, "max_position_embeddings": 32768, "head_dim": 256}
+        | {f"linear_{part}": number for part, number in _DELTA.items()},
+        qk_norm=True,
+        centre=True,
+        states=True,
+        rotated=0.25,
     ),
     "gemma": Family(
         "GemmaForCausalLM",

@@ -87,7 +87,7 @@ def _tensors(model: Any, path: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, weight in model.named_parameters():  # each shared weight once
         data = memoryview(weight.detach().contiguous().numpy()).cast("B")
-        found[name] = Loaded(name, "F32", tuple(weight.shape), path, 0, len(data), data)
+        found[name] = Loaded(name, "F32", tuple(weight.shape), path, 0, len(data), data=data)
     return found
 
 

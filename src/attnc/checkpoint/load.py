@@ -11,6 +11,7 @@ from typing import Literal
 
 from attnc.checkpoint import folder as huggingface
 from attnc.checkpoint import place, tokenizer
+from attnc.checkpoint.adapters import adapt
 from attnc.checkpoint.body import body
 from attnc.checkpoint.config import Config
 from attnc.checkpoint.problem import problem
@@ -72,7 +73,7 @@ def _import(found: Checkpoint, path: Path, spec: Path, folder: Path) -> ImportRe
 
     text = spec_text(spec.stem, f"{found.name}, imported from {path.name}.", body(found.config))
     checked = check(parse(Source(str(spec), text)))
-    tensors = fit(found.tensors, shapes(checked), checked.model.tie, path)
+    tensors = fit(adapt(found.tensors, found.config), shapes(checked), checked.model.tie, path)
     with place.beside(folder) as made:
         size = write(made / WEIGHTS, tensors)
         tokenizer.copy(found.texts, made, found.config)

@@ -30,10 +30,12 @@ class Rope:
 
     base: float | None
     scale: str | None = None
+    share: float = 1.0
 
 
-def ropes(config: Config, thetas: Mapping[str, float]) -> dict[str, Rope]:
-    """The rotary setting of each layer type. `thetas`: the family's default base for each layer type.
+def ropes(config: Config, thetas: Mapping[str, float], share: float = 1.0) -> dict[str, Rope]:
+    """The rotary setting of each layer type. `thetas`: the family's default base for each layer type; `share`: the part of a
+    head's channels that is rotated there unless the checkpoint says so, 1 where it cannot.
 
     Gemma 3 of transformers 4 keeps the base of its window layers in `rope_local_base_freq`, and stretches only full layers.
     """
@@ -51,11 +53,11 @@ def ropes(config: Config, thetas: Mapping[str, float]) -> dict[str, Rope]:
         base = config.get("rope_local_base_freq" if local and name == "sliding_attention" else "rope_theta")
         default = float(base) if base is not None else thetas[name]
         flat = {} if local and name == "sliding_attention" else parameters
-        found[name] = _rope(config, key, nested.get(name, {} if nested else flat), default)
+        found[name] = _rope(config, key, nested.get(name, {} if nested else flat), default, share)
     return found
 
 
-def _rope(config: Config, key: str, parameters: dict[str, Any], default: float) -> Rope:
+def _rope(config: Config, key: str, parameters: dict[str, Any], default: float, share: float) -> Rope:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in KEYS:
         raise config.refuse(key, f"the language says {', '.join(KEYS)}", part=f"rope_type {kind!r}")
@@ -63,10 +65,16 @@ def _rope(config: Config, key: str, parameters: dict[str, Any], default: float) 
     for name, value in parameters.items():
         if name not in known and value is not None:
             raise config.refuse(key, f"a {kind} stretch has no such part", part=f"{name} {value!r}")
-    if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise config.refuse(key, "only 1 is read", part=f"partial_rotary_factor {parameters['partial_rotary_factor']!r}")
+    part = parameters.get("partial_rotary_factor")
+    if share == 1 and part not in (None, 1, 1.0):
+        raise config.refuse(key, "only 1 is read", part=f"partial_rotary_factor {part!r}")
+    if share != 1:
+        part = config.positive("partial_rotary_factor", share) if part is None else part
+        if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
+            raise config.refuse(key, "a number from above 0 to 1 is expected", part=f"partial_rotary_factor {part!r}")
+        share = float(part)
     base = parameters.get("rope_theta")
-    return Rope(float(base) if base is not None else default, _scale(config, key, kind, parameters))
+    return Rope(float(base) if base is not None else default, _scale(config, key, kind, parameters), share)
 
 
 def _scale(config: Config, key: str, kind: str, parameters: dict[str, Any]) -> str | None:

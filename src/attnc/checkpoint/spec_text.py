@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from attnc.checkpoint.body import Body, Row
+from attnc.checkpoint.body import Body
 from attnc.checkpoint.numbers import number
 from attnc.checkpoint.rope import Rope
+from attnc.checkpoint.row import Row
 
 RESERVED = {"model", "mix", "layers", "heads", "recipe", "driver", "when", "choose", "route", "else"}
 

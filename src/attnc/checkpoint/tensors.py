@@ -38,7 +38,7 @@ CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor in a file: its number format, shape, and the bytes `begin..end` of the file."""
+    """One tensor in a file: its number format, shape, and the bytes `begin..end` of the file, or of these the `ranges`."""
 
     name: str
     dtype: str
@@ -46,18 +46,25 @@ class Tensor:
     file: Path
     begin: int
     end: int
+    ranges: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(end - begin for begin, end in self.ranges or ((self.begin, self.end),))
 
     def chunks(self) -> Iterator[bytes]:
         """The tensor's bytes, some megabytes at a time."""
         with self.file.open("rb") as file:
-            file.seek(self.begin)
-            left = self.end - self.begin
-            while left > 0:
-                chunk = file.read(min(CHUNK, left))
-                if not chunk:
-                    raise problem("A526", f"{self.file.name} ends before {self.name} does", file=self.file)
-                left -= len(chunk)
-                yield chunk
+            for begin, end in self.ranges or ((self.begin, self.end),):
+                file.seek(begin)
+                left = end - begin
+                while left > 0:
+                    chunk = file.read(min(CHUNK, left))
+                    if not chunk:
+                        raise problem("A526", f"{self.file.name} ends before {self.name} does", file=self.file)
+                    left -= len(chunk)
+                    yield chunk
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -110,7 +117,7 @@ def write(path: Path, tensors: Iterable[Tensor]) -> int:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for tensor in tensors:
-        size = tensor.end - tensor.begin
+        size = tensor.size
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
