@@ -127,7 +127,7 @@ def numpy_too_new() -> str | None:
 
 def unseen(folder: Path, seen: Collection[str]) -> tuple[str, ...]:
     """The kernel files of a folder that nothing was compared with."""
-    return tuple(sorted(path.stem for path in (folder / "kernels").glob("softmax*.py") if path.stem not in seen))
+    return tuple(sorted(path.stem for path in (folder / "kernels").glob("*_*[0-9].py") if path.stem not in seen))
 
 
 def _decisions(way: str, kernels: tuple[Kernel, ...], left: tuple[str, ...]) -> tuple[str, ...]:

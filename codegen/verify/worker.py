@@ -22,11 +22,15 @@ from attnc.codegen.triton.interpreting import quicken
 from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.verify import trial
 from attnc.codegen.verify.cases import Case
+from attnc.codegen.verify.channels import ChannelSubject, channel_rows, channel_subjects
 from attnc.codegen.verify.classes import DECODE, IN_INTERPRETER, ON_GPU, cases
 from attnc.codegen.verify.judge import Verdict
 from attnc.codegen.verify.report import Job, Kernel, Machine, Message, Row
 from attnc.codegen.verify.subjects import Subject, subjects
 from attnc.compiler.data import from_json, to_json
+
+IN_INTERPRETED, CHANNELS_ON_GPU = 20, 700
+"""Tokens of the longest sequence whose channel states are compared: the interpreter scans number by number."""
 
 BROKEN = 3
 """Exit code after an error that leaves a GPU's context unusable: whoever asked starts a new process for the rest."""
@@ -42,11 +46,27 @@ def main() -> None:
     torch.set_num_threads(1)
     sizes = IN_INTERPRETER if INTERPRETS else ON_GPU
     found = [one for one in subjects(Path(job.folder), sizes.longest // 2) if wanted(one, job)]
-    files = [(file, one) for one in found for file in (one.file, one.masses) if file is not None]
+    of_channels = [one for one in channel_subjects(Path(job.folder)) if not job.only or one.file in job.only]
+    files: list[tuple[str, Subject | ChannelSubject]] = [
+        (file, one) for one in found for file in (one.file, one.masses) if file is not None
+    ]
+    files += [(one.file, one) for one in of_channels]
     say(answers, Message(machine=machine(job.device), kernels=tuple(described(Path(job.folder), *pair) for pair in files)))
     for subject in found:
         for dtype in job.dtypes:
             for row in tried(subject, dtype, job, answers):
+                say(answers, Message(row=row))
+                if row.verdict == "wrong" and lost(job.device):
+                    sys.exit(BROKEN)
+
+    def begin(key: tuple[str, str, str]) -> bool:
+        if key not in job.done:
+            say(answers, Message(begun=key))
+        return key not in job.done
+
+    for one in of_channels:
+        for dtype in job.dtypes:
+            for row in channel_rows(one, dtype, job.device, IN_INTERPRETED if INTERPRETS else CHANNELS_ON_GPU, begin):
                 say(answers, Message(row=row))
                 if row.verdict == "wrong" and lost(job.device):
                     sys.exit(BROKEN)
@@ -69,7 +89,7 @@ def wanted(subject: Subject, job: Job) -> bool:
     return not job.only or not {subject.file, subject.masses}.isdisjoint(job.only)
 
 
-def described(folder: Path, file: str, subject: Subject) -> Kernel:
+def described(folder: Path, file: str, subject: Subject | ChannelSubject) -> Kernel:
     """A kernel file, beside what plan.json says of it."""
     name = f"kernels/{file}.py"
     digest = kernels.digest((folder / name).read_text("utf-8"))

@@ -13,9 +13,13 @@ import pytest
 import torch
 from channel_cases import MEMBERS, ask, given, narrowed, packed, with_gradients, written_out
 
+import attnc
+from attnc.codegen.build import Options, build
 from attnc.codegen.triton.channels import emit
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.versions import INTERPRETS
+from attnc.codegen.verify.channels import ChannelSubject, channel_rows
+from attnc.compiler import check_text
 from attnc.compiler.families import Channels
 from attnc.compiler.mixers.channels import channel_states
 from attnc.runtime.channel_kernels import channel_kernels
@@ -24,6 +28,9 @@ from attnc.runtime.channels import reference_channels
 if not INTERPRETS:
     pytest.fail("TRITON_INTERPRET=1 is not set", pytrace=False)
 
+MODEL = """model m { vocab = 16, dim = 8, layers = 2, heads = 2, kv_heads = 1, head_dim = 4, ffn = none, norm = rms(1e-6) }
+layers { 0: ssm(mamba, state = 2) { short_conv = 3, output_gate = silu }, 1: linear(decay = vector, state = vector) }
+"""
 FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
 formula = reference_channels(channel_states)
 
@@ -52,6 +59,39 @@ def test_outputs_states_and_gradients_round_no_more_than_the_formula():
             found += [((mine - true) / true.abs().max()).flatten() for mine, true in pairs]
     ours, theirs = (torch.cat(found).square().mean().sqrt() for found in errors)
     assert ours <= 1.5 * theirs
+
+
+def test_attnc_verify_finds_a_kernel_that_forgets_nothing():
+    text = emit(Channels(state=2)).replace('"any": (16, 16, 4)', '"any": (4, 4, 4)')
+    wrong = text.replace("later_added + later_decay * added", "later_added + added")
+    assert wrong != text
+    for made, verdict in ((text, "right"), (wrong, "wrong")):
+        module = load(made, FOLDER, f"verified_{verdict}")
+        subject = ChannelSubject("channel_scan_0", module, ())
+        (row,) = channel_rows(subject, "float16", "cpu", 6, lambda key: key[2] == "random")
+        assert row.verdict == verdict, row
+
+
+@pytest.mark.parametrize("grads", [False, True])
+def test_a_built_model_computes_on_its_kernels_what_plain_torch_computes(grads):
+    folder = FOLDER / "built"
+    if not folder.exists():
+        build(check_text(MODEL), folder, Options(seed=0))
+    model = attnc.load(folder)
+    tokens = torch.randint(0, 16, (2, 7), generator=torch.Generator().manual_seed(0))
+    found = []
+    for way in ("torch", "triton"):
+        model.use(way)
+        with torch.set_grad_enabled(grads):
+            logits = model(tokens).logits
+        if grads:
+            found.append(torch.cat([x.flatten() for x in torch.autograd.grad(logits.square().sum(), list(model.parameters()))]))
+        else:
+            cache = model.new_cache(2, 7)
+            parts = [model(part, cache=cache).logits for part in tokens.split((5, 1, 1), dim=1)]
+            found += [logits, torch.cat(parts, dim=1)]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
 def test_whole_numbers_come_out_exact_and_step_by_step_as_at_once():
