@@ -27,8 +27,8 @@ from attnc.dsl import Source, parse, read
 from attnc.evaluate import asking, subject
 from attnc.evaluate.run import Options, evaluate
 from attnc.evaluate.subject import Subject
-from attnc.tasks.text import Text as Prose
-from attnc.tasks.text import windows
+from attnc.evaluate.tokenizer import FolderTokenizer
+from attnc.tasks import text as prose
 
 pytestmark = pytest.mark.xdist_group("smollm2")  # one worker holds the models
 
@@ -253,9 +253,9 @@ def test_the_loss_that_eval_prints_is_that_of_transformers(
 ) -> None:
     monkeypatch.setattr(subject, "LOGITS", 4 * 49152 * 32)  # calls of 32 tokens of 4 windows
     model = Subject(smollm2.folder, built, attnc.check(smollm2.spec))
-    tokenizer, text = model.tokenizer("text"), Prose("a topic", topics["assert"])
+    tokenizer, text = model.tokenizer("text"), prose.Text("a topic", topics["assert"])
     found = asking.losses(model, tokenizer, text, WINDOW_TOKENS, 4, 4, lambda _: None)
-    parts = [part for part, _ in zip(windows(text.tokens(tokenizer.plain), WINDOW_TOKENS), range(4), strict=False)]
+    parts = [part for part, _ in zip(prose.windows(text.tokens(tokenizer.plain), WINDOW_TOKENS), range(4), strict=False)]
     ids = torch.tensor([[*inputs, targets[-1]] for inputs, targets in parts])
     assert (
         ids.flatten(0, 1)[: WINDOW_TOKENS + 1].tolist()
@@ -270,6 +270,13 @@ def test_the_loss_that_eval_prints_is_that_of_transformers(
     assert abs(ours - float(each[1].mean())) <= ALLOWED * rounding
     assert abs(theirs - float(each[1].mean())) <= ALLOWED * rounding, "the two compare the same tokens"
     assert ours < 4
+
+
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(smollm2: SmolLM2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prose, "PIECE", 1000)
+    tokenizer, text = FolderTokenizer(smollm2.folder), prose.topics()
+    assert len(list(text.pieces())) > 80
+    assert list(text.tokens(tokenizer.plain)) == tokenizer.plain(str(text.source))
 
 
 def test_passkeys_are_found_in_short_texts(smollm2: SmolLM2, built: Any, say: Callable[[str], None]) -> None:
