@@ -96,9 +96,10 @@ def formulas(kind: Kind) -> tuple[Callable[..., Any], ...]:
 def chosen_text(name: str, kind: Kind, visible: str, ratio: int) -> str:
     """The function of reference.py that says which keys a kind chooses beside those that `visible` shows."""
     one = selector(kind)
+    asks = ("joined", one.many, one.span) if one.keys == "joined" else (one.asks, one.many, one.every)
     values = {
-        "asks": f'(("{one.asks}", {one.many}, {one.every}), call)',
-        "unit": f"{one.unit}",
+        "asks": f'(("{asks[0]}", {asks[1]}, {asks[2]}), call)',
+        "unit": '"diagonals"' if one.diagonals else f"{one.unit}",
         "runs": f'("{one.keys}", {one.span}, {one.step})',
         "score": f'("{one.score}", {one.lse})',
         "heads": f'("{one.shared}", {ratio}, "{one.heads}")',

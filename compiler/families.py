@@ -173,11 +173,12 @@ class Selector:
     What is chosen is data of the launch that reads it: for each query, or block of queries, and each chooser a number of units
     and their indices in rising order. runtime/selector.py has the same fields, and says what they mean.
 
-    Fixed here is what changes code (unit, keys, span, step, score, lse, shared, heads, fold, asks); the rest are numbers.
+    Fixed here is what changes code: all up to `asks`. The rest are numbers.
     """
 
     unit: int = 1
-    keys: Literal["own", "mean", "bounds"] = "own"
+    diagonals: bool = False
+    keys: Literal["own", "mean", "bounds", "joined"] = "own"
     span: int = 1
     step: int = 1
     score: Literal["dot", "softmax"] = "dot"

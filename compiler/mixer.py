@@ -139,6 +139,7 @@ class Mixer:
     `chooses`    key sets that content chooses: the selector that says how, for kernels; chooses(kind).
     `formulas`   the same in plain tensors, functions that import only torch; the last one is called.
     `whole_layer` whether a choice can be made for all heads of a layer alone, as far as it is built: whole_layer(kind).
+    `decodes`    whether a choice can be made while decoding, as far as it is built: decodes(kind).
     `unbuilt`    what of the kind is declared and not built, beyond single values: unbuilt(kind) -> a Lacking for each.
     `kept`       what decoding keeps.
     `reference`  mixers: the formula, imports only torch; see compiler/mixers/conv.py for the pattern.
@@ -173,6 +174,7 @@ class Mixer:
     chooses: Callable[[Any], Selector] | None = None
     formulas: tuple[Callable[..., Any], ...] = ()
     whole_layer: Callable[[Any], bool] = lambda _kind: False
+    decodes: Callable[[Any], bool] = lambda _kind: True
     unbuilt: Callable[[Any], Iterable[Lacking]] = lambda _kind: ()
     kept: Callable[[Any], Kept] = lambda _kind: Kept()
     reference: Callable[..., Any] | None = None

@@ -35,7 +35,7 @@ from attnc.compiler.spec import (
     When,
 )
 from attnc.compiler.value import Origin, Value
-from attnc.compiler.walk import alternatives, children, default_leaves, leaves
+from attnc.compiler.walk import alternatives, children, default_leaves, leaves, parts
 from attnc.dsl.diagnostic import Diagnostic, SpecError
 
 CODE = "A101"
@@ -109,6 +109,7 @@ def _findings(spec: Spec) -> list[Finding]:
         if id(layer.mixer) not in seen:  # layers of one rule hold the same mixer
             seen.add(id(layer.mixer))
             found |= dict.fromkeys(_of_mixer(layer.mixer, layer.origin, built))
+            found |= dict.fromkeys(_of_decoding(layer.mixer, layer.origin))
     found |= dict.fromkeys(_taking_over(spec.layers))
     return list(found)[:MOST]
 
@@ -188,6 +189,19 @@ def _of_choice(mixer: Attention, at: Origin) -> Iterator[Finding]:
             shown = print_value(given) if isinstance(given, Value) else str(given).lower()
             what = f"`{key} = {shown}` beside `{chosen[0]}`"
             yield Finding(what, at, f"`{chosen[0]}` without `{key}`", f"leave `{key}` out")
+
+
+def _of_decoding(mixer: Mixer, at: Origin) -> Iterator[Finding]:
+    """Choices that are made of whole prompts alone."""
+    for part in parts(mixer):
+        for leaf in default_leaves(part.mixer, 0, 0, frozenset({"decode"}) & part.phases):
+            for kind in leaf.mixer.keys if isinstance(leaf.mixer, Attention) else ():
+                if not MIXERS[kind.kind].decodes(kind):
+                    what = f"`{print_value(kind)}` while decoding"
+                    where = getattr(leaf.mixer, "origin", at)
+                    yield Finding(
+                        what, where, "a choice of prompts alone", "write `when { phase == prefill: ..., else: full }`"
+                    )
 
 
 def _of_choosing_heads(mixer: Heads, at: Origin) -> Iterator[Finding]:

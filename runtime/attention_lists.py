@@ -160,11 +160,18 @@ def _with_lists(near: Tensor, lists: list[Lists], i: Tensor, j: Tensor, text: in
     """near [1, n, L] and the keys of the lists: [C, n, L], C of those who share the least. `text`: tokens read so far."""
     seen = near
     for one in lists:
-        unit = torch.div(j.clamp(min=0), one.selector.unit, rounding_mode="floor")
-        kept = kept_table(one, -(-text // one.selector.unit))[:, :, unit] & (j >= 0) & (j <= i[:, None])
+        table = kept_table(one, -(-text // one.selector.unit))
+        kept = table.gather(2, _unit(one, i, j[None, :]).expand(len(table), -1, -1)) & (j >= 0) & (j <= i[:, None])
         finest = max(len(seen), len(kept))
         seen = _for_heads(seen, finest) | _for_heads(kept, finest)
     return seen
+
+
+def _unit(one: Lists, i: Tensor, j: Tensor) -> Tensor:
+    """The number of the unit that holds the keys at j [..., n, L] for queries at positions i [n]; any for what is in none."""
+    if one.selector.diagonals:
+        return (i.unsqueeze(1) - j.clamp(min=0)).clamp(min=0)
+    return torch.div(j.clamp(min=0), one.selector.unit, rounding_mode="floor").expand(*j.shape[:-2], len(i), -1)
 
 
 def _gathered(k: Tensor, v: Tensor, lists: list[Lists], i: Tensor, numbers: Numbers) -> list[_Keys]:
@@ -173,18 +180,19 @@ def _gathered(k: Tensor, v: Tensor, lists: list[Lists], i: Tensor, numbers: Numb
     choosers = max([len(k), *(len(one.index) for one in lists)])
     head = torch.arange(choosers, device=k.device) // (choosers // len(k))
     units = -(-k.shape[1] // min(one.selector.unit for one in lists)) if lists else 0
-    before: list[tuple[int, Tensor]] = []
+    before: list[tuple[Lists, Tensor]] = []
     for one in lists:
         unit, index = one.selector.unit, _for_heads(one.index, choosers).long()
         inside = torch.arange(index.shape[2], device=k.device) < _for_heads(one.count, choosers).unsqueeze(-1)
         j = (index.unsqueeze(-1) * unit + torch.arange(unit, device=k.device)).flatten(2)  # [C, n, K]
-        seen = inside.repeat_interleave(unit, dim=-1) & (j <= i[:, None]) & (j < k.shape[1])
-        j = j.clamp(max=k.shape[1] - 1)
+        j = i[:, None] - index if one.selector.diagonals else j
+        seen = inside.repeat_interleave(unit, dim=-1) & (j <= i[:, None]) & (j >= 0) & (j < k.shape[1])
+        j = j.clamp(0, k.shape[1] - 1)
         seen = seen & ~visible(numbers, i[:, None], j)
-        for size, table in before:
-            seen = seen & ~table.gather(2, torch.div(j, size, rounding_mode="floor"))
+        for other, table in before:
+            seen = seen & ~table.gather(2, _unit(other, i, j))
         if len(lists) > 1:
-            before.append((unit, _for_heads(kept_table(one, units), choosers)))
+            before.append((one, _for_heads(kept_table(one, units), choosers)))
         place = head[:, None, None]
         found.append(_Keys(k[place, j], v[place, j].masked_fill(~seen.unsqueeze(-1), 0.0), seen))
     return found

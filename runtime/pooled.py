@@ -105,6 +105,8 @@ def run_keys(selector: Selector, k: Tensor, first: int, last: int, s: int, batch
     coarse = None if selector.lse is None else of("lse", "mean", *selector.lse)
     if selector.keys == "own":
         return RunKeys(k, lse=coarse)
+    if selector.keys == "joined":
+        return RunKeys(k[:, : k.shape[1] // span * span].reshape(len(k), -1, span * k.shape[2]))
     if selector.keys == "mean":
         return RunKeys(of("mean", "mean", span, step), lse=coarse)
     return RunKeys(of("min", "min", span, step), of("max", "max", span, step), coarse)

@@ -40,13 +40,13 @@ def choose(selector: Selector, rows: Rows, keys: RunKeys, asked: Asked) -> Lists
     index, counts = [], []
     size = max(1, BLOCK // rows.at.shape[1])
     for begin in range(0, rows.q.shape[1], size):
-        q, at = rows.q[:, begin : begin + size], rows.at[begin : begin + size]
-        scores, candidate = unit_scores(selector, q, at, keys, units, asked.scale, asked.cap)
-        shown = None if selector.overlap == "ranked" else shown_units(selector.unit, units, at[:, -1], asked.numbers)
+        some = rows.some(begin, begin + size)
+        scores, candidate = unit_scores(selector, some, keys, units, asked.scale, asked.cap)
+        shown = None if selector.overlap == "ranked" else shown_units(selector, units, some.last, asked.numbers)
         kept = kept_units(selector, scores, candidate, shown, asked.length)
         count = kept.sum(dim=-1, dtype=torch.int32)
         most = int(count.amax()) if bound is None else bound  # else the device knows how many
-        numbers = torch.where(kept, torch.arange(units, device=q.device), units).sort(dim=-1).values[..., :most]
+        numbers = torch.where(kept, torch.arange(units, device=kept.device), units).sort(dim=-1).values[..., :most]
         index.append(numbers.to(torch.int32))
         counts.append(count.masked_fill((scores.isnan() & candidate).any(dim=-1), -1))
     if not index:
@@ -59,37 +59,55 @@ def choose(selector: Selector, rows: Rows, keys: RunKeys, asked: Asked) -> Lists
 
 
 def unit_scores(
-    selector: Selector, q: Tensor, at: Tensor, keys: RunKeys, units: int, scale: float | Tensor, cap: float | None
+    selector: Selector, rows: Rows, keys: RunKeys, units: int, scale: float | Tensor, cap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Rows q [H, r, n, D] at positions [r, n] -> (scores [C, r, U], fp32 or float64; which units are candidates [r, U])."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    repeat, (rows, many) = q.shape[0] // keys.k.shape[0], at.shape
-    grouped = q.to(wide).flatten(1, 2).reshape(len(keys.k), repeat, rows * many, q.shape[-1])  # [G, R, r n, D]
-    whole = _read_whole(at.flatten(), keys.k.shape[1], selector.span, selector.step)  # [r n, M]
-    scores = _products(grouped, keys, wide)
+    """Rows that ask -> (scores [C, r, U], fp32 or float64; which units are candidates [r, U])."""
+    count, many = rows.at.shape
+    q, at = rows.q.flatten(1, 2), rows.at.flatten()
+    grouped = q.reshape(len(keys.k), q.shape[0] // len(keys.k), *q.shape[1:])  # [G, R, r n, D]
+    runs = keys.k.shape[1]
+    whole = _read_whole(at, runs, selector.span, selector.step)  # [r n, M]
+    scores = _products(grouped, keys, q.dtype)
     if selector.score == "softmax":
-        scores = _shares(scores, whole, grouped, keys, at.flatten(), selector, (scale, cap))
+        scale = scale / selector.span if selector.keys == "joined" else scale
+        scores = _shares(scores, whole, grouped, keys, at, selector, (scale, cap))
     else:
         scores = scores.masked_fill(~whole, float("-inf") if many == 1 else 0.0)
-    if selector.asks == "last":  # their scores add up
-        scores = scores.view(*scores.shape[:2], rows, many, -1).sum(dim=3)
-        whole = whole.view(rows, many, -1)[:, -1]
-    scores, i = _over_heads(selector, scores), at[:, -1]
+    if selector.diagonals:
+        scores = _along_diagonals(scores, at, units)
+    if many > 1:  # their scores add up
+        scores = scores.view(*scores.shape[:2], count, many, -1).sum(dim=3)
+    scores = _over_heads(selector, scores)
+    if selector.diagonals:
+        return scores, torch.arange(units, device=q.device) <= rows.last.unsqueeze(1)
+    return _folded(selector, scores, _read_whole(rows.last, runs, selector.span, selector.step), rows.last, units)
+
+
+def _along_diagonals(scores: Tensor, at: Tensor, units: int) -> Tensor:
+    """Scores [G, R, n, L] of keys by queries at positions [n] -> of distances back [G, R, n, U], 0 beyond the first key."""
+    place = at.unsqueeze(1) - torch.arange(units, device=at.device)
+    found = scores.gather(3, place.clamp(0, scores.shape[3] - 1).expand(*scores.shape[:2], -1, -1)) if units else scores
+    return found.masked_fill(place < 0, 0.0)
+
+
+def _folded(selector: Selector, scores: Tensor, whole: Tensor, last: Tensor, units: int) -> tuple[Tensor, Tensor]:
+    """Scores [C, r, M] of runs, which have been read whole [r, M], -> (of units [C, r, U], candidates [r, U])."""
+    runs, device = scores.shape[2], scores.device
     first, count = touched(selector, units)
     width = int(count.max()) if units else 0
+    if runs == 0:
+        return scores.new_zeros(*scores.shape[:2], units), torch.zeros(len(last), units, dtype=torch.bool, device=device)
     places = first.unsqueeze(1) + torch.arange(width)
-    inside = torch.arange(width) < count.unsqueeze(1)
-    if keys.k.shape[1] == 0:
-        return scores.new_zeros(scores.shape[0], rows, units), torch.zeros(rows, units, dtype=torch.bool, device=q.device)
-    places, inside = (x.to(q.device) for x in (places.clamp(max=keys.k.shape[1] - 1), inside & (places < keys.k.shape[1])))
-    there = whole[:, places] & inside  # [n, U, width]
-    folded = scores[:, :, places] if width > 1 else scores[:, :, places[:, 0]].unsqueeze(-1)
+    inside = ((torch.arange(width) < count.unsqueeze(1)) & (places < runs)).to(device)
+    places = places.clamp(max=runs - 1).to(device)
+    there = whole[:, places] & inside  # [r, U, width]
+    found = scores[:, :, places]
     if selector.fold == "max":
-        folded = folded.masked_fill(~there, float("-inf")).amax(dim=-1)
+        found = found.masked_fill(~there, float("-inf")).amax(dim=-1)
     else:
-        folded = folded.masked_fill(~there, 0.0).sum(dim=-1)
-    end = (torch.arange(units, device=q.device) + 1) * selector.unit
-    return folded, (end <= i.unsqueeze(1) + 1) & there.any(dim=-1)
+        found = found.masked_fill(~there, 0.0).sum(dim=-1)
+    end = (torch.arange(units, device=device) + 1) * selector.unit
+    return found, (end <= last.unsqueeze(1) + 1) & there.any(dim=-1)
 
 
 def touched(selector: Selector, units: int) -> tuple[Tensor, Tensor]:
@@ -149,8 +167,12 @@ def _over_heads(selector: Selector, scores: Tensor) -> Tensor:
     return pool(scores, dim=1) if selector.shared == "group" else pool(scores.flatten(0, 1), dim=0, keepdim=True)
 
 
-def shown_units(unit: int, units: int, i: Tensor, numbers: Numbers) -> Tensor:
+def shown_units(selector: Selector, units: int, i: Tensor, numbers: Numbers) -> Tensor:
     """Which units the intervals show, as far as the query may see them: [n, U]. One that it may not see at all is not."""
+    if selector.diagonals:
+        back = i.unsqueeze(1) - torch.arange(units, device=i.device)
+        return visible(numbers, i.unsqueeze(1), back) & (back >= 0)
+    unit = selector.unit
     j = torch.arange(units * unit, device=i.device)
     later = j > i.unsqueeze(1)
     return (visible(numbers, i.unsqueeze(1), j) | later).view(len(i), units, unit).all(dim=-1) & ~later[:, ::unit]

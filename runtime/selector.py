@@ -33,8 +33,9 @@ class Sublinear:
 class Selector:
     """Which units of `unit` tokens a query keeps. A unit is a candidate as soon as all of it has been read.
 
-    keys        what scores: each token's `own` key, the `mean` of every run of `span` tokens, or its `bounds` in each channel;
-                a run begins every `step` tokens
+    diagonals   a unit is no token but a distance back from the query
+    keys        what scores: each token's `own` key, the `mean` of every run of `span` tokens, its `bounds` in each channel, or
+                its keys `joined` to one, which as many queries score, joined in reverse; a run begins every `step` tokens
     score       `dot`: the product with the query (of bounds: the largest that a key within them could have); `softmax`: its
                 share of the mass of all runs that have been read, or of coarser ones, lse = (span, step)
     shared      who shares a choice: nobody (`head`), a KV head's query heads (`group`) or all (`layer`); `heads`: how their
@@ -51,7 +52,8 @@ class Selector:
     """
 
     unit: int = 1
-    keys: Literal["own", "mean", "bounds"] = "own"
+    diagonals: bool = False
+    keys: Literal["own", "mean", "bounds", "joined"] = "own"
     span: int = 1
     step: int = 1
     score: Literal["dot", "softmax"] = "dot"

@@ -55,7 +55,7 @@ def kept_units(kind, asking: Asking, others) -> tuple[set[int], float]:
     """
     scores = unit_scores(kind, asking)
     size = unit_size(kind)
-    shown = {u for u in range(asking.last // size + 1) if all(_shown(others, asking, j) for j in _tokens(u, size, asking.last))}
+    shown = {u for u in range(asking.last // size + 1) if all(_shown(others, asking, j) for j in _tokens(kind, u, asking.last))}
     mass, used = 0.0, 0
     if kind.overlap == "counted":
         mass, used = sum(scores.get(u, 0.0) for u in shown), len(shown)
@@ -78,15 +78,19 @@ def chosen(kind, asking: Asking, others) -> list[bool]:
     """Which keys the choice adds for the query."""
     size = unit_size(kind)
     kept, _ = kept_units(kind, asking, others)
-    return [j // size in kept and j <= asking.i for j in range(asking.k.shape[1])]
+    units = [asking.i - j if kind.unit == "diagonals" else j // size for j in range(asking.k.shape[1])]
+    return [unit in kept and j <= asking.i for j, unit in enumerate(units)]
 
 
 def unit_size(kind) -> int:
     return getattr(kind.unit, "n", 1)
 
 
-def _tokens(u: int, size: int, i: int) -> range:
+def _tokens(kind, u: int, i: int) -> range:
     """The tokens of a unit that the query may see."""
+    size = unit_size(kind)
+    if kind.unit == "diagonals":
+        return range(i - u, i - u + 1)
     return range(u * size, min((u + 1) * size, i + 1))
 
 
@@ -120,17 +124,54 @@ def wanted(kind, ranked, scores, length: int, mass: float) -> int:
 def unit_scores(kind, asking: Asking) -> dict[int, float]:
     """The score of every unit that has been read whole and touches a run that has."""
     size = unit_size(kind)
+    if kind.unit == "diagonals":
+        return _of_distances(kind, asking)
+    if getattr(kind.score, "word", "") == "antidiagonal":
+        return _of_antidiagonals(kind, asking)
     runs = complete(*_steps(kind, size), asking.last)
-    pool = "sum" if kind.per == "head" else kind.per.pool
-    pools = {"sum": sum, "max": max, "min": min, "mean": lambda values: sum(values) / len(values)}
     by_head = [_head_scores(kind, runs, h, asking) for h in range(len(asking.q))]
-    scores = [pools[pool]([found[m] for found in by_head]) for m in range(len(runs))]
+    scores = [_pooled(kind, [found[m] for found in by_head]) for m in range(len(runs))]
     units = {}
     for u in range((asking.last + 1) // size):
         touching = [scores[m] for m, run in enumerate(runs) if run.start < (u + 1) * size and run.stop > u * size]
         if touching:
             units[u] = max(touching) if kind.fold == "max" else sum(touching)
     return units
+
+
+def _pooled(kind, values: list[float]) -> float:
+    pool = "sum" if kind.per == "head" else kind.per.pool
+    return {"sum": sum, "max": max, "min": min, "mean": lambda values: sum(values) / len(values)}[pool](values)
+
+
+def _of_distances(kind, asking: Asking) -> dict[int, float]:
+    """The score of every distance back: that of the one key of each query that lies there."""
+    lines = [
+        [(p, _query_scores(kind, complete(1, 1, p), q, asking.k[h], p, asking)) for q, p in queries(kind, asking, h)]
+        for h in range(len(asking.q))
+    ]
+    return {
+        back: _pooled(kind, [sum(scores[p - back] for p, scores in line if p >= back) for line in lines])
+        for back in range(asking.last + 1)
+    }
+
+
+def _of_antidiagonals(kind, asking: Asking) -> dict[int, float]:
+    """XAttention: groups of n queries by groups of n keys, each the sum along its antidiagonal; softmax, summed in blocks."""
+    n, size, block = kind.score.n, kind.unit.n, kind.queries.n
+    begin = asking.last // block * block
+    heads = []
+    for h in range(len(asking.q)):
+        scores = dict.fromkeys(range((asking.last + 1) // size), 0.0)
+        for first in range(begin, asking.last + 2 - n, n):
+            groups = range(0, first + 1, n)
+            sums = [sum(asking.q[h, first + n - 1 - r] @ asking.k[h, key + r] for r in range(n)) for key in groups]
+            logits = [logit(float(one) / n, asking) for one in sums]
+            for key, own in zip(groups, logits, strict=True):
+                if key // size in scores:
+                    scores[key // size] += 1 / sum(math.exp(other - own) for other in logits)
+        heads.append(scores)
+    return {u: _pooled(kind, [scores[u] for scores in heads]) for u in heads[0]}
 
 
 def _steps(kind, size: int) -> tuple[int, int]:

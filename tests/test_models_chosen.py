@@ -27,6 +27,19 @@ SPECS = {
         "all: window(3) | routed(tokens, threshold = 0.2, queries = last(5), score = softmax, at_most = 9, per = head,"
         " selection = noncausal)"
     ),
+    "minference": spec_text(
+        "all: when { phase == prefill: sink(1) | window(3) | routed(columns, top_k = 2, queries = last(4), score = softmax,"
+        " per = head) | routed(diagonals, top_k = 3, queries = last(4), score = softmax, per = head), else: full }"
+    ),
+    "xattention": spec_text(
+        "all: when { phase == prefill: sink(4) | block_local(4) | routed(blocks(4), top_p = 60%, queries = block(4),"
+        " score = antidiagonal(2), per = head, overlap = counted), else: full }"
+    ),
+    "sparse-frontier": spec_text(
+        "all: when { length < 8: full, phase == decode: block_local(3) | routed(blocks(3), top_k = sublinear(2, from = 8,"
+        " exponent = 0.7), keys = minmax, per = group(sum), overlap = counted), phase == prefill: block_local(4) |"
+        " routed(blocks(4), top_k = 2, queries = block(4), per = head, overlap = counted), else: full }"
+    ),
     "two choices in a union": spec_text(
         "all: routed(tokens, top_k = 3, score = softmax, per = group(max)) | persistent(2)"
         " | routed(blocks(3), top_k = 2, keys = minmax, per = head, overlap = counted, at_most = 4) { sink_logit = learned }",

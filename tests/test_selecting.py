@@ -7,7 +7,7 @@ from dataclasses import fields as of_dataclass
 
 import pytest
 import torch
-from chosen import Asking, chooses_at, kept_units
+from chosen import Asking, chooses_at, chosen, kept_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import made
@@ -35,15 +35,17 @@ REST = ("", "block_local(3)", "sink(2) | window(4)", "window(6, aligned = 3) | s
 def choices(draw: st.DrawFn) -> str:
     """A choice in the language's words, of all that this version builds."""
     n = draw(st.integers(1, 4))
-    unit = draw(st.sampled_from(["tokens", f"blocks({n})"]))
+    unit = draw(st.sampled_from(["tokens", f"blocks({n})", f"blocks({n})", "columns", "diagonals", "antidiagonals"]))
+    if unit == "antidiagonals":
+        return draw(antidiagonals())
     words = []
     stride = draw(st.integers(1, 3))
     pooled = f"mean({draw(st.integers(stride, 5))}, stride = {stride})"
-    keys = draw(st.sampled_from(["", pooled] if unit == "tokens" else ["", "minmax", pooled]))
+    keys = draw(st.sampled_from({"diagonals": [""], "tokens": ["", pooled], "columns": [""]}.get(unit, ["", "minmax", pooled])))
     words += [f"keys = {keys}"] if keys else []
     softmax = draw(st.booleans()) and keys != "minmax"
     if softmax:
-        coarse = draw(st.booleans()) and (keys or unit != "tokens")
+        coarse = draw(st.booleans()) and (keys or "blocks" in unit)
         words.append("score = softmax(lse = mean(4, stride = 2))" if coarse else "score = softmax")
     elif draw(st.booleans()) and keys == pooled:
         words.append("fold = sum")
@@ -55,6 +57,16 @@ def choices(draw: st.DrawFn) -> str:
     asks = draw(st.sampled_from(["each", "each", f"block({draw(st.integers(2, 5))}, stride = 2)", "last(3)"]))
     words.append(f"queries = {asks}, selection = noncausal")
     return f"routed({unit}, {', '.join(words)})"
+
+
+@st.composite
+def antidiagonals(draw: st.DrawFn) -> str:
+    n = draw(st.integers(1, 3))
+    unit, block = (n * draw(st.integers(1, 2)) for _ in range(2))
+    amount = draw(st.sampled_from(["top_k = 2", "top_p = 70%", "threshold = 0.3"]))
+    per, overlap = draw(st.sampled_from(["head", "group(max)"])), draw(st.sampled_from(["ranked", "counted", "excluded"]))
+    words = f"{amount}, score = antidiagonal({n}), queries = block({block}), per = {per}, overlap = {overlap}"
+    return f"routed(blocks({unit}), {words}, selection = noncausal)"
 
 
 def read(text: str):
@@ -112,6 +124,7 @@ def earlier(kind, q, past: int):
 def formula_keys(kind, rest, q, k, past: int, decodes: bool) -> torch.Tensor:
     """[H, N, L], what the formula keeps."""
     one, tokens = selecting.selector(kind), k.shape[1]
+    joined = one.keys == "joined"
     amount = ("top_k", runtime_selector(kind).wanted(tokens))
     if one.top_k is None:
         amount = ("threshold", one.threshold) if one.top_p is None else ("top_p", one.top_p)
@@ -128,8 +141,8 @@ def formula_keys(kind, rest, q, k, past: int, decodes: bool) -> torch.Tensor:
         torch.arange(past, tokens),
         visible,
         logit=(WIDTH**-0.5, None),
-        asks=((one.asks, one.many, one.every), (decodes, earlier(kind, q, past))),
-        unit=one.unit,
+        asks=(("joined", one.many, one.span) if joined else (one.asks, one.many, one.every), (decodes, earlier(kind, q, past))),
+        unit="diagonals" if one.diagonals else one.unit,
         runs=(one.keys, one.span, one.step),
         score=(one.score, one.lse),
         heads=(one.shared, HEADS // GROUPS, one.heads),
@@ -145,6 +158,8 @@ def formula_keys(kind, rest, q, k, past: int, decodes: bool) -> torch.Tensor:
 def test_lists_and_formula_keep_what_the_oracle_keeps(choice, rest, new, past, decodes, seed):
     """In float32; a choice that rounding may decide, as two scores are nearer than it, is no mistake of either."""
     kind, others = read(f"{rest} | {choice}" if rest else choice)
+    if "antidiagonal" in choice:  # which asks in blocks of the call alone
+        past, decodes = 0, False
     generator = torch.Generator().manual_seed(seed)
     tokens = past + new
     q, k = (torch.randn(heads, tokens, WIDTH, generator=generator) for heads in (HEADS, GROUPS))
@@ -163,8 +178,7 @@ def test_lists_and_formula_keep_what_the_oracle_keeps(choice, rest, new, past, d
                 continue
             compared += 1
             assert found == expected
-            size = selecting.selector(kind).unit
-            keys = [j // size in expected and j <= i for j in range(tokens)]
+            keys = chosen(kind, Asking(*wide, i, last, tokens, WIDTH**-0.5), others)
             assert all(kept[h, t].tolist() == keys for h in heads)
     assert compared or new * len(lists) < 12, "near-ties are few"
 

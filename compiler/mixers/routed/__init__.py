@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attnc.compiler.mixer import Mixer
 from attnc.compiler.mixers.routed.ahead import changes, selection
-from attnc.compiler.mixers.routed.choice import Every, Last, PerLayer, SoftmaxScore, Sublinear
+from attnc.compiler.mixers.routed.choice import Antidiagonal, Every, Last, PerLayer, SoftmaxScore, Sublinear
 from attnc.compiler.mixers.routed.formula import FORMULAS
 from attnc.compiler.mixers.routed.keep import growing, kept, state, weights
 from attnc.compiler.mixers.routed.kind import Routed
@@ -28,6 +28,7 @@ MIXER = Mixer(
     ),
     chooses=selector,
     formulas=FORMULAS,
+    decodes=lambda kind: not isinstance(kind.score, Antidiagonal),
     whole_layer=lambda kind: kind.queries != "each" or isinstance(kind.per, PerLayer),
     unbuilt=unbuilt,
     kept=kept,

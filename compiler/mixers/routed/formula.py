@@ -14,6 +14,8 @@ def pooled_runs(k: Any, span: int, step: int, pool: str) -> Any:
     import torch
 
     runs = [k[:, begin : begin + span] for begin in range(0, k.shape[1] - span + 1, step)]
+    if pool == "joined":
+        return torch.stack([run.flatten(1) for run in runs], dim=1) if runs else k[:, :0].repeat(1, 1, span)
     pools: dict[str, Any] = {"mean": torch.mean, "min": torch.amin, "max": torch.amax}
     return torch.stack([pools[pool](run, dim=1) for run in runs], dim=1) if runs else k[:, :0]
 
@@ -38,7 +40,8 @@ def run_scores(q: Any, k: Any, i: Any, *, runs: Any, score: Any, logit: Any) -> 
         products = torch.stack([torch.maximum(q * low[:, m, None], q * high[:, m, None]).sum(-1) for m in range(low.shape[1])])
         products = products.permute(1, 2, 0)
     else:
-        stands = k if keys == "own" else pooled_runs(k, span, step, "mean")
+        stands = k if keys == "own" else pooled_runs(k, span, step, keys)
+        scale = scale / span if keys == "joined" else scale
         products = q @ stands.transpose(1, 2)
     whole = read(products.shape[2], span, step)
     if word == "dot":
@@ -111,7 +114,8 @@ def kept_units(scores: Any, candidates: Any, shown: Any, amount: Any, bounds: An
 def asking_rows(q: Any, i: Any, asks: Any, call: Any) -> Any:
     """Queries q [H, N, D] at positions i -> a row for each that asks: (its queries [H, n, D], their positions [n], for whom).
 
-    asks: (word, many, every); call: (whether it decodes, what earlier calls asked or None).
+    asks: (word, many, every); call: (whether it decodes, what earlier calls asked or None). `joined`: a block's groups of
+    `every` queries ask, each read backwards as one.
     """
     import torch
 
@@ -128,6 +132,14 @@ def asking_rows(q: Any, i: Any, asks: Any, call: Any) -> Any:
         ends = [(before + t + 1, [t]) for t in queries] if stepwise else [(q.shape[1], list(queries))]
         return [(q[:, max(end - many, 0) : end], at[max(end - many, 0) : end], who) for end, who in ends]
     rows = []
+    if word == "joined":
+        for b in (i // many).unique():
+            who = [t for t in queries if i[t] // many == b]
+            groups = [who[c : c + every] for c in range(-int(i[who[0]]) % every, len(who) - every + 1, every)]
+            asked = [q[:, group[::-1]].flatten(1) for group in groups]
+            at = i[[group[-1] for group in groups]]
+            rows.append((torch.stack(asked, dim=1) if asked else q[:, :0].repeat(1, 1, every), at, who))
+        return rows
     for who in (
         [[t] for t in queries] if stepwise else [[t for t in queries if i[t] // many == b] for b in (i // many).unique()]
     ):
@@ -141,16 +153,20 @@ def asking_rows(q: Any, i: Any, asks: Any, call: Any) -> Any:
     return rows
 
 
-def row_scores(rows: Any, k: Any, *, runs: Any, score: Any, logit: Any) -> Any:
-    """(scores [H, r, M] of rows, those of a row's queries added; which runs its last query has read whole [r, M])."""
+def row_scores(rows: Any, k: Any, *, runs: Any, score: Any, logit: Any, diagonals: bool) -> Any:
+    """Scores [H, r, M] of rows, those of a row's queries added; with `diagonals` of distances back in place of keys."""
     import torch
 
-    found, wholes = [], []
+    found = []
     for q, at, _ in rows:
         scores, whole = run_scores(q, k, at, runs=runs, score=score, logit=logit)
-        found.append(scores.sum(dim=1) if len(at) == 1 else torch.where(whole, scores, torch.zeros_like(scores)).sum(dim=1))
-        wholes.append(whole[-1])
-    return torch.stack(found, dim=1), torch.stack(wholes)
+        if len(at) != 1:
+            scores = torch.where(whole, scores, torch.zeros_like(scores))
+        if diagonals:
+            lines = zip(at, scores.unbind(1), strict=True)
+            scores = torch.stack([torch.cat((x[:, : p + 1].flip(1), 0 * x[:, p + 1 :]), dim=1) for p, x in lines], dim=1)
+        found.append(scores.sum(dim=1))
+    return torch.stack(found, dim=1)
 
 
 def chosen_keys(
@@ -161,7 +177,7 @@ def chosen_keys(
     *,
     logit: Any,
     asks: Any,
-    unit: int,
+    unit: Any,
     runs: Any,
     score: Any,
     heads: Any,
@@ -172,6 +188,7 @@ def chosen_keys(
 
     visible(i, j)  what the rest of the union shows
     logit          (scale, soft cap or None)
+    unit           its tokens, or `diagonals`
     runs           (what stands for a run, its tokens, from one run to the next)
     score          (word, the same of coarser runs or None)
     asks           (who asks, what this call is): see asking_rows
@@ -181,13 +198,16 @@ def chosen_keys(
     import torch
 
     length = k.shape[1]
-    units = -(-length // unit)
+    units = length if unit == "diagonals" else -(-length // unit)
     rows = asking_rows(q, i, asks[0], asks[1])
     if not rows:
         return torch.zeros(*q.shape[:2], length, dtype=torch.bool, device=q.device), q.new_zeros(q.shape[:2]) > 0
-    at = torch.stack([positions[-1] for _, positions, _ in rows])
+    diagonals = unit == "diagonals"
+    unit = 1 if diagonals else unit
+    at = i[[who[-1] for _, _, who in rows]]
     row = [r for t in range(len(i)) for r, (_, _, who) in enumerate(rows) if t in who]
-    scores, whole = row_scores(rows, k, runs=runs, score=score, logit=logit)
+    scores = row_scores(rows, k, runs=runs, score=score, logit=logit, diagonals=diagonals)
+    whole = torch.arange(scores.shape[2], device=k.device) * runs[2] + runs[1] <= at[:, None] + 1
     shared, group, pool = heads
     together = {"head": 1, "group": group, "layer": len(q)}[shared]
     pools: dict[str, Any] = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "min": torch.amin}
@@ -195,8 +215,11 @@ def chosen_keys(
     scores, candidates = unit_scores(scores, whole, at, unit=unit, units=units, runs=runs[1:], fold=fold)
     j = torch.arange(units * unit, device=k.device)
     may = j <= at[:, None]
-    shown = (visible(at[:, None], j[None, :]) | ~may).reshape(len(at), units, unit).all(dim=2) & may[:, ::unit]
+    place = at[:, None] - j if diagonals else j[None, :]
+    shown = (visible(at[:, None], place) | ~may).reshape(len(at), units, unit).all(dim=2) & may[:, ::unit]
     kept = kept_units(scores, candidates, shown, *keep)[:, row].repeat_interleave(unit, dim=2)[:, :, :length]
+    if diagonals:
+        kept = kept.gather(2, (i[:, None] - j).clamp(min=0).expand_as(kept))
     kept = kept & (j[:length] <= i[:, None])
     broken = (scores.isnan() & candidates).any(dim=2)[:, row]
     return kept.repeat_interleave(together, dim=0), broken.repeat_interleave(together, dim=0)

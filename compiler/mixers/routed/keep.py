@@ -7,7 +7,16 @@ from typing import Any
 
 from attnc.compiler.mixer import Growing, Kept, Weight
 from attnc.compiler.mixers.features import feature_width
-from attnc.compiler.mixers.routed.choice import Cosine, Estimated, Last, PerGroup, PerLayer, QueryBlock, SoftmaxScore
+from attnc.compiler.mixers.routed.choice import (
+    Antidiagonal,
+    Cosine,
+    Estimated,
+    Last,
+    PerGroup,
+    PerLayer,
+    QueryBlock,
+    SoftmaxScore,
+)
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.routed.units import Clusters, Hash, Indexer, LearnedPool, Mean, TwoStep, unit_size
 from attnc.compiler.mixers.summary import Summary
@@ -38,6 +47,8 @@ def growing(kind: Routed, attributes: Any, model: Any) -> tuple[Growing, ...]:
 
 
 def _of_keys(kind: Routed, attributes: Any) -> list[Growing]:
+    if isinstance(kind.score, Antidiagonal | Estimated):  # which read the keys themselves
+        return []
     heads, width, size = attributes.kv_heads, attributes.head_dim, unit_size(kind.unit)
     match kind.keys:
         case Mean(n=int(n), stride=int(stride)):

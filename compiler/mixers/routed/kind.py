@@ -54,7 +54,7 @@ class Routed(Kind):
     """
 
     kind: Literal["routed"] = "routed"
-    unit: Annotated[Unit, Positional(), NotBuilt("columns", "diagonals", Clusters)]
+    unit: Annotated[Unit, Positional(), NotBuilt(Clusters)]
     top_k: Annotated[
         int | Share | Sublinear | LogGaussian | None, Bounds(1, 2**24), Budgeted("tuned"), NotBuilt(LogGaussian)
     ] = None
@@ -66,7 +66,7 @@ class Routed(Kind):
         default_factory=_default_keys
     )
     queries: Annotated[Literal["each", "all"] | QueryBlock | Last, NotBuilt("all")] = "each"
-    score: Annotated[Literal["dot"] | SoftmaxScore | Antidiagonal | Estimated, NotBuilt(Antidiagonal, Estimated)] = "dot"
+    score: Annotated[Literal["dot"] | SoftmaxScore | Antidiagonal | Estimated, NotBuilt(Estimated)] = "dot"
     fold: Literal["max", "sum"] = "max"
     length_norm: Annotated[Literal["sqrt"] | None, NotBuilt()] = None
     smooth: Annotated[int, Bounds(1, 65536), NotBuilt()] = 1
