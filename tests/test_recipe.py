@@ -348,6 +348,19 @@ def test_budgets_of_each_head_and_layer_are_drawn_apart(tmp_path):
     assert all(len(set(layer)) == 1 for layer in backs["layer"])
 
 
+def test_what_content_chooses_is_drawn_and_compared_too(tmp_path):
+    layers = "all: block_local(4) | routed(blocks(4), top_k = budget(1..3, default = 2), keys = mean, per = head)"
+    one = trainer(tmp_path, layers, "distill = [attention], teacher = full, randomize = budgets")
+    drawn, distances = set(), []
+    for step in range(6):
+        distances.append(one.step(examples(length=20, seed=step))[0]["attention"])
+        (variant,) = one.model.model.layers[1].self_attn.mixes[0].variants
+        drawn |= {selector.top_k for group in variant.groups for selector in group.choices}
+    assert len(drawn) > 1
+    assert drawn <= {1, 2, 3}
+    assert max(distances) > 0
+
+
 def test_lengths_and_temperatures_are_drawn_too(tmp_path):
     layers = "0: when { length < budget(4..40, default = 20): full, else: window(2) }"
     layers += ", 1: full { temperature = budget(0.5..1, default = 0.8) }"

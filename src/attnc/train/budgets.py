@@ -11,11 +11,12 @@ import importlib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attnc.codegen import module as modules
+from attnc.codegen.attending import WORDS
 from attnc.codegen.eager import emit as eager
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.launching import launch
@@ -24,8 +25,8 @@ from attnc.compiler import check, graph, passes
 from attnc.compiler.graph import Graph, Mix, RouteTokens
 from attnc.compiler.parameters import place
 from attnc.compiler.spec import Spec
-from attnc.dsl import Source, SpecError, parse, tree
-from attnc.dsl.format import print_expression
+from attnc.dsl import Source, SpecError, parse
+from attnc.train.sites import Draw, drawn, sites, with_values
 
 if TYPE_CHECKING:
     from attnc.runtime.model import BuiltModel
@@ -34,26 +35,11 @@ TRIES = 1000
 """Draws until one passes the checker: of a window in blocks, one in as many as a block has tokens does."""
 
 
-class Site(NamedTuple):
-    """One `budget(low..high)` of the text: `number` in the order written, `per` layer, head or (empty) all at once."""
-
-    number: int
-    low: float
-    high: float
-    whole: bool
-    share: bool
-    per: str
-
-
 class Numbers(NamedTuple):
     """What a layer's softmax computes with: the variants and scale of each launch, the alternatives of a route."""
 
     launches: tuple[tuple[Any, float], ...]
     alternatives: tuple[Any, ...]
-
-
-Draw = Mapping[int, float]
-"""Number of a site -> its value."""
 
 
 class Budgets:
@@ -64,7 +50,7 @@ class Budgets:
         self.model, self.file, self.seed = model, file, seed
         self.tree = parse(Source(spec.file, spec.text))
         spec = check(self.tree)  # whose lines are those of the tree
-        self.sites = tuple(_sites(self.tree, spec))
+        self.sites = tuple(sites(self.tree, spec))
         if not self.sites:
             message = "every budget of the spec decides shapes or layers, and none can be drawn while training"
             raise SpecError([complaint("A570", message, file, "leave `randomize` out")])
@@ -86,7 +72,7 @@ class Budgets:
         key = tuple(sorted(draw.items()))
         if key not in self.passed:
             try:
-                self.passed = {key: check(_with(self.tree, draw))}  # the last one alone: it is asked for twice
+                self.passed = {key: check(with_values(self.tree, draw))}  # the last one alone: it is asked for twice
             except SpecError:
                 self.passed = {key: None}
         return self.passed[key]
@@ -120,7 +106,7 @@ class Budgets:
         digest = hashlib.sha256(f"{self.seed} {step} {who}".encode()).digest()
         source = random.Random(int.from_bytes(digest[:8], "big"))  # noqa: S311 (no secrets)
         for _ in range(TRIES):
-            draw = {site.number: _drawn(site, source) for site in self.sites}
+            draw = {site.number: drawn(site, source) for site in self.sites}
             if self.checked(draw) is not None:
                 return draw
         message = f"none of {TRIES} draws of its budgets passes the checker"
@@ -195,10 +181,11 @@ def _names(model: BuiltModel) -> dict[str, Any]:
     """The words of the folder's runtime that a launch is written in."""
     runtime = f"{type(model).__module__.rpartition('.')[0]}.runtime"
     found: dict[str, Any] = {}
-    for file, words in (("mix", "Variant Guard"), ("intervals", "HeadGroup HeadGroups Near FULL"), ("sizes", "Share")):
+    for file, words in WORDS.items():
         inside = importlib.import_module(f"{runtime}.{file}")
-        found |= {word: getattr(inside, word) for word in words.split()}
-    return found
+        found |= {word: getattr(inside, word) for word in words}
+    mix, intervals = (importlib.import_module(f"{runtime}.{file}") for file in ("mix", "intervals"))
+    return found | {"Variant": mix.Variant, "HeadGroup": intervals.HeadGroup, "HeadGroups": intervals.HeadGroups}
 
 
 def _signature(spec: Spec) -> tuple[object, ...]:
@@ -220,60 +207,3 @@ def _of_heads(variants: Sequence[Any]) -> list[Any]:
     """One group for each KV head, each from the variant that was drawn for it."""
     own = [next(g for g in variant.groups if g.first <= head <= g.last) for head, variant in enumerate(variants)]
     return [replace(group, first=head, last=head) for head, group in enumerate(own)]
-
-
-def _drawn(site: Site, source: random.Random) -> float:
-    return source.randint(int(site.low), int(site.high)) if site.whole else source.uniform(site.low, site.high)
-
-
-def _sites(file: tree.File, spec: Spec) -> Iterator[Site]:
-    """The budgets that may move while training, in the order written; those of shapes keep their defaults."""
-    known = {(site.origin.line, site.origin.text): site for site in spec.budgets}
-    for number, call in enumerate(_calls(file)):
-        found = known.get((call.span.line, print_expression(call)))
-        if found is None or found.when != "tuned":
-            continue
-        numbers = (found.low, found.high, found.default)
-        whole = all(isinstance(one, int) or float(one).is_integer() for one in numbers) and not found.share
-        yield Site(number, found.low, found.high, whole, found.share, found.per or "")
-
-
-def _calls(node: Any) -> Iterator[tree.Call]:
-    """Every `budget(...)` of a tree, in the order written."""
-    if isinstance(node, tree.Call) and node.name.text == "budget":
-        yield node
-    elif is_dataclass(node) and not isinstance(node, type):
-        for field in fields(node):
-            if field.name not in ("span", "source"):
-                yield from _calls(getattr(node, field.name))
-    elif isinstance(node, tuple):
-        for one in node:
-            yield from _calls(one)
-
-
-def _with(file: tree.File, draw: Draw) -> tree.File:
-    """The tree with other defaults of its budgets."""
-    calls = {id(call): draw[number] for number, call in enumerate(_calls(file)) if number in draw}
-
-    def changed(node: Any) -> Any:
-        if isinstance(node, tree.Call) and id(node) in calls:
-            given = tuple(
-                replace(one, value=_number(one.value, calls[id(node)])) if one.key and one.key.text == "default" else one
-                for one in node.arguments
-            )
-            return replace(node, arguments=given)
-        if isinstance(node, tuple):
-            return tuple(map(changed, node))
-        if not is_dataclass(node) or isinstance(node, type):
-            return node
-        inner = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in ("span", "source")}
-        new = {name: changed(value) for name, value in inner.items()}
-        return replace(node, **new) if any(new[name] is not inner[name] for name in inner) else node
-
-    made: tree.File = changed(file)
-    return made
-
-
-def _number(old: Any, value: float) -> tree.Number:
-    assert isinstance(old, tree.Number), "the default of a budget is a number"
-    return replace(old, value=int(value) if float(value).is_integer() and isinstance(old.value, int) else value)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +23,7 @@ from attnc.dsl import SpecError
 from attnc.runtime.weights import load_weights
 from attnc.tasks.examples import Task, TaskError
 from attnc.train import checkpoint, folder, plot
+from attnc.train.process import asked_to_stop, deterministic
 from attnc.train.report import Progress, Settings, TrainReport
 from attnc.train.source import FromTask, Source
 from attnc.train.text import FromText, encoder
@@ -82,7 +79,7 @@ def _fits(spec: Spec, settings: Settings, place: Path) -> None:
 
 def _run(place: Path, run: Path | None, spec: Spec, settings: Settings, task: Task | None, say: Say, note: Note) -> TrainReport:
     """`run` None: a new one, begun when all that can be wrong with it was looked at."""
-    with _deterministic(settings), TemporaryDirectory(prefix="attnc-teacher-") as scratch:
+    with deterministic(settings.device), TemporaryDirectory(prefix="attnc-teacher-") as scratch:
         model = attnc.load(place, settings.device, torch.float32)
         if run is not None:
             _restart(model, place, run)
@@ -129,23 +126,6 @@ def _source(place: Path, settings: Settings, task: Task | None, model: BuiltMode
     return FromText(Path(settings.file), settings.length, encode)
 
 
-@contextmanager
-def _deterministic(settings: Settings) -> Iterator[None]:
-    """Within, the same seed gives the same bits on the same device."""
-    if not settings.device.startswith("cuda"):
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    before, fills = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
-
-
 class _Run:
     """One process's part of a run."""
 
@@ -164,7 +144,7 @@ class _Run:
     def go(self) -> TrainReport:
         """All steps that are left, then weights, plot and report."""
         began, first = time.monotonic(), self.trainer.done
-        with _asked_to_stop() as stopped:
+        with asked_to_stop() as stopped:
             while self.trainer.done < self.settings.steps:
                 self._step()
                 if stopped():
@@ -269,24 +249,3 @@ class _Run:
     def _title(self) -> str:
         s = self.settings
         return f"{self.place.name}: {s.task}, {s.length} tokens, {self.size} examples a step, lr {s.lr:g}"
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came; the step is finished first. A second one stops at once."""
-    asked: list[int] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

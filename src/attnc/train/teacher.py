@@ -117,13 +117,15 @@ def attention_maps(model: BuiltModel) -> Iterator[Maps]:
     before = []
     for name, module in model.named_modules():
         for mix in getattr(module, "mixes", ()):
-            before.append((mix, mix.providers["train"]))
-            mix.providers["train"] = _recording(mix.reference, name, found)
+            for table in (mix.providers, mix.choosing):
+                before.append((table, dict(table)))
+                table["train"] = _recording(mix.reference, name, found)
     try:
         yield found
     finally:
-        for mix, provider in before:
-            mix.providers["train"] = provider
+        for table, providers in before:
+            table.clear()
+            table.update(providers)
 
 
 def _recording(reference: Any, name: str, found: Maps) -> Callable[..., Tensor]:
