@@ -65,6 +65,13 @@ CASES: dict[str, dict[str, Any]] = {
         "linear_value_head_dim": 12,
         "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
     },
+    "bamba": {
+        "model_type": "bamba",
+        "attn_layer_indices": [2],
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 5,
+    },
     "gemma": {"model_type": "gemma", "head_dim": 16},
     "gemma2": {
         "model_type": "gemma2",

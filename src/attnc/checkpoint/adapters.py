@@ -28,7 +28,7 @@ class Piece(NamedTuple):
 
 
 Table = Mapping[str, tuple[Piece, ...]]
-"""Name in the checkpoint, behind the layer's, -> the tensors that it holds."""
+"""Name in the checkpoint, behind the layer's where it is in one, -> the tensors that it holds."""
 
 
 def adapted(found: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
@@ -38,12 +38,13 @@ def adapted(found: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in found.items():
         match = LAYER.fullmatch(name)
-        pieces = table.get(match[2], ()) if match else ()
-        if match is None or not pieces or not _whole(tensor, pieces):
+        layer, behind = (match[1], match[2]) if match else ("", name)
+        pieces = table.get(behind, ())
+        if not pieces or not _whole(tensor, pieces):
             tensors[name] = tensor
             continue
         for piece in pieces:
-            own = match[1] + piece.name
+            own = layer + piece.name
             tensors[own] = replace(_cut(tensor, piece.runs), name=own)
     return tensors
 
@@ -101,7 +102,26 @@ def qwen3_next(config: Config) -> Table:
     }
 
 
-ADAPTERS: dict[str, Callable[[Config], Table]] = {"qwen3_next": qwen3_next}
+def bamba(config: Config) -> Table:
+    """Mamba-2's projections are fused: gate, input, what is written and read, steps."""
+    inner = config.integer("mamba_expand", 2) * config.integer("hidden_size")
+    heads, state = config.integer("mamba_n_heads", 128), config.integer("mamba_d_state", 256)
+    fused = {"output_gate": inner, "in_proj": inner, "B_proj": state, "C_proj": state, "dt_proj": heads}
+    same = {name: name for name in ("A_log", "D", "dt_bias", "out_proj.weight", "conv1d.weight", "conv1d.bias", "norm.weight")}
+    same |= {"conv1d.weight": "conv.weight", "conv1d.bias": "conv.bias", "norm.weight": "output_norm.weight"}
+    parts = [f"{part}_proj.weight" for part in ("gate", "up", "down")] + [
+        f"{part}_proj.bias" for part in ("gate", "up", "down")
+    ]
+    return {
+        "mamba.in_proj.weight": interleaved(1, {f"mixer.ssm.{name}.weight": size for name, size in fused.items()}),
+        **{f"mamba.{theirs}": (Piece(f"mixer.ssm.{ours}"),) for theirs, ours in same.items()},
+        **{f"feed_forward.{part}": (Piece(f"mlp.{part}"),) for part in parts},
+        "pre_ff_layernorm.weight": (Piece("post_attention_layernorm.weight"),),
+        "model.final_layernorm.weight": (Piece("model.norm.weight"),),
+    }
+
+
+ADAPTERS: dict[str, Callable[[Config], Table]] = {"bamba": bamba, "qwen3_next": qwen3_next}
 """Model types whose tensors are not all named as a built model's."""
 
 

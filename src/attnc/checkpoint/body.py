@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from attnc.checkpoint import states
+from attnc.checkpoint import spaces, states
 from attnc.checkpoint.config import Config
 from attnc.checkpoint.families import FAMILIES, GELU, Family
 from attnc.checkpoint.numbers import number
@@ -156,6 +156,8 @@ def rows(config: Config, family: Family, layers: int) -> tuple[Row, ...]:
     positions = ropes(config, bases, family.rotated)
     if family.states:
         return states.rows(config, family, layers, positions["full_attention"])
+    if family.spaces:
+        return spaces.rows(config, family, layers, positions["full_attention"])
     rotated = _rotated(config, family, layers)
     kinds = _layer_types(config, family, layers, rotated)
     window = (

@@ -14,8 +14,8 @@ CODES: dict[str, Code] = {
     "A521": Code("a configuration that cannot be read", "`config.json` holds one JSON object."),
     "A522": Code(
         "a model type that cannot be imported",
-        "llama, mistral, qwen2, qwen3, smollm3, gemma, gemma2 and gemma3 text models are imported, and qwen3_next without "
-        "experts. For another one, write the spec by hand and give its weights Llama's names.",
+        "llama, mistral, qwen2, qwen3, smollm3, gemma, gemma2, gemma3 text and bamba models are imported, and qwen3_next "
+        "without experts. For another one, write the spec by hand and give its weights Llama's names.",
     ),
     "A523": Code(
         "a config key whose value the language cannot say",

@@ -7,6 +7,7 @@ transformers 5.23.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,6 +142,8 @@ class Family:
     """Norms multiply by (1 + weight)."""
     states: bool = False
     """Layers of the type `linear_attention` are gated DeltaNet; queries of the others have a gate each."""
+    spaces: bool = False
+    """Layers that are not listed as attention are Mamba-2."""
     rotated: float = 1.0
     """The share of a head's channels that is rotated."""
 
@@ -166,6 +169,7 @@ _QWEN = {
     "max_window_layers": 28,
 }
 _DELTA = {"conv_kernel_dim": 4, "key_head_dim": 128, "value_head_dim": 128, "num_key_heads": 16, "num_value_heads": 32}
+_MAMBA = {"n_heads": 128, "d_state": 256, "d_conv": 4, "expand": 2}
 _SOFTCAPS = frozenset({"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"})
 
 FAMILIES: dict[str, Family] = {
@@ -224,6 +228,25 @@ FAMILIES: dict[str, Family] = {
         fixed={"attention_bias": (False,), "hidden_act": (GELU, "gelu"), "hidden_activation": (GELU,)},
         defaults=_GEMMA | {"num_key_value_heads": 16, "hidden_act": GELU, "max_position_embeddings": 8192},
         gemma=True,
+    ),
+    "bamba": Family(
+        "BambaForCausalLM",
+        read=frozenset({"hidden_act", "attention_bias", "mlp_bias", "attn_layer_indices", "mamba_d_head"})
+        | {f"mamba_{part}" for part in _MAMBA},
+        fixed={
+            "mamba_conv_bias": (True,),
+            "mamba_n_groups": (1,),
+            "mamba_proj_bias": (False,),
+            "partial_rotary_factor": (0.5,),
+            "time_step_limit": ([0.0, math.inf], [0.0, {"__float__": "Infinity"}]),
+        },
+        ignored=frozenset({"mamba_chunk_size", "num_logits_to_keep", "z_loss_coefficient"}),
+        defaults=_LLAMA
+        | {"rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False, "max_position_embeddings": 262144}
+        | {"num_key_value_heads": 8}
+        | {f"mamba_{part}": number for part, number in _MAMBA.items()},
+        spaces=True,
+        rotated=0.5,
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
