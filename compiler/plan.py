@@ -49,7 +49,9 @@ def choose(graph: Graph, device: Device, load: Workload, out: tuple[Refusal, ...
                     refused=refused,
                 )
                 choices.append(choice)
-    return Plan(device=device.name, length=load.length, batch=load.batch, choices=tuple(choices), absent=out)
+    scanned = any(isinstance(launch, States) for _, launch in known)
+    asked = tuple(refusal for refusal in out if scanned or refusal.provider != "fla")
+    return Plan(device=device.name, length=load.length, batch=load.batch, choices=tuple(choices), absent=asked)
 
 
 def reachable(guards: tuple[Guard, ...], phase: Phase, length: int) -> bool:

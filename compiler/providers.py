@@ -34,8 +34,8 @@ from attnc.compiler.device import Device
 from attnc.compiler.planned import HeadPart, Price, Refusal
 from attnc.compiler.spec import Phase
 
-OPTIONAL = {"flex": "torch with triton", "fa4": "flash-attn-4"}
-"""Providers that a machine may lack, and what they come with."""
+OPTIONAL = {"flex": "torch with triton", "fa4": "flash-attn-4", "fla": "flash-linear-attention"}
+"""Providers that a machine may lack, and what they come with; `fla` is one of matrix states (scan_providers.py)."""
 
 KERNEL_WIDTHS = (1, 256)
 FLEX_WIDTHS = (16, 256)
@@ -74,7 +74,7 @@ def absent(installed: Iterable[str] = (), without: Iterable[str] = ()) -> tuple[
     there, refused = frozenset(installed), frozenset(without)
     return tuple(
         Refusal(provider=name, reason="left out by --without" if name in refused else "not installed")
-        for name in PROVIDERS
+        for name in (*PROVIDERS, "fla")
         if name in refused or (name in OPTIONAL and name not in there)
     )
 

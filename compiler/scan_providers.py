@@ -3,6 +3,7 @@
 | name | is |
 |---|---|
 | triton | generated kernels |
+| fla | the package flash-linear-attention |
 | torch | a parallel form in chunks of plain PyTorch, in fp32; token by token for a few |
 | reference | the formula token by token |
 """
@@ -16,10 +17,12 @@ from attnc.compiler.cost import Work, Workload, seconds
 from attnc.compiler.device import Device
 from attnc.compiler.families import Recurrence
 from attnc.compiler.planned import Price, Refusal
+from attnc.compiler.providers import UNMEASURED
 from attnc.compiler.scanned import Scanned
 from attnc.compiler.spec import Phase
 
 CHUNK = 64
+KEY_WIDTH = 256
 TORCH_LAUNCHES, TORCH_LAUNCHES_PER_CHUNK, TORCH_LAUNCHES_PER_STEP = 40, 8, 12
 REFERENCE_LAUNCHES_PER_TOKEN = 8
 
@@ -100,6 +103,16 @@ def _triton(task: Task) -> Price | str:
     return "generated kernels need a GPU" if not task.device.is_gpu else "no kernels of matrix states are generated yet"
 
 
+def _fla(task: Task) -> Price | str:
+    device = task.device
+    if not device.is_gpu or "fla" not in device.efficiency:
+        return UNMEASURED if device.is_gpu else "flash-linear-attention's kernels need a GPU"
+    if task.states.family.key_width > KEY_WIDTH:
+        return f"flash-linear-attention takes keys of up to {KEY_WIDTH}"
+    work = chunked(task, task.load.width)
+    return Price(provider="fla", seconds=seconds(work, device, device.efficiency["fla"][task.phase]))
+
+
 def _torch(task: Task) -> Price | str:
     """In fp32; every step writes its result to memory."""
     work, family = chunked(task, 4), task.states.family
@@ -128,4 +141,4 @@ def _reference(task: Task) -> Price | str:
     return Price(provider="reference", seconds=seconds(work, task.device, 0.3, matrix=False))
 
 
-PROVIDERS: dict[str, Ask] = {"triton": _triton, "torch": _torch, "reference": _reference}
+PROVIDERS: dict[str, Ask] = {"triton": _triton, "fla": _fla, "torch": _torch, "reference": _reference}

@@ -24,6 +24,8 @@ def lacking(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
             return _flex_lacks(device, dtype)
         case "fa4":
             return _fa4_lacks(device, dtype)
+        case "fla":
+            return _fla_lacks(device, dtype)
         case _:
             return None
 
@@ -45,6 +47,16 @@ def _fa4_lacks(device: torch.device, dtype: torch.dtype) -> str | None:
         return "flash-attn-4 needs a GPU of compute capability 9.0 or 10.0"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"flash-attn-4 does not take {_word(dtype)}"
+    return None
+
+
+def _fla_lacks(device: torch.device, dtype: torch.dtype) -> str | None:
+    if importlib.util.find_spec("fla") is None:
+        return "flash-linear-attention is not installed"
+    if device.type != "cuda":
+        return "flash-linear-attention's kernels need a GPU"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"flash-linear-attention does not take {_word(dtype)}"
     return None
 
 

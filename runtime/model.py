@@ -28,6 +28,7 @@ from .recurrence import Scan
 from .rotary import Rope, on_device
 from .sampling import Sampler
 from .scan import MatrixStates
+from .scan_fla import fla_scan
 from .scan_torch import torch_scan
 from .softmax import Provider, per_part
 from .softplus import SoftplusKernels
@@ -35,7 +36,7 @@ from .split import split
 from .storage import LayerPlan
 from .windows import no_window
 
-WAYS = ("plan", "torch", "reference", "triton", "flex", "fa4")
+WAYS = ("plan", "torch", "reference", "triton", "flex", "fa4", "fla")
 
 
 class BuiltModel(nn.Module):
@@ -234,6 +235,8 @@ class BuiltModel(nn.Module):
         match planned:
             case "torch":
                 return torch_scan
+            case "fla":
+                return fla_scan
             case "reference":
                 return states.reference
             case _:
@@ -266,12 +269,13 @@ def _in_dtype(row: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 def _way_of_states(wanted: str, planned: Planned, kernels: bool) -> Planned:
     """The provider that runs a launch of states where `wanted` was asked for: its plan, where that is one of keys alone."""
-    return wanted if wanted in ("torch", "reference") or (wanted == "triton" and kernels) else planned
+    own = ("torch", "reference", "triton" if kernels else "fla")
+    return wanted if wanted in own else planned
 
 
 def _way(wanted: str, planned: Planned, mix: Mix) -> Planned:
     """The provider that runs where `wanted` was asked for."""
-    if wanted == "plan":
+    if wanted in ("plan", "fla"):  # which knows states alone
         return planned
     if wanted not in ("triton", "reference") and not mix.reference.plain:
         return "reference"  # libraries know softmaxes of turned keys alone

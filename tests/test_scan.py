@@ -17,6 +17,7 @@ import attnc
 from attnc.codegen.build import Options, build
 from attnc.compiler import check_text
 from attnc.compiler.mixers.recurrence import recurrence
+from attnc.runtime import scan_fla
 from attnc.runtime.batch import Batch
 from attnc.runtime.cache import Cache, LayerPlan, State
 from attnc.runtime.recurrence import States, Steps
@@ -106,6 +107,43 @@ def test_gradients_are_those_of_the_formula(decay, update):
         found.append(torch.autograd.grad(numbers(scan(steps, before, batch)) @ tangents, leaves))
     for want, own in zip(*found, strict=True):
         torch.testing.assert_close(own, want, rtol=1e-11, atol=1e-11)
+
+
+class Library:
+    """flash-linear-attention as its docstrings describe it, by the formula: what is given where to whom is under test."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name.removeprefix("fla.ops.")
+
+    def __getattr__(self, name: str):
+        room = name.removeprefix("chunk_").removeprefix("fused_recurrent_")
+        assert room == self.name
+
+        def run(q, k, v, *, g=None, gk=None, g_gamma=None, beta=None, b=None, w=None, scale, initial_state, **rest):
+            assert (gk is None) == (name != "fused_recurrent_gla" or g is not None)
+            decay = g if g is not None else gk if gk is not None else g_gamma
+            assert decay is None or decay.dim() == {"simple_gla": 3, "gated_delta_rule": 3}.get(room, 4) or g_gamma is not None
+            assert initial_state is None or initial_state.dtype == torch.float32
+            bounds = rest["cu_seqlens"]
+            sizes = [q.shape[1]] * q.shape[0] if bounds is None else bounds.diff().tolist()
+            gates = (decay, beta if b is None else b, beta if w is None else w)
+            flat = [x if x is None or x.dim() == 1 else x.flatten(0, 1) for x in (q, k, v, *gates)]
+            before = None if initial_state is None else States(initial_state)
+            o, after = FORMULA(Steps(*flat, heads=q.shape[2], scale=scale), before, packed(sizes))
+            return o.unflatten(0, q.shape[:2]), after.matrix
+
+        return run
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("sizes", [[20, 5, 33], [18, 18], [1, 1]])
+def test_flash_linear_attention_is_given_what_it_asks_for(decay, update, sizes, monkeypatch):
+    monkeypatch.setattr(scan_fla, "import_module", Library)
+    batch = replace(packed(sizes), phase="decode" if max(sizes) == 1 else "train")
+    steps, before = (changed(one, torch.Tensor.float) for one in draw(sizes, decay, update))
+    want = numbers(FORMULA(steps, before, batch))
+    torch.testing.assert_close(numbers(scan_fla.fla_scan(steps, before, batch)), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scan", [FORMULA, torch_scan], ids=["formula", "torch"])

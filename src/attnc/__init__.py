@@ -53,7 +53,7 @@ def plan(
     """Which kernel runs each part of the model in each phase on `device`, its price, and what was refused and why.
 
     `length` counts tokens, `batch` sequences; `device` is one of the tables of compiler/devices. `installed` names the
-    optional providers that are there (`flex`, `fa4`), `without` those that are not to be asked.
+    optional providers that are there (`flex`, `fa4`, `fla`), `without` those that are not to be asked.
     """
     from attnc.compiler import device as devices
     from attnc.compiler import graph, passes
@@ -107,7 +107,7 @@ def load(
 ) -> BuiltModel:
     """The model of a built folder, with its weights; runs the folder's own code. `dtype` None keeps that of the weights.
 
-    `use` says who runs the launches: `plan`, or one of `torch`, `triton`, `flex`, `fa4`, `reference` for all. Raises
+    `use` says who runs the launches: `plan`, or one of `torch`, `triton`, `flex`, `fa4`, `fla`, `reference` for all. Raises
     FileNotFoundError where there is no built folder, the folder's WeightsError where weights are missing or do not fit, and
     ValueError where the provider of `use` cannot run here.
     """

@@ -36,10 +36,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 With = Annotated[
     str,
-    typer.Option("--with", metavar="P,P", help="Also plan with flex or fa4, as if they were installed.", show_default=False),
+    typer.Option("--with", metavar="P,P", help="Also plan with flex, fa4 or fla as if installed.", show_default=False),
 ]
 Without = Annotated[
-    str, typer.Option("--without", metavar="P,P", help="Plan without triton, torch, flex or fa4.", show_default=False)
+    str, typer.Option("--without", metavar="P,P", help="Plan without triton, torch, flex, fa4 or fla.", show_default=False)
 ]
 
 
@@ -107,8 +107,9 @@ def providers(wanted: str, unwanted: str) -> dict[str, tuple[str, ...]]:
     """`installed` and `without` of a plan: the optional providers of this machine and of `--with`, and those of `--without`."""
     from attnc.compiler.providers import OPTIONAL, PROVIDERS
 
+    known = dict.fromkeys((*PROVIDERS, *OPTIONAL))
     there = _words("--with", wanted, tuple(OPTIONAL))
-    out = _words("--without", unwanted, tuple(name for name in PROVIDERS if name != "reference"))
+    out = _words("--without", unwanted, tuple(name for name in known if name != "reference"))
     return {"installed": (*_libraries(), *there), "without": out}
 
 
@@ -124,7 +125,7 @@ def _libraries() -> tuple[str, ...]:
     """The optional providers that can run here: they need a GPU and their packages."""
     if _present() == "cpu":
         return ()
-    packages = {"flex": ("torch", "triton"), "fa4": ("flash_attn", "flash_attn.cute")}
+    packages = {"flex": ("torch", "triton"), "fa4": ("flash_attn", "flash_attn.cute"), "fla": ("fla",)}
     return tuple(name for name, needs in packages.items() if all(find_spec(need) for need in needs))
 
 
