@@ -287,7 +287,7 @@ def test_providers_that_a_machine_lacks_are_planned_with_and_others_without(attn
     out = attnc_run(*asked, "--with", "flex,fa4", "--without", "torch")[1]
     assert "8192 tokens; torch no: left out by --without\n" in out
     assert "train    fa4" in out
-    for option, known in (("--with", "flex, fa4"), ("--without", "triton, torch, flex, fa4")):
+    for option, known in (("--with", "flex, fa4, fla"), ("--without", "triton, torch, flex, fa4, fla")):
         code, _, err = attnc_run(*asked, option, "cudnn")
         assert code == 2
         assert "there is no provider cudnn" in err
