@@ -118,7 +118,7 @@ def _heads(one: Spaced) -> list[str]:
         "v = (step.unsqueeze(-1) * u).to(u.dtype)",
         "decay = -torch.exp(wide(self.A_log)) * step  # logarithms, [T, H]",
         "y = self.scan(read.unsqueeze(1), write.unsqueeze(1), v, call.batch, call.slot(self.slot), decay=decay)  # [T, H, E]",
-        "y = (wide(y) + self.D.unsqueeze(-1) * u).flatten(-2)  # [T, C]",
+        "y = (wide(y) + self.D.unsqueeze(-1) * wide(u)).flatten(-2)  # [T, C]",
     ]
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from channel_cases import MEMBERS, ask, given, leaves, narrowed, packed, with_gradients, written_out
 
+from attnc.compiler import families
+from attnc.compiler.channel_providers import ChannelLaunch, Task, candidates
+from attnc.compiler.cost import Workload
+from attnc.compiler.device import shipped
 from attnc.compiler.mixers.channels import channel_states
 from attnc.runtime import channels, channels_torch
-from attnc.runtime.channels import reference_channels, zero_order_hold
+from attnc.runtime.channels import ChannelStates, reference_channels, zero_order_hold
 from attnc.runtime.channels_torch import torch_channels
 from attnc.runtime.weights import started
 
@@ -66,6 +72,44 @@ def test_a_sequence_keeps_its_nan_to_itself():
     assert y[:2].isnan().all()
     assert y[2:].isfinite().all()
     assert state[1].isfinite().all()
+
+
+WRONG = {
+    "rates [C, M], got": {"rates": torch.zeros(3, 2)},
+    "step is [5, 2], got [4, 2]": {"step": torch.zeros(4, 2)},
+    "read is [5, 3], got [5, 2]": {"read": torch.zeros(5, 2)},
+    "weights is [2, 3], got [3, 2]": {"weights": torch.zeros(3, 2)},
+    "rates are in float32 at least, got bfloat16": {"rates": -torch.ones(2, 3, dtype=torch.bfloat16)},
+    "rates -1..-1 times step -2..1": {"step": torch.tensor([[1.0, -2.0]]).expand(5, 2)},
+    "rates nan..nan": {"rates": torch.full((2, 3), float("nan"))},
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_does_not_fit_is_named(said):
+    states = ChannelStates("one", formula=channel_states)
+    states.providers["train"] = torch_channels
+    given = {"u": torch.ones(5, 2), "rates": -torch.ones(2, 3), "step": torch.ones(5, 2)} | WRONG[said]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        states(channels.Channels(**given), packed((5,)), None)
+
+
+def test_providers_ask_for_more_the_longer_a_text_is_and_kernels_refuse_what_they_cannot():
+    gpu, cpu = shipped("h100"), shipped("cpu")
+    launch = ChannelLaunch(families.Channels(state=16), 8192)
+
+    def asked(launch, device, phase="prefill", length=4096):
+        return candidates(Task(launch, phase, device, Workload(length=length)), ())
+
+    (best, *_), _ = asked(launch, gpu)
+    assert best.provider == "triton"
+    assert asked(launch, gpu, length=8192)[0][0].seconds > 1.5 * best.seconds
+    assert asked(launch, gpu, "decode")[0][0].seconds < best.seconds < asked(launch, gpu, "train")[0][0].seconds
+    assert [price.provider for price in asked(launch, cpu)[0]] == ["torch", "reference"]
+    for family in (families.Channels(state=257), families.Channels(complex_states=True)):
+        priced, (refused,) = asked(ChannelLaunch(family, 64), gpu)
+        assert (priced[0].provider, refused.provider) == ("torch", "triton")
+        assert refused.reason
 
 
 def test_zero_order_hold_is_the_exact_solution_for_a_constant_input():

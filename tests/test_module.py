@@ -38,6 +38,13 @@ SPECS = {
         "0: full { sink_logit = learned, output_gate = silu, output_norm = rms, scale = learned(init = 0.5) }\n"
         "  1: full { score = softplus(exponent = 3), short_conv = 3, temperature = log_position }",
     ),
+    "spaces": (
+        *(3, "head_dim = 8"),
+        "0: ssm(mamba, state = 3) { short_conv = 3, output_gate = silu }\n"
+        "  1: ssm(mamba2, state = 5) { heads = 4, short_conv = 4, output_gate = silu, output_norm = rms }"
+        " + ssm(s4d, state = 4)\n"
+        "  2: linear(decay = vector, state = vector)",
+    ),
     "routed": (
         1,
         "head_dim = 8, rope = 10000",

@@ -31,7 +31,7 @@ def emitted() -> dict[str, str]:
         found |= {
             kernels.digest(text, ARCHITECTURE): f"{path.stem}/{name}"
             for name, text in texts.items()
-            if name.startswith("kernels/softmax")
+            if name.startswith(build.KERNELS)
         }
     return found
 
