@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional as F
 
 import attnc
@@ -19,6 +20,7 @@ from attnc.evaluate import asking, intervals, subject
 from attnc.evaluate.report import Depth, EvalReport, Loss, Share
 from attnc.evaluate.run import DEPTHS, Options, evaluate
 from attnc.evaluate.subject import Subject
+from attnc.evaluate.tokenizer import FolderTokenizer
 from attnc.tasks.examples import NOT_ASKED, UNSEEN, Examples
 from attnc.tasks.passkeys import Passkey
 from attnc.tasks.recall import Mqar
@@ -299,3 +301,18 @@ def test_windows_of_a_text_are_streamed_no_further_than_asked(asked, monkeypatch
     assert len(asking.losses(model, model.tokenizer("bytes"), text, 32, 3, 2, quiet)) == 3
     assert len(read) <= 2
     assert len(list(windows(text.tokens(model.tokenizer("bytes").plain), 1000))) == 1100
+
+
+@pytest.mark.parametrize(("template", "first"), [("$A", ()), ("[BOS] $A", (1,)), ("[BOS] $A [EOS]", (1,)), ("$A [EOS]", ())])
+def test_what_a_tokenizer_puts_before_a_text_is_known(tmp_path, template, first):
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[BOS]": 1, "[EOS]": 2, "a": 3, "word": 4}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[BOS]", "[EOS]"])
+    marks = [(mark, number) for mark, number in (("[BOS]", 1), ("[EOS]", 2)) if mark in template]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    found = FolderTokenizer(tmp_path)
+    assert found.first == first
+    assert found.plain("a word") == [3, 4]
+    assert found.encode("a word") == [*first, 3, 4]
+    assert found.decode([1, 3, 4, 2]) == "a word"
