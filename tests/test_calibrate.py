@@ -119,7 +119,8 @@ def test_the_measured_share_makes_the_plans_price_the_measured_time(tmp_path, pr
         if refused or phase not in table.efficiency[provider] or not calibrate._tells(provider, launch):
             continue
         asked_for += 1
-        about = {name: getattr(launch, name) for name in ("words", "layers", "heads", "kv_heads", "key_width", "value_width")}
+        names = ("words", "sizes", "layers", "heads", "kv_heads", "key_width", "value_width")
+        about = {name: getattr(launch, name) for name in names}
         about |= {"launch": launch.name, "length": length, "batch": 1, "planned": "triton", "flops": 1.0, "bytes": 1.0}
         rows = [(launch, Row(**about, phase=part, results=(timed(runs, seconds),))) for part in calibrate.PHASES[phase]]
         share = calibrate._share(provider, phase, launch, peaks, rows, asked)
