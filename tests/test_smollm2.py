@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 
 import attnc
 from attnc.checkpoint import import_checkpoint
+from attnc.cli import invoke
 from attnc.cli.text import Text
 from attnc.compiler.cache_spec import cache_bytes, full_attention_bytes
 from attnc.compiler.graft import graft
@@ -32,6 +35,7 @@ from attnc.tasks import text as prose
 
 pytestmark = pytest.mark.xdist_group("smollm2")  # one worker holds the models
 
+TOP = Path(__file__).parent.parent
 TEXTS = ("assert", "truth", "context-managers")
 TEXT_TOKENS = 224
 ALLOWED = 1.5
@@ -285,3 +289,39 @@ def test_passkeys_are_found_in_short_texts(smollm2: SmolLM2, built: Any, say: Ca
     (row,) = evaluate(model, options, lambda *_: None).rows
     say(f"passkeys of 144 tokens: {row.right} of {row.trials}")
     assert row.right >= 4
+
+
+def test_every_command_of_the_page_about_an_own_checkpoint_runs(
+    smollm2: SmolLM2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each line once, in order, with less to do: one short step, a few tokens. What is imported there was imported for all."""
+    page = (TOP / "docs" / "checkpoint-in-ten-minutes.md").read_text("utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    lines = dict.fromkeys(line for block in blocks for line in block.splitlines())
+    less = {"train": ["--steps", "1", "--length", "32", "--batch", "1"], "eval": ["--length", "128", "--trials", "1"]}
+    less["run"] = ["--max-new", "3"]
+    monkeypatch.chdir(tmp_path)
+    for name in ("smollm2.attn", "smollm2"):
+        (tmp_path / name).symlink_to(smollm2.spec.with_name(name))
+    (tmp_path / "docs").symlink_to(TOP / "docs")
+    done = []
+    for line in lines:
+        command, *words = shlex.split(line)
+        if command == "python":
+            assert words[0] == "-c"
+            assert words[2] == ">"
+            exec(words[1], {})
+            Path(words[3]).write_text(capsys.readouterr().out, "utf-8")
+        elif command == "attnc" and words[0] == "import":
+            assert words[2:] == ["-o", "smollm2.attn"]
+        elif command == "attnc":
+            assert invoke([*words, *less.get(words[0], [])]) == 0, (line, capsys.readouterr().err)
+            done.append(words[0])
+        else:
+            assert command in ("ln", "pip"), line
+    assert done == ["graft", "build", "eval", "train", "run"]
+    before, after = (load_file(file) for file in (smollm2.folder / "model.safetensors", Path("healing/model.safetensors")))
+    changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert changed == {name for name in before if ".self_attn." in name}
+    for file in Path("healing").rglob("*.safetensors"):
+        file.unlink()  # half a gigabyte that pytest would keep

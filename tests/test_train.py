@@ -218,49 +218,53 @@ class Killed(BaseException):
 
 
 def test_a_run_killed_at_any_point_loses_at_most_an_interval(folder, tmp_path, monkeypatch):
-    """Killed before each step and before and after each change of the disk; resumed, every run ends with the same bits."""
-    whole = tmp_path / "whole"
-    shutil.copytree(folder, whole)
-    trained(whole, steps=5)
-    clock = {"now": 0, "end": 10**6, "steps": 0}
+    """Killed around steps and changes of the disk, and halfway through a file; resumed, all runs end with the same bits."""
+    points: list[str] = []
+    clock = {"end": -1, "steps": 0}
 
-    def tick():
-        if clock["now"] == clock["end"]:
+    def tick(name):
+        if len(points) == clock["end"]:
             raise Killed
-        clock["now"] += 1
+        points.append(name)
 
-    def deadly(function, counted):
+    def deadly(function, name):
         def wrapped(*arguments, **options):
-            tick()
+            tick(name)
+            if name == "save_file" and len(points) == clock["end"]:
+                Path(arguments[1]).write_bytes(b"half a file")
+            tick(f"within {name}")
             result = function(*arguments, **options)
-            clock["steps"] += counted
-            tick()
+            clock["steps"] += name == "step"
+            tick(f"after {name}")
             return result
 
         return wrapped
 
     for owner, name in ((os, "replace"), (os, "link"), (checkpoint, "save_file"), (Path, "unlink"), (running.Trainer, "step")):
-        monkeypatch.setattr(owner, name, deadly(getattr(owner, name), name == "step"))
+        monkeypatch.setattr(owner, name, deadly(getattr(owner, name), name))
+    whole, place = tmp_path / "whole", tmp_path / "killed"
+    shutil.copytree(folder, whole)
+    trained(whole, steps=5)
+    ends = sorted({*range(0, len(points), 7), *(at for at, name in enumerate(points) if name == "within save_file")})
+    assert len(ends) > 10
     resumed_from = []
-    for end in range(0, 10**6, 4):
-        place = tmp_path / "killed"
+    for end in ends:
         shutil.copytree(folder, place)
-        clock |= {"now": 0, "end": end, "steps": 0}
-        try:
+        points.clear()
+        clock |= {"end": end, "steps": 0}
+        with pytest.raises(Killed):
             trained(place, steps=5)
-            break
-        except Killed:
-            clock["end"] = 10**6
-            load_file(place / "model.safetensors")  # whatever happened, it is whole
-            runs, steps = running.folder.runs(place), clock["steps"]
-            if runs:
-                report = resumed(place)
-                assert steps - (report.resumed or 0) <= settings().every
-                assert bytes_of(place) == bytes_of(whole)
-                resumed_from.append(report.resumed)
-            shutil.rmtree(place)
-    assert resumed_from == sorted(resumed_from, key=lambda step: step or 0)
-    assert set(resumed_from) == {None, 2, 4, 5}
+        clock["end"] = -1
+        load_file(place / "model.safetensors")  # whatever happened, it is whole
+        runs, steps = running.folder.runs(place), clock["steps"]
+        if runs:
+            report = resumed(place)
+            assert steps - (report.resumed or 0) <= settings().every
+            assert bytes_of(place) == bytes_of(whole)
+            resumed_from.append(report.resumed or 0)
+        shutil.rmtree(place)
+    assert resumed_from == sorted(resumed_from)
+    assert set(resumed_from) == {0, 2, 4, 5}
 
 
 def test_a_process_killed_by_the_system_is_resumed(folder, tmp_path):
