@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from attnc.compiler import reduced_kinds
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.data import to_data
 from attnc.compiler.mixer import Kind
@@ -40,7 +41,7 @@ def reduce(spec: Spec, tokens: int = 64) -> tuple[Spec, tuple[str, ...]]:
     counts = _token_map(mixers, spec.model.context, tokens)
     widths = _width_map([leaf.attributes for mixer in mixers for leaf in _leaves(mixer)])
     heads = HeadMap(mixers)
-    small = [heads.of(mixer, lambda leaf: _leaf(leaf, counts, widths)) for mixer in mixers]
+    small = [heads.of(mixer, lambda leaf: _leaf(leaf, counts, widths, tokens)) for mixer in mixers]
     small = [_conditions(mixer, counts) for mixer in small]
     model = _model(spec, len(layers), mixers[0], small[0], counts)
     defaults = _defaults(spec.defaults, next(_leaves(small[0])).attributes)
@@ -106,19 +107,24 @@ def _token_map(mixers: list[Mixer], context: int | None, tokens: int) -> dict[in
     sizes = [
         (kind, key, getattr(kind, key)) for kind in kinds if kind.kind not in NOT_TOKENS for key in COUNTS if hasattr(kind, key)
     ]
+    inside = [one for kind in kinds for one in reduced_kinds.within(kind)]
     reaches = [size for _, _, size in sizes if isinstance(size, int)]
     units = [size for kind, key, size in sizes if isinstance(size, int) and (key == "aligned" or kind.kind in UNITS)]
-    wanted = {*reaches, *_lengths(mixers), *_positions(mixers), context or 0} - {0, 1}
+    units += [size for word, key, size in inside if word in reduced_kinds.UNITS and key == "n"]
+    counted = [size for _, _, size in inside]
+    chosen = max((size for word, _, size in inside if word == reduced_kinds.TOP_K), default=0)
+    wanted = {*reaches, *counted, *_lengths(mixers), *_positions(mixers), context or 0} - {0, 1}
     divisor = 1
-    while max(reaches, default=0) // divisor > tokens // 4 or max(units, default=0) // divisor > tokens // 8:
+    most, unit = max(reaches, default=0), max(units, default=0)
+    while most // divisor > tokens // 4 or unit // divisor > tokens // 8 or chosen // divisor > tokens // 2:
         divisor *= 2
     blocks = any(kind.kind in ("stride", "power_of_two") or (key == "aligned" and size != 1) for kind, key, size in sizes)
     ones = any(key == "n" and size == 1 for _, key, size in sizes)  # 1 stays 1, and alone
     smallest = 2 if blocks or ones else 1
-    return _increasing(sorted(wanted), divisor, smallest, _aligned(kinds))
+    return _increasing(sorted(wanted), divisor, smallest, _aligned(kinds), tokens // 2)
 
 
-def _increasing(sizes: list[int], divisor: int, smallest: int, aligned: dict[int, set[int]]) -> dict[int, int]:
+def _increasing(sizes: list[int], divisor: int, smallest: int, aligned: dict[int, set[int]], most: int) -> dict[int, int]:
     """Divided sizes, each larger than the one before; an aligned window stays a multiple of its block, if possible the same."""
     mapped: dict[int, int] = {}
     last = smallest - 1
@@ -127,7 +133,7 @@ def _increasing(sizes: list[int], divisor: int, smallest: int, aligned: dict[int
         unit = math.lcm(*(new for _, new in blocks))
         same = [size // old * new for old, new in blocks]
         least = max(size // divisor, last + 1)
-        fits = same and same[0] > last and same[0] % unit == 0
+        fits = same and last < same[0] <= most and same[0] % unit == 0
         last = mapped[size] = same[0] if fits else -(-least // unit) * unit
     return mapped
 
@@ -139,6 +145,8 @@ def _aligned(kinds: list[Kind]) -> dict[int, set[int]]:
         sizes = vars(kind)
         if sizes.get("aligned", 1) not in (1, sizes.get("n")):
             found.setdefault(sizes["n"], set()).add(sizes["aligned"])
+        for size, part in reduced_kinds.divided(kind):
+            found.setdefault(size, set()).add(part)
     return found
 
 
@@ -201,7 +209,7 @@ def _width_map(found: list[Attributes]) -> dict[int, int]:
     return mapped
 
 
-def _leaf(leaf: Attention | Mixing, counts: dict[int, int], widths: dict[int, int]) -> Attention | Mixing:
+def _leaf(leaf: Attention | Mixing, counts: dict[int, int], widths: dict[int, int], tokens: int) -> Attention | Mixing:
     a = leaf.attributes
     update: dict[str, Any] = {key: widths[getattr(a, key)] for key in ("head_dim", "value_dim")}
     update["rope_dim"] = None if a.rope_dim is None else widths[a.rope_dim]
@@ -212,15 +220,15 @@ def _leaf(leaf: Attention | Mixing, counts: dict[int, int], widths: dict[int, in
     attributes = replace(a, **update)
     if isinstance(leaf, Mixing):
         return replace(leaf, attributes=attributes)
-    return replace(leaf, attributes=attributes, keys=tuple(_kind(kind, counts) for kind in leaf.keys))
+    return replace(leaf, attributes=attributes, keys=tuple(_kind(kind, counts, tokens) for kind in leaf.keys))
 
 
-def _kind(kind: Kind, counts: dict[int, int]) -> Kind:
+def _kind(kind: Kind, counts: dict[int, int], tokens: int) -> Kind:
     """The kind with its token counts mapped."""
     update = {
         key: counts.get(getattr(kind, key), getattr(kind, key)) for key in COUNTS if isinstance(getattr(kind, key, None), int)
     }
-    return replace(kind, **update)
+    return reduced_kinds.reduced(replace(kind, **update), counts, tokens)
 
 
 def _conditions(mixer: Mixer, counts: dict[int, int]) -> Mixer:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from models import WAYS, Case
+import torch
+from models import WAYS, Case, made
+from test_check import CHOSEN
 from test_models_composed import spec_text
 
-from attnc.compiler import check_text
+from attnc.compiler import check_path, check_text
+from attnc.compiler.reduce import reduce
+
+SHIPPED = Path(__file__).parent.parent / "specs"
 
 SPECS = {
     "moba": spec_text("0: block_local(4) | routed(blocks(4), top_k = 3, keys = mean, per = head, overlap = counted)\n1: full"),
@@ -57,6 +64,21 @@ SPECS = {
         kv_heads=2,
     ),
 }
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_shipped_spec_runs_by_lists_as_by_its_formula(name, tmp_path):
+    """A prompt, then tokens one by one and several at once."""
+    small, _ = reduce(check_path(SHIPPED / f"{name}.attn"), 32)
+    model = made(small, tmp_path / "built")
+    texts = torch.randint(0, small.model.vocab, (2, 46), generator=torch.Generator().manual_seed(1))
+    found = {}
+    for way in WAYS:
+        cache = model.use(way).new_cache(2, 46)
+        with torch.no_grad():
+            found[way] = torch.cat([model(part, cache=cache).logits for part in texts.split((38, 1, 1, 6), dim=1)], dim=1)
+    assert found["torch"].isfinite().all()
+    torch.testing.assert_close(found["torch"], found["reference"], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", SPECS)

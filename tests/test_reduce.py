@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from strategies import Sizes, spec_texts
+from test_check import CHOSEN
 from test_intervals import reference
 from test_table import STATIC
 
@@ -81,7 +82,7 @@ def test_what_was_sparse_stays_sparse(name):
             assert torch.equal(mask, everything) == torch.equal(dense, everything)
 
 
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize("name", [*STATIC, *CHOSEN])
 def test_the_reduced_table_is_as_accepted(name, golden):
     small, lines = reduce(check_path(SPECS / f"{name}.attn"))
     golden(f"{name}.txt", "\n".join([*lines, "", table_text(small)]))
