@@ -162,16 +162,16 @@ def _of_antidiagonals(kind, asking: Asking) -> dict[int, float]:
     begin = asking.last // block * block
     heads = []
     for h in range(len(asking.q)):
-        scores = dict.fromkeys(range((asking.last + 1) // size), 0.0)
+        scores = dict.fromkeys(range(0, asking.last + 2 - n, n), 0.0)
         for first in range(begin, asking.last + 2 - n, n):
             groups = range(0, first + 1, n)
             sums = [sum(asking.q[h, first + n - 1 - r] @ asking.k[h, key + r] for r in range(n)) for key in groups]
             logits = [logit(float(one) / n, asking) for one in sums]
             for key, own in zip(groups, logits, strict=True):
-                if key // size in scores:
-                    scores[key // size] += 1 / sum(math.exp(other - own) for other in logits)
+                scores[key] += 1 / sum(math.exp(other - own) for other in logits)
         heads.append(scores)
-    return {u: _pooled(kind, [scores[u] for scores in heads]) for u in heads[0]}
+    tiles = {key: _pooled(kind, [scores[key] for scores in heads]) for key in heads[0]}
+    return {u: sum(tiles[key] for key in range(u * size, (u + 1) * size, n)) for u in range((asking.last + 1) // size)}
 
 
 def _steps(kind, size: int) -> tuple[int, int]:
