@@ -18,7 +18,9 @@ def linear(call, mixer, at, x):
     decay = decays(call, kind, a, at, x)  # [n, H, K or 1]
     if kind.state == "vector":
         return vector_states(call, mixer, at, x, decay)
-    q = of_each(features(call, kind, at, "q", turned(call, call.heads(at, "q", x, a.qk_heads, a.head_dim, a), a)), a.heads)
+    q = call.heads(at, "q", x, a.qk_heads, a.head_dim, a)
+    q = turned(call, q, a) if kind.key == "projected" else q
+    q = of_each(features(call, kind, at, "q", q), a.heads)
     if kind.key == "one_minus_decay":
         k = (1 - decay).expand(-1, -1, q.shape[2])
     else:

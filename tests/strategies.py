@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hypothesis import strategies as st
+from state_strategies import state_mixers
 
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.fields import Field, fields, is_value
@@ -93,6 +94,8 @@ class Sizes:
     """heads, when and choose"""
     branches: bool = True
     """sums, chains, gates, convolutions"""
+    states: bool = False
+    """matrix states, beside convolutions"""
     route: bool = False
     shares: bool = True
     causal: bool | None = True
@@ -185,7 +188,7 @@ def mixers(draw: st.DrawFn, sizes: Sizes, kv_heads: int, ratio: int, depth: int 
     if depth and sizes.blocks:
         shapes += ["when", "choose"] + ["heads"] * (kv_heads > 1)
     if depth and sizes.branches:
-        shapes += ["sum", "chain", "gate", "conv"]
+        shapes += ["sum", "chain", "gate", "conv"] + ["states"] * 3 * sizes.states
     if sizes.route:
         shapes += ["route"]
     shape = draw(st.sampled_from(shapes))
@@ -208,6 +211,8 @@ def mixers(draw: st.DrawFn, sizes: Sizes, kv_heads: int, ratio: int, depth: int 
     if shape == "route":
         estimator = draw(values(fields(Router)["estimator"]))
         return f"route(per = token, by = router(linear, estimator = {estimator})) {{ a: {draw(union)}, b: {draw(union)} }}"
+    if shape == "states":
+        return draw(state_mixers())
     if shape == "conv":
         return print_value(draw(kinds("conv", 4)))
     if shape == "gate":

@@ -21,7 +21,7 @@ def compare(text, folders):
 
 
 @FEW
-@given(text=spec_texts(Sizes(rich=True, route=True)))
+@given(text=spec_texts(Sizes(rich=True, route=True, states=True)))
 def test_a_random_spec_equals_the_oracle_in_every_phase(text, tmp_path_factory):
     compare(text, tmp_path_factory)
 

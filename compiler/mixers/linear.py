@@ -222,6 +222,12 @@ def _of_vectors(kind: Linear, attributes: Any) -> Scanned:
     )
 
 
+def _takes(kind: Linear) -> frozenset[str]:
+    """A gate that is the key is not rotated, and then neither is q; a state that is a vector has neither."""
+    turned = OF_ROTATION if kind.key == "projected" and kind.state == "matrix" else frozenset()
+    return OF_INPUT | OF_PROJECTIONS | {"qk_heads"} | turned | OF_OUTPUT
+
+
 def _looks_back(kind: Linear) -> bool:
     """Only plain sums over all keys have no order."""
     return kind.update == "delta" or kind.decay is not None or kind.state == "vector"
@@ -245,7 +251,7 @@ MIXER = Mixer(
     state=_state,
     float32_state=True,
     recent=_recent,
-    takes=lambda _kind: OF_INPUT | OF_PROJECTIONS | {"qk_heads"} | OF_ROTATION | OF_OUTPUT,
+    takes=_takes,
     rules=_rules,
     looks_back=_looks_back,
     per_head=True,
