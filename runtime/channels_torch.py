@@ -1,4 +1,4 @@
-"""States of single channels in plain torch: a chunk of tokens at a time, in each an associative scan.
+"""States of single channels in plain torch: a chunk of tokens at a time, in each an associative scan or token by token.
 
 Legend: T new tokens of S sequences, packed; C channels; M numbers of a channel's state; N places of a padded sequence; L tokens
 of a chunk.
@@ -24,7 +24,8 @@ LONGEST = 64
 
 
 def torch_channels(given: Channels, before: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
-    """A `ChannelScan` in plain torch: chunks of tokens one after another, in each an associative scan of log2(tokens) passes.
+    """A `ChannelScan` in plain torch: chunks of tokens one after another, in each an associative scan of log2(tokens) passes,
+    on a CPU token by token.
 
     Training keeps the states at the beginnings of chunks and computes each chunk again on the way back.
     """
@@ -35,10 +36,10 @@ def torch_channels(given: Channels, before: Tensor | None, batch: Batch) -> tupl
     h = before if before is not None else given.rates.new_zeros(batch.sequences, channels, state)
     length = _length(batch, channels * state)
     outputs = []
-    for begin in range(0, batch.max_new, length):
-        parts = [None if x is None else x[:, begin : begin + length] for x in tokens.values()]
-        live = rows.live[:, begin : begin + length]
-        y, h = _run(_chunk, h, live, given.rates, given.weights, *parts)
+    chunks = -(-batch.max_new // length)
+    parts = [[None] * chunks if x is None else torch.split(x, length, dim=1) for x in tokens.values()]
+    for live, *of_tokens in zip(torch.split(rows.live, length, dim=1)[:chunks], *parts, strict=False):
+        y, h = _run(_chunk, h, live, given.rates, given.weights, *of_tokens)
         outputs.append(y)
     if not outputs:
         return given.u.new_zeros(given.u.shape), h
@@ -81,14 +82,30 @@ def _chunk(
     decay = torch.exp(torch.where(there, exponents, 0))  # [S, L, C, M]; where there is no token, the state stays
     added = u.unsqueeze(-1) if write is None else u.unsqueeze(-1) * write.unsqueeze(2)
     added = torch.where(there, added, 0).expand(decay.shape).to(decay.dtype)
-    states = _scan(decay, added, h)
+    states = in_turn(decay, added, h) if steps_in_turn(h) else at_once(decay, added, h)
     seen = states if read is None else states * torch.where(live[:, :, None], read, 0).unsqueeze(2)
     y = (seen if weights is None else seen * weights).sum(-1)
     return (y.real if y.is_complex() else y), states[:, -1]
 
 
-def _scan(decay: Tensor, added: Tensor, h: Tensor) -> Tensor:
-    """All states [S, L, C, M] of h <- decay h + added: pass by pass every token joins the twice as many before it."""
+def steps_in_turn(h: Tensor) -> bool:
+    """Whether tokens of a chunk come one after another: on a CPU, which goes over its memory once then, unless a compiler would
+    write each of them out.
+    """
+    return h.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def in_turn(decay: Tensor, added: Tensor, h: Tensor) -> Tensor:
+    """All states [S, L, C, M] of h <- decay h + added, token by token."""
+    states = []
+    for kept, new in zip(decay.unbind(1), added.unbind(1), strict=True):
+        h = torch.addcmul(new, kept, h)
+        states.append(h)
+    return torch.stack(states, dim=1)
+
+
+def at_once(decay: Tensor, added: Tensor, h: Tensor) -> Tensor:
+    """The same pass by pass: every token joins the twice as many before it."""
     added = torch.cat((added[:, :1] + decay[:, :1] * h.unsqueeze(1), added[:, 1:]), dim=1)
     reach = 1
     while reach < added.shape[1]:

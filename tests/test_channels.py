@@ -26,9 +26,10 @@ formula = reference_channels(channel_states)
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-@pytest.mark.parametrize("scan", [formula, torch_channels])
-def test_outputs_states_and_gradients_equal_the_sums_written_out(scan, member, monkeypatch):
+@pytest.mark.parametrize(("scan", "turn"), [(formula, True), (torch_channels, True), (torch_channels, False)])
+def test_outputs_states_and_gradients_equal_the_sums_written_out(scan, turn, member, monkeypatch):
     monkeypatch.setattr(channels_torch, "LONGEST", 4)  # several chunks, and passes within them
+    monkeypatch.setattr(channels_torch, "steps_in_turn", lambda _h: turn)
     one, batch = given(member, sum(SIZES), 3, 2), packed(SIZES)
     for before in (None, ask(torch.randn(len(SIZES), 3, 2, dtype=one.rates.dtype), torch.float64)):
         expected = with_gradients(written_out, one, before, batch)
@@ -37,8 +38,10 @@ def test_outputs_states_and_gradients_equal_the_sums_written_out(scan, member, m
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("turn", [True, False])
 @pytest.mark.parametrize("member", ["steps and maps of the token", "fixed and complex"])
-def test_float32_rounds_no_more_than_the_formula(member):
+def test_float32_rounds_no_more_than_the_formula(member, turn, monkeypatch):
+    monkeypatch.setattr(channels_torch, "steps_in_turn", lambda _h: turn)
     one, batch = given(member, 200, 8, 4), packed((130, 70))
     exact = with_gradients(written_out, one, None, batch)
     narrow = narrowed(one, torch.float32)

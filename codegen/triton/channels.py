@@ -17,7 +17,7 @@ def blocks(state: int) -> dict[str, tuple[int, int, int]]:
     """
     width = 1 << (state - 1).bit_length()
     tokens = 8 if width == 256 else 16
-    rows = dict.fromkeys(NVIDIA, (tokens, max(1, min(32, 2048 // (tokens * width))), 4))
+    rows = dict.fromkeys(NVIDIA, (tokens, max(1, min(32 if width == 1 else 16, 2048 // (tokens * width))), 4))
     return rows | {"gfx942": (16, max(1, min(64, 256 // width)), 1 if width == 1 else 4), "any": (16, 16, 4)}
 
 
