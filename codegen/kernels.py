@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from attnc.codegen.triton import channels
+from attnc.codegen.triton import channels, scan
 from attnc.codegen.triton import emit as triton
+from attnc.compiler import channel_providers, scan_providers
 from attnc.compiler.attributes import Softplus
-from attnc.compiler.channel_providers import ChannelLaunch, unkept
-from attnc.compiler.families import FAMILIES, Channels, Softmax
+from attnc.compiler.families import FAMILIES, Channels, Recurrence, Softmax
 from attnc.compiler.graph import Apply, Graph, Mix
 from attnc.compiler.plan import states, unsaid
 from attnc.compiler.spec import Model
@@ -22,8 +22,8 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-{imports}from ..runtime.launch import Kernels
-from ..runtime.softplus import SoftplusKernels
+{channel_imports}from ..runtime.launch import Kernels
+{state_imports}from ..runtime.softplus import SoftplusKernels
 from ..runtime.tuning import blocks
 
 TUNING = Path(__file__).parents[1] / "tuning.json"
@@ -37,11 +37,11 @@ FILES = {{
 SOFTPLUS = {{
 {softplus}
 }}
-{channels}
+{channels}{states}
 
-def kernel(launch: str) -> {of_channels}Kernels | SoftplusKernels | None:
+def kernel(launch: str) -> {of_channels}{of_states}Kernels | SoftplusKernels | None:
     """The kernels of a launch, or None where it has none; their files are imported now, which needs triton."""
-{first}    names = (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))
+{first_channels}{first_states}    names = (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))
     files = [import_module(f".{{name}}", __package__) for name in names]
     for name, file in zip(names, files, strict=True):
         file.BLOCKS.update(blocks(TUNING, name, file.triton.__version__))
@@ -50,11 +50,25 @@ def kernel(launch: str) -> {of_channels}Kernels | SoftplusKernels | None:
     return SoftplusKernels.of(files) if launch in SOFTPLUS else Kernels.of(*files)
 '''
 
-NO_CHANNELS = {"imports": "", "channels": "", "of_channels": "", "first": ""}
+NO_STATES = {"state_imports": "", "states": "", "of_states": "", "first_states": ""}
+WITH_STATES = {
+    "state_imports": "from ..runtime.recurrence import Scan\nfrom ..runtime.scan_kernels import scan_kernels\n",
+    "of_states": "Scan | ",
+    "first_states": """    if launch in STATES:
+        return scan_kernels([import_module(f".{name}", __package__) for name in STATES[launch]])
+""",
+}
+STATES = """
+# the same of launches of matrix states: what chunks need, chunk by chunk, token by token, back, gradients
+STATES = {{
+{rows}
+}}
+"""
+NO_CHANNELS = {"channel_imports": "", "channels": "", "of_channels": "", "first_channels": ""}
 WITH_CHANNELS = {
-    "imports": "from ..runtime.channel_kernels import channel_kernels\nfrom ..runtime.channels import ChannelScan\n",
+    "channel_imports": "from ..runtime.channel_kernels import channel_kernels\nfrom ..runtime.channels import ChannelScan\n",
     "of_channels": "ChannelScan | ",
-    "first": """    if launch in CHANNELS:
+    "first_channels": """    if launch in CHANNELS:
         return channel_kernels(import_module(f".{CHANNELS[launch]}", __package__))
 """,
 }
@@ -69,17 +83,11 @@ CHANNELS = {{
 def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, str]:
     """File name below kernels/ -> text, for every launch that a family of kernels can say."""
     numbers: dict[Softmax, int] = {}
-    of_channels: dict[Channels, int] = {}
-    channel_rows: list[str] = []
     rows: list[str] = []
     softplus: list[str] = []
     for launch, node in launches.items():
         served = graph.network.nodes[node]["node"]
         kernel = family(served, model) if isinstance(served, Mix) else None
-        launched = states(served, graph) if isinstance(served, Apply) else None
-        if isinstance(launched, ChannelLaunch) and unkept(launched.family) is None:
-            number = of_channels.setdefault(launched.family, len(of_channels))
-            channel_rows.append(f'    "{launch}": "{channels.SKELETON}_{number}",')
         if kernel is not None:
             needed = (kernel.masses, kernel) if kernel.exponent else (kernel,)
             found = [numbers.setdefault(one, len(numbers)) for one in needed]
@@ -88,15 +96,49 @@ def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, s
                 softplus.append(_over_lines(launch, names))
             else:
                 rows.append(f'    "{launch}": ({names[0]}),')
-    more = NO_CHANNELS
-    if of_channels:
-        more = WITH_CHANNELS | {"channels": CHANNELS.format(rows="\n".join(channel_rows))}
-    files = {"__init__.py": INDEX.format(rows="\n".join(rows), softplus="\n".join(softplus), **more)}
-    files |= {f"{channels.SKELETON}_{number}.py": channels.emit(one) for one, number in of_channels.items()}
+    channel_index, files = _of_channels(graph, launches)
+    state_index, more = _of_states(graph, launches)
+    files |= more
     for kernel, number in numbers.items():
         for skeleton in FAMILIES["softmax"]:
             files[f"{skeleton}_{number}.py"] = triton.emit(skeleton, kernel)
-    return files
+    index = INDEX.format(rows="\n".join(rows), softplus="\n".join(softplus), **channel_index, **state_index)
+    return {"__init__.py": index, **files}
+
+
+def _of_channels(graph: Graph, launches: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What the index says of launches of channel states, and their files."""
+    numbers: dict[Channels, int] = {}
+    rows = []
+    for launch, family in _families(graph, launches):
+        if isinstance(family, Channels) and channel_providers.unkept(family) is None:
+            rows.append(f'    "{launch}": "{channels.SKELETON}_{numbers.setdefault(family, len(numbers))}",')
+    index = WITH_CHANNELS | {"channels": CHANNELS.format(rows="\n".join(rows))} if rows else NO_CHANNELS
+    return index, {f"{channels.SKELETON}_{number}.py": channels.emit(one) for one, number in numbers.items()}
+
+
+def _of_states(graph: Graph, launches: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What the index says of launches of matrix states, and their files."""
+    numbers: dict[Recurrence, int] = {}
+    rows: list[str] = []
+    files: dict[str, str] = {}
+    for launch, family in _families(graph, launches):
+        if isinstance(family, Recurrence) and scan_providers.unkept(family) is None:
+            number = numbers.setdefault(family, len(numbers))
+            named = {f"{name}_{number}": text for name, text in scan.files(family).items()}
+            rows.append("\n".join([f'    "{launch}": (', *(f'        "{name}",' for name in named), "    ),"]))
+            files |= {f"{name}.py": text for name, text in named.items()}
+    index = WITH_STATES | {"states": STATES.format(rows="\n".join(rows))} if rows else NO_STATES
+    return index, files
+
+
+def _families(graph: Graph, launches: Mapping[str, str]) -> Iterator[tuple[str, Channels | Recurrence]]:
+    """The launches of states, and the members of the families that they are."""
+    for launch, node in launches.items():
+        served = graph.network.nodes[node]["node"]
+        launched = states(served, graph) if isinstance(served, Apply) else None
+        if launched is not None:
+            yield launch, launched.family
 
 
 def _over_lines(launch: str, names: list[str]) -> str:

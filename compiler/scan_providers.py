@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from attnc.compiler.cost import Work, Workload, seconds
@@ -22,6 +23,7 @@ from attnc.compiler.scanned import Scanned
 from attnc.compiler.spec import Phase
 
 CHUNK = 64
+MOST_WIDTH = 256
 KEY_WIDTH = 256
 TORCH_LAUNCHES, TORCH_LAUNCHES_PER_CHUNK, TORCH_LAUNCHES_PER_STEP = 40, 8, 12
 REFERENCE_LAUNCHES_PER_TOKEN = 8
@@ -99,8 +101,23 @@ def chunked(task: Task, width: int) -> Work:
     )
 
 
+def unkept(family: Recurrence) -> str | None:
+    """Why there are no generated kernels of a member, if there are none."""
+    widest = max(family.key_width, family.value_width)
+    return f"generated kernels take widths of up to {MOST_WIDTH}" if widest > MOST_WIDTH else None
+
+
 def _triton(task: Task) -> Price | str:
-    return "generated kernels need a GPU" if not task.device.is_gpu else "no kernels of matrix states are generated yet"
+    """One sweep along a sequence, behind what its chunks need; training goes there again, and back."""
+    device, family = task.device, task.states.family
+    reason = unkept(family)
+    if not device.is_gpu or reason is not None:
+        return reason or "generated kernels need a GPU"
+    before = (family.update == "delta") + (family.decay == "vector")
+    launches = {"decode": 1, "prefill": 1 + before, "train": 4 + 2 * before + (family.decay == "vector")}[task.phase]
+    work = replace(chunked(task, task.load.width), launches=launches)
+    how = "step" if task.phase == "decode" else f"chunks of {CHUNK}"
+    return Price(provider="triton", seconds=seconds(work, device, device.efficiency["triton"][task.phase]), how=how)
 
 
 def _fla(task: Task) -> Price | str:

@@ -239,6 +239,10 @@ class BuiltModel(nn.Module):
                 return fla_scan
             case "reference":
                 return states.reference
+            case "triton":
+                assert self.kernels is not None, "generated kernels come with a built folder"
+                found: Scan = self.kernels(states.name) or states.reference
+                return found
             case _:
                 raise ValueError(f"there is no provider {planned!r} of matrix states")
 
@@ -267,9 +271,9 @@ def _in_dtype(row: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return row | {"dtype": word} | {size: type(row[size])(row[size] * factor) for size in sizes}
 
 
-def _way_of_states(wanted: str, planned: Planned, kernels: bool) -> Planned:
+def _way_of_states(wanted: str, planned: Planned, of_channels: bool) -> Planned:
     """The provider that runs a launch of states where `wanted` was asked for: its plan, where that is one of keys alone."""
-    own = ("torch", "reference", "triton" if kernels else "fla")
+    own = ("torch", "reference", "triton") if of_channels else ("torch", "reference", "triton", "fla")
     return wanted if wanted in own else planned
 
 

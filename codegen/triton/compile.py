@@ -25,7 +25,8 @@ DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
 _ELEMENTS = frozenset(
     {
         *("q", "k", "v", "o", "q_grad", "k_grad", "v_grad", "o_grad", "write", "read"),
-        *("e", "pairs", "inverse", "states", "values", "folded_q", "folded_k", "folded_e"),
+        *("e", "pairs", "erased_pairs", "inverse", "states", "values", "states_grad", "values_grad"),
+        *("folded_q", "folded_k", "folded_e"),
     }
 )
 _POINTERS = {
@@ -34,6 +35,7 @@ _POINTERS = {
         *("u_grad", "step_grad", "rates_grad", "write_grad", "read_grad", "weights_grad", "before_grad"),
         *("lse", "lse_grad", "delta", "scale", "scale_grad", "sink_logit", "part_o", "part_norm", "k_pieces", "v_pieces"),
         *("decay", "before", "sum_before", "after", "sum_after", "sums", "norms", "strengths", "totals", "fades", "deltas"),
+        *("sum_after_grad", "sum_before_grad", "sums_grad", "decay_grad", "erase_grad"),
     },
     "i32": {"rows", "stored", "base", "pinned", "ring"},
     "i64": {"offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},

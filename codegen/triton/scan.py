@@ -31,12 +31,20 @@ def emit_scan(skeleton: str, kernel: Recurrence) -> str:
     return text
 
 
+def files(kernel: Recurrence) -> dict[str, str]:
+    """Skeleton -> text of every file that a launch needs."""
+    chunks, flows = kernel.decay == "vector" or kernel.update == "delta", kernel.decay == "vector"
+    out = {"scan_chunks": chunks, "scan_flows": flows}
+    return {skeleton: emit_scan(skeleton, kernel) for skeleton in FAMILIES["recurrence"] if out.get(skeleton, True)}
+
+
 def constants(skeleton: str, kernel: Recurrence) -> dict[str, str]:
     """The constants at the top of a skeleton."""
     every = {
         "KEY_WIDTH": kernel.key_width,
         "VALUE_WIDTH": kernel.value_width,
         "CHANNELS": kernel.decay == "vector",
+        "DECAYS": kernel.decay != "none",
         "FADES": kernel.decay == "scalar",
         "DELTA": kernel.update == "delta",
         "NORMALIZE": kernel.normalize,
@@ -48,7 +56,7 @@ def constants(skeleton: str, kernel: Recurrence) -> dict[str, str]:
 def chosen_holes(skeleton: str, kernel: Recurrence) -> tuple[str, ...]:
     """Which files of skeletons/holes a kernel needs, later ones before earlier ones."""
     delta, sweeps = kernel.update == "delta", skeleton in ("scan_forward", "scan_backward")
-    folded = kernel.decay == "vector" and skeleton != "scan_step"
+    folded = kernel.decay == "vector" and skeleton not in ("scan_step", "scan_flows")
     wanted = (
         ("scan_none", kernel.decay == "none"),
         ("scan_head", kernel.decay == "head"),

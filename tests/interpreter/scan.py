@@ -7,90 +7,129 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from scan_cases import FORMS, Case, check, formula, inputs, steps
+from scan_cases import FORMS, Case, check, expected, inputs, launched, run
 
 from attnc.codegen.triton.compile import load
-from attnc.codegen.triton.scan import emit_scan
+from attnc.codegen.triton.scan import files
 from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.verify.cases import poisoned
 from attnc.compiler.families import Recurrence
+from attnc.runtime.batch import Batch
+from attnc.runtime.recurrence import Scan
+from attnc.runtime.scan_kernels import name_of, scan_kernels
+from attnc.runtime.scan_torch import torch_scan
 
 if not INTERPRETS:
     pytest.fail("TRITON_INTERPRET=1 is not set", pytrace=False)
 
 FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
-Results = dict[str, torch.Tensor | None]
 
 
 @functools.cache
-def kernel(skeleton: str, form: Recurrence) -> ModuleType:
-    return load(emit_scan(skeleton, form), FOLDER, f"emitted_{skeleton}_{abs(hash(form))}")
+def modules(form: Recurrence, chunk: int = 16) -> tuple[ModuleType, ...]:
+    """The kernel files of a launch, with chunks of so many tokens."""
+    made = []
+    for name, text in files(form).items():
+        file = load(text.replace('("any", 4): (16,', f'("any", 4): ({chunk},'), FOLDER, f"{name}_{chunk}_{abs(hash(form))}")
+        made.append(file)
+    return tuple(made)
 
 
-def scan(case: Case, given: Results, chunk: int = 16) -> Results:
-    """By chunks. Memory that nobody wrote is NaN."""
-    call, form = steps(case, given), case.kernel
-    with poisoned():
-        made = {}
-        if form.decay == "vector" or form.update == "delta":
-            made = kernel("scan_chunks", form).prepare(call, blocks=(chunk, 4, 4, 1))
-        found = kernel("scan_forward", form).scan(call, made, given["before"], given["sum_before"], blocks=(chunk, 16, 4, 1))
-    return dict(zip(("o", "after", "sum_after"), found, strict=False))
-
-
-def step(case: Case, given: Results) -> Results:
-    """Token by token."""
-    with poisoned():
-        found = kernel("scan_step", case.kernel).step(steps(case, given), given["before"], given["sum_before"])
-    return dict(zip(("o", "after", "sum_after"), found, strict=True))
-
-
-def right(case: Case, *ways: object) -> None:
-    given = inputs(case)
-    want, own = formula(case, given, torch.float64), formula(case, given, torch.float32)
-    for way in ways:
-        check(case, way(case, given), want, own)
+def chunked(form: Recurrence, chunk: int = 16) -> Scan:
+    return scan_kernels(modules(form, chunk))
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_by_chunks_and_by_tokens(name: str) -> None:
+def test_every_form_and_its_gradients(name: str) -> None:
     """Sequences of none, one and many tokens, around the edges of chunks; repeated queries, keys and values."""
     shares = {"head": (2, 2, 1), "scalar": (1, 1, 2), "gated_delta": (2, 2, 1), "vector_delta": (2, 1, 1)}.get(name, (1, 1, 1))
-    right(Case(FORMS[name], (17, 0, 1, 16), heads=max(shares), shares=shares), scan, step)
+    case = Case(FORMS[name], (17, 0, 1, 14), heads=max(shares), shares=shares, seed=1 if name == "vector" else 0)
+    wanted = expected(case)
+    with poisoned():
+        check(wanted, run(case, chunked(case.kernel), wanted.given))
+        check(wanted, by_tokens(case, wanted.given))
+
+
+def by_tokens(case: Case, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    """One token at a time, as decoding does."""
+
+    def scan(steps: object, before: object, batch: object) -> object:
+        batch.max_new = 1  # it says how long the longest is, and is only asked whether there are few
+        return chunked(case.kernel)(steps, before, batch)
+
+    return run(case, scan, given, back=False)
+
+
+def parallel(case: Case, given: dict[str, torch.Tensor | None], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """PyTorch's parallel form in one chunk, instead of the formula token by token."""
+    _, batch = Batch.of(torch.zeros(1, sum(case.sizes), dtype=torch.int64), offsets=[0, *accumulate(case.sizes)])
+    steps, before, _ = launched(case, given)
+    o, after = torch_scan(steps, before, batch)
+    return {"o": o, "after": after.matrix} | ({} if after.sum is None else {"sum_after": after.sum})
 
 
 def test_chunks_of_several_parts() -> None:
+    """Beside PyTorch's chunks, of which the delta rule's long ones round more than single steps."""
     for name in ("gated_delta", "vector_delta"):
-        right(Case(FORMS[name], (47, 33), heads=1), functools.partial(scan, chunk=32))
+        case = Case(FORMS[name], (39,), heads=1, gates=(0.0, -0.05, -1.0))
+        wanted = expected(case, parallel)
+        check(wanted, run(case, chunked(case.kernel, 32), wanted.given))
 
 
 def test_states_begin_at_zero_where_none_are_given() -> None:
     for name in ("head", "vector_delta"):
-        right(Case(FORMS[name], (18,), heads=1, before=False), scan, step)
+        case = Case(FORMS[name], (18,), heads=1, before=False)
+        wanted = expected(case)
+        with poisoned():
+            check(wanted, run(case, chunked(case.kernel), wanted.given))
+            check(wanted, by_tokens(case, wanted.given))
 
 
-def test_deep_decays_leave_nothing_and_break_nothing() -> None:
-    """Every gate -50: what is left is the token's own; and one such gate in front of shallow ones."""
-    for name in ("scalar", "vector_delta"):
-        right(replace(Case(FORMS[name], (34,), heads=1), gates=(-50.0,)), scan)
-    case = Case(FORMS["scalar"], (16,), heads=1, gates=(-1e-3,))
-    given = inputs(case)
-    given["decay"][5] = -5e3
-    want, own = formula(case, given, torch.float64), formula(case, given, torch.float32)
-    check(case, scan(case, given), want, own)
+@pytest.mark.parametrize("name", ["scalar", "vector_delta"])
+def test_deep_decays_leave_nothing_and_break_nothing(name: str) -> None:
+    """Every gate -50: what is left is the token's own, and the gradients of gates are as small as they are."""
+    case = Case(FORMS[name], (34,), heads=1, gates=(-50.0,), before=False)
+    wanted = expected(case)
+    check(wanted, run(case, chunked(case.kernel, 32), wanted.given))
+
+
+def test_shallow_decays_behind_a_deep_one() -> None:
+    """A running sum of thousands would have no digits for them."""
+    case = Case(FORMS["scalar"], (16,), heads=1, gates=(-1e-3, -1e-3, -5e3), seed=3)
+    wanted = expected(case)
+    assert (wanted.given["decay"] < -1e3).any()
+    check(wanted, run(case, chunked(case.kernel), wanted.given))
 
 
 def test_a_nan_stays() -> None:
     case = Case(FORMS["scalar"], (20,), heads=1)
     given = inputs(case)
     given["decay"][17] = float("nan")
-    found = scan(case, given)
+    found = run(case, chunked(case.kernel), given, back=False)
     assert not found["o"][:17].isnan().any()
     assert found["o"][17:].isnan().all()
     assert found["after"].isnan().all()
+
+
+def test_the_same_bits_every_time() -> None:
+    case = Case(FORMS["vector_erase"], (20,), heads=1)
+    given = inputs(case)
+    one, other = (run(case, chunked(case.kernel), given) for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_operators_are_what_pytorch_asks_of_operators() -> None:
+    case = Case(FORMS["head"], (18, 3), heads=2, shares=(2, 1, 1))
+    steps, before, batch = launched(case, {name: x if x is None else x.requires_grad_() for name, x in inputs(case).items()})
+    name = name_of({file.__name__: file for file in modules(case.kernel)})
+    chunked(case.kernel)
+    operator = getattr(torch.ops.attnc, f"{name}_scan").default
+    gates = steps.decay, steps.erase, steps.write
+    given = (steps.q, steps.k, steps.v, *gates, batch.offsets, case.heads, steps.scale, batch.max_new)
+    torch.library.opcheck(operator, (*given, before.matrix, before.sum, True))

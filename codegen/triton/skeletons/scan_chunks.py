@@ -19,6 +19,8 @@ from attnc.codegen.triton.skeletons.scan_parts import (
     architecture,
     between,
     bits,
+    exp_of,
+    part_fades,
     read_eraser,
     read_gates,
     read_rows,
@@ -112,14 +114,6 @@ def solve_kernel(
     tl.store(to + (i * (heads * C) + j), solution.to(inverse.dtype.element_ty), mask=i < left)
 
 
-@triton.jit
-def left_after(decay, row, head, heads, index, left, channel, K: tl.constexpr):
-    """What is left, after the last of these tokens, of what each of them wrote, as logarithms to base 2; and of all before."""
-    own = read_rows(decay, row, heads * K, head * K, index, left, channel, K)
-    later = read_rows(decay, row + 1, heads * K, head * K, index, tl.minimum(left, PART) - 1, channel, K)
-    return tl.cumsum(later, 0, reverse=True) * LOG2E, tl.sum(own, 0) * LOG2E
-
-
 @triton.jit(do_not_specialize=["sequences", "heads", "q_share", "k_share"])
 def pairs_kernel(
     q, k, e, decay, pairs, strengths, folded_q, folded_k, folded_e, totals, offsets,
@@ -158,7 +152,7 @@ def pairs_kernel(
     for step in tl.range(0, tl.minimum(left, PART)):
         j = tl.minimum(left, PART) - 1 - step
         fade = tl.load(decay + (row + j + 1) * (heads * K) + head * K + c, mask=(c < K) & (step > 0), other=0.0)
-        alive = tl.where(index[:, None] == j, 1.0, alive * tl.exp2(fade * LOG2E)[None, :])
+        alive = tl.where(index[:, None] == j, 1.0, alive * exp_of(fade)[None, :])
         other = tl.load(k + ((row + j) * k_token_stride + k_offset + c), mask=c < K, other=0.0).to(tl.float32)
         found = alive * other[None, :]
         weight += tl.where(index[None, :] == j, tl.sum(query * found, 1)[:, None], 0.0)
@@ -170,30 +164,26 @@ def pairs_kernel(
     if DELTA:
         tl.store(strengths + (to + part * PART), erased, mask=here)
 
-    gate = read_rows(decay, row, heads * K, head * K, index, left, c, K)
-    since = tl.exp2(tl.cumsum(gate, 0) * LOG2E)
+    since, until, whole = part_fades(decay, row, head, heads, index, left, c, K)
     query = query * since
     eraser = eraser * since
-    whole = tl.sum(gate, 0) * LOG2E
+    key = key * until
     for back in tl.range(0, part):
         begin = (part - 1 - back) * PART
-        until, total = left_after(decay, first + begin, head, heads, index, PART, c, K)
+        _, until, total = part_fades(decay, first + begin, head, heads, index, PART, c, K)
         other = read_rows(k, first + begin, k_token_stride, k_offset, index, PART, c, K)
-        other = (other.to(tl.float32) * tl.exp2(until)).to(own.dtype)
+        other = (other.to(tl.float32) * until).to(own.dtype)
         weight = tl.dot(query.to(own.dtype), tl.trans(other), input_precision="ieee")
         tl.store(pairs + (to + begin), weight.to(pairs.dtype.element_ty), mask=here)
         if DELTA:
             erased = tl.dot(eraser.to(own.dtype), tl.trans(other), input_precision="ieee")
             tl.store(strengths + (to + begin), erased, mask=here)
-        query = query * tl.exp2(total)[None, :]
-        eraser = eraser * tl.exp2(total)[None, :]
-        whole += total
-    until, total = left_after(decay, row, head, heads, index, left, c, K)
-    key = key * tl.exp2(until)
+        query = query * total[None, :]
+        eraser = eraser * total[None, :]
     for begin in tl.range(part * PART + PART, tl.minimum(count, C), 16):
-        until, total = left_after(decay, first + begin, head, heads, index, count - begin, c, K)
-        key = key * tl.exp2(total)[None, :]
-        whole += total
+        _, _, total = part_fades(decay, first + begin, head, heads, index, count - begin, c, K)
+        key = key * total[None, :]
+        whole = whole * total
 
     to = (row * heads + head) * K + index[:, None] * (heads * K) + c[None, :]
     mask = here & (c < K)[None, :]
@@ -203,7 +193,7 @@ def pairs_kernel(
         tl.store(folded_e + to, eraser.to(own.dtype), mask=mask)
     if part == 0:
         slot = ((token_begin // C + sequence + chunk) * heads + head).to(tl.int64)
-        tl.store(totals + slot * K + c, tl.exp2(whole), mask=c < K)
+        tl.store(totals + slot * K + c, whole, mask=c < K)
 
 
 def settings(element_size, chunk, pairing, solving, stages):
@@ -228,7 +218,7 @@ def variants(architecture, element_size):
 def prepare(steps, *, blocks=None):
     """What `scan` asks of chunks, by name: the inverse of the delta rule; weights and folded rows where channels decay.
 
-    steps: what tokens bring and where sequences lie (runtime/scan_operators.py);
+    steps: what tokens bring and where sequences lie (runtime/scan_kernels.py);
     blocks = (tokens, warps for pairs, warps to solve, stages).
     """
     q, k = steps.q, steps.k

@@ -114,7 +114,7 @@ def sweep_kernel(
             if NORMALIZE:
                 share = tl.sum(query.to(tl.float32) * total[None, :], 1)[:, None] * since_start(gates)
                 norm = share + tl.sum(weight, 1)[:, None]
-                out = out / tl.where(here[:, None], norm, 1.0)
+                out = tl.where(norm != 0.0, out / tl.where(norm != 0.0, norm, 1.0), 0.0)
                 if block == 0:
                     to = norms + (row * heads + head)
                     tl.store(to + index[:, None] * heads, norm, mask=here[:, None])
@@ -161,7 +161,7 @@ def variants(architecture, element_size):
 def scan(steps, made, before, sum_before, keeps=False, *, blocks=None):
     """The outputs of a launch and its states after; with `keeps` what the backward pass reads instead.
 
-    steps: what tokens bring and where sequences lie (runtime/scan_operators.py); made: what `scan_chunks` found for them,
+    steps: what tokens bring and where sequences lie (runtime/scan_kernels.py); made: what `scan_chunks` found for them,
     or empty; before [S, H, K, V] fp32 and sum_before [S, H, K], or None for zeros;
     blocks = (tokens, value channels, warps, stages) instead of the table's.
     Returns o [T, H, V], the state after, the sum after or None, and the sums of weights [T, H] or None; with `keeps` the

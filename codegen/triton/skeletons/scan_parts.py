@@ -29,9 +29,19 @@ def read_gates(decay, row, head, heads, index, left, slot, channel, K: tl.conste
 
 
 @triton.jit
+def exp_of(gate):
+    """e^gate. The logarithm to base 2 has two parts: rounded to one, it would be most of the error of a single step."""
+    gate = tl.where(gate < -1e4, -1e4, gate)
+    high = gate * LOG2E
+    upper = gate * 4097.0 - (gate * 4097.0 - gate)  # half of the digits, so that products with 1.44287109375 are exact
+    low = (upper * 1.44287109375 - high) + (gate - upper) * 1.44287109375 - gate * 0.0001760528610366
+    return tl.exp2(high) * (1.0 + low * 0.6931471805599453)
+
+
+@triton.jit
 def since_start(gates):
     """What each token, a row, finds of the state before the chunk."""
-    return tl.exp2(gates[0])[:, None]
+    return (tl.exp2(gates[0]) * (1.0 + gates[1] * 0.6931471805599453))[:, None]
 
 
 @triton.jit
@@ -60,13 +70,13 @@ def between_turned(gates):
 @triton.jit
 def fade(state, gates):
     """A state [K, V] after the chunk's decays."""
-    return state * tl.exp2(gates[2])
+    return state * (tl.exp2(gates[2]) * (1.0 + gates[3] * 0.6931471805599453))
 
 
 @triton.jit
 def fade_sum(sums, gates):
     """A sum of keys [K] after the chunk's decays."""
-    return sums * tl.exp2(gates[2])
+    return sums * (tl.exp2(gates[2]) * (1.0 + gates[3] * 0.6931471805599453))
 
 
 @triton.jit
@@ -102,8 +112,19 @@ def output_share(norms, factor, row, head, heads, index, left, NORMALIZE: tl.con
     """What outputs are multiplied by [C]: one factor, or one over the sum of their weights."""
     share = tl.zeros_like(index).to(tl.float32) + factor
     if NORMALIZE:
-        share = 1.0 / tl.load(norms + (row + index) * heads + head, mask=index < left, other=1.0)
+        norm = tl.load(norms + (row + index) * heads + head, mask=index < left, other=0.0)
+        share = tl.where(norm != 0.0, 1.0 / tl.where(norm != 0.0, norm, 1.0), 0.0)
     return share
+
+
+@triton.jit
+def part_fades(decay, row, head, heads, index, left, channel, K: tl.constexpr):
+    """Of 16 tokens: what is left of a state since their start, until their end, and after all, by products of decays."""
+    own = exp_of(read_rows(decay, row, heads * K, head * K, index, left, channel, K))
+    count = tl.minimum(left, index.shape[0])
+    later = exp_of(read_rows(decay, row + 1, heads * K, head * K, index, count - 1, channel, K))
+    until = tl.cumprod(later, 0, reverse=True)
+    return tl.cumprod(own, 0), until, tl.sum(tl.where(index[:, None] == 0, own * until, 0.0), 0)
 
 
 def architecture(device):

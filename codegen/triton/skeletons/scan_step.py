@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from attnc.codegen.triton.skeletons.scan_parts import architecture, bits, run
+from attnc.codegen.triton.skeletons.scan_parts import architecture, bits, exp_of, run
 
 KEY_WIDTH = 64
 VALUE_WIDTH = 64
@@ -27,7 +27,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def read_fade(decay, place, head, channel, K: tl.constexpr):
     """What a token leaves of a state before it."""
-    return tl.exp2(tl.load(decay + place) * LOG2E)
+    return exp_of(tl.load(decay + place))
 
 
 @triton.jit
@@ -91,7 +91,8 @@ def step_kernel(
         out = tl.sum(query[:, None] * state, 0)
         if NORMALIZE:
             total = total * fade + key
-            out = out / tl.sum(query * total, 0)
+            norm = tl.sum(query * total, 0)
+            out = tl.where(norm != 0.0, out / tl.where(norm != 0.0, norm, 1.0), 0.0)
         else:
             out = out * factor
         tl.store(o + here * V + d, out.to(o.dtype.element_ty), mask=d < V)
@@ -124,7 +125,7 @@ def variants(architecture, element_size):
 def step(steps, before, sum_before, *, blocks=None):
     """The outputs of a launch and its states after, token by token.
 
-    steps: what tokens bring and where sequences lie (runtime/scan_operators.py); before [S, H, K, V] fp32 and
+    steps: what tokens bring and where sequences lie (runtime/scan_kernels.py); before [S, H, K, V] fp32 and
     sum_before [S, H, K], or None for zeros; blocks = (1, value channels, warps, stages) instead of the table's.
     Returns o [T, H, V] in q's dtype, the state after and the sum after or None.
     """

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from attnc.codegen.triton.skeletons.scan_parts import exp_of
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -55,7 +57,7 @@ def fade_sum(sums, gates):
 @triton.jit
 def read_fade(decay, place, head, channel, K: tl.constexpr):
     """What a token leaves of a state before it."""
-    return tl.exp2(tl.load(decay + head) * LOG2E)
+    return exp_of(tl.load(decay + head))
 
 
 @triton.jit

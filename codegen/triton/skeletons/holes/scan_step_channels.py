@@ -3,13 +3,13 @@
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from attnc.codegen.triton.skeletons.scan_parts import exp_of
 
 
 @triton.jit
 def read_fade(decay, place, head, channel, K: tl.constexpr):
     """What a token leaves of each channel of a state before it."""
-    return tl.exp2(tl.load(decay + place * K + channel, mask=channel < K, other=0.0) * LOG2E)
+    return exp_of(tl.load(decay + place * K + channel, mask=channel < K, other=0.0))
 
 
 @triton.jit
