@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import attnc
 from attnc.compiler.recipe import Recipe
 from attnc.dsl import SpecError
 from attnc.train import terms
+from attnc.train.budgets import compiles_numbers
 from attnc.train.lora import Adapter
 from attnc.train.moves import moves, parts
 
@@ -373,6 +375,14 @@ def test_lengths_and_temperatures_are_drawn_too(tmp_path):
     assert len(limits) > 2
     assert len(scales) == 6
     assert all(8**-0.5 <= scale <= 2 * 8**-0.5 for scale in scales)
+
+
+def test_flex_attention_is_left_where_every_draw_would_be_compiled():
+    model = lambda planned: SimpleNamespace(providers={"cuda": {"Window": {"train": planned}}})  # noqa: E731
+    assert compiles_numbers(model("flex"), "cuda")
+    assert compiles_numbers(model((("torch", 0, 0), ("flex", 1, 3))), "cuda")
+    assert not compiles_numbers(model((("torch", 0, 0), ("triton", 1, 3))), "cuda")
+    assert not compiles_numbers(model("flex"), "cpu")
 
 
 # ---- what cannot be carried out --------------------------------------------------------------------------------------

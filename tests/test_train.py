@@ -130,6 +130,22 @@ def test_examples_longer_than_the_context_are_refused(tmp_path, attnc_run):
     assert "`--length 64` or less" in err
 
 
+@pytest.mark.parametrize(
+    ("layers", "code", "words"),
+    [
+        ("all: window(3) { causal = false }", "A566", "copy can be learned"),
+        ("all: routed(blocks(4), top_k = 1, keys = mean, queries = block(8)) | block_local(4)", "A301", "would see ahead"),
+    ],
+)
+def test_a_model_that_would_see_what_it_is_to_say_is_not_trained(attnc_run, layers, code, words):
+    folder = built(layers)
+    status, _, err = attnc_run("train", folder, "--task", "needle", "--length", "12", "--steps", "1")
+    assert status in (1, 3)
+    assert f"error[{code}]" in err
+    assert words in err
+    assert not (folder / "training").exists()
+
+
 # ---- the same run ----------------------------------------------------------------------------------------------------
 
 

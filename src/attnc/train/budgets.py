@@ -156,6 +156,12 @@ class Budgets:
         return {(one.index, part): numbers for one in spec.layers for part, numbers in known[id(one.mixer)].items()}
 
 
+def compiles_numbers(model: BuiltModel, kind: str) -> bool:
+    """Whether a launch trains by flex_attention, which compiles the numbers of a launch into its mask."""
+    planned = [phases["train"] for phases in model.providers.get(kind, {}).values()]
+    return any(one == "flex" or (not isinstance(one, str) and "flex" in [part[0] for part in one]) for one in planned)
+
+
 def _of_layer(found: Graph, layer: int, spec: Spec, visible: Masks, names: dict[str, Any]) -> Iterator[tuple[str, Numbers]]:
     """Place of each softmax of a layer, and its numbers."""
     nodes = [node for _, node in found.nodes(layer)]

@@ -16,6 +16,8 @@ from torch import Tensor
 import attnc
 from attnc.codegen.problem import complaint
 from attnc.compiler import graph, passes
+from attnc.compiler.causality import refuse
+from attnc.compiler.laws import laws
 from attnc.compiler.parameters import parameters
 from attnc.compiler.recipe import Recipe
 from attnc.compiler.spec import Spec
@@ -37,6 +39,10 @@ Note = Callable[[str], None]
 
 FREE = ("steps", "lr", "warmup", "clip", "every", "keep", "device")
 """Settings that a resumed run may change."""
+
+
+NOT_IN_THE_TEXT = ("mqar", "copy")
+"""Tasks that a model may look ahead for."""
 
 
 class StoppedError(KeyboardInterrupt):
@@ -71,7 +77,14 @@ def _spec(place: Path) -> Spec:
 
 
 def _fits(spec: Spec, settings: Settings, place: Path) -> None:
-    """Raises SpecError A575 for examples that are longer than what the model was made for."""
+    """Raises SpecError: A301 for a choice that training would let look ahead, A566 for a model that sees its answers, A575 for
+    examples that are longer than what the model was made for.
+    """
+    refuse(spec, "training")
+    if settings.task not in NOT_IN_THE_TEXT and (ahead := [law for law in laws(spec) if law.name == "causal" and not law.owed]):
+        message = f"{settings.task} teaches nothing: later tokens reach earlier places ({ahead[0].reason})"
+        help_line = f"{' and '.join(NOT_IN_THE_TEXT)} can be learned: their answers are nowhere in the text"
+        raise SpecError([complaint("A566", message, place, help_line)])
     if spec.model.context is not None and settings.length > spec.model.context:
         message = f"examples of {settings.length} tokens are longer than the model's context of {spec.model.context}"
         raise SpecError([complaint("A575", message, place, f"use `--length {spec.model.context}` or less")])
@@ -86,6 +99,8 @@ def _run(place: Path, run: Path | None, spec: Spec, settings: Settings, task: Ta
         _same_spec(model, spec, place)
         source = _source(place, settings, task, model)
         trainer = Trainer(model, spec, settings, Path(scratch) / "teacher", str(place / "spec.attn"))
+        for decision in trainer.decisions:
+            note(f"note: {decision}")
         for word, part in trainer.moves.empty:
             note(f"note: `{word}` of the recipe names `{part}`, which this model has not")
         run = run or folder.begin(place, settings)

@@ -21,7 +21,7 @@ from attnc.compiler.spec import Spec
 from attnc.dsl import SpecError
 from attnc.tasks.examples import Examples
 from attnc.train import lora, schedule
-from attnc.train.budgets import Budgets
+from attnc.train.budgets import Budgets, compiles_numbers
 from attnc.train.diverge import CLEAR, first_not_finite
 from attnc.train.moves import Moves, moves
 from attnc.train.objective import Objective
@@ -59,6 +59,12 @@ class Trainer:
         self.objective = Objective.of(spec, lambda: teacher(spec, model, scratch, plans, file), file)
         randomized = spec.recipe is not None and spec.recipe.randomize == "budgets"
         self.budgets = Budgets(model, spec, file, settings.seed) if randomized else None
+        self.decisions: list[str] = []
+        if self.budgets is not None and compiles_numbers(model, self.device.type):
+            model.use("triton")
+            self.decisions.append(
+                "generated kernels train in place of flex_attention, which would compile every draw of budgets"
+            )
         if settings.compiled and (self.objective.hooked or self.budgets):
             message = (
                 "this recipe looks into the model or changes its numbers at every step, which a compiled one does not allow"
