@@ -89,10 +89,8 @@ def _chunk(
 
 
 def steps_in_turn(h: Tensor) -> bool:
-    """Whether tokens of a chunk come one after another: on a CPU, which goes over its memory once then, unless a compiler would
-    write each of them out.
-    """
-    return h.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether tokens of a chunk come one after another: on a CPU, which then goes over its memory once."""
+    return h.device.type == "cpu"
 
 
 def in_turn(decay: Tensor, added: Tensor, h: Tensor) -> Tensor:
