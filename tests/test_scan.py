@@ -231,6 +231,16 @@ def test_bad_input_names_the_argument(name):
         launch()(*(given.pop(field) for field in "qkv"), packed([6]), None, **given)
 
 
+def test_under_autocast_q_k_and_v_have_its_dtype_and_gates_stay_as_written():
+    steps, _ = draw([40])
+    q, k, v, decay, strength = (x.float() for x in (steps.q, steps.k, steps.v, steps.decay, steps.erase))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = launch()(q, k, v, packed([40]), None, decay, strength, strength)
+    want = launch()(*(x.bfloat16() for x in (q, k, v)), packed([40]), None, decay, strength, strength)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, want)
+
+
 def test_a_state_of_another_shape_is_refused():
     cache = Cache([LayerPlan(states=(State("state", (4, 3, 3)),))], 1, 10, torch.float64)
     cache._set((2,))
