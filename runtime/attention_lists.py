@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .asking import asking, earlier_of
@@ -33,7 +34,7 @@ QUERIES = 64
 NUMBERS = 2**22
 """Gathered numbers of a block."""
 
-PREFILL_RATIO = 4
+PREFILL_RATIO = 16
 """How many times longer than its lists the text of one of many queries is, where these are gathered."""
 
 
@@ -193,14 +194,16 @@ def _gathered(k: Tensor, v: Tensor, lists: list[Lists], i: Tensor, numbers: Numb
             seen = seen & ~table.gather(2, _unit(other, i, j))
         if len(lists) > 1:
             before.append((one, _for_heads(kept_table(one, units), choosers)))
-        place = head[:, None, None]
-        found.append(_Keys(k[place, j], v[place, j].masked_fill(~seen.unsqueeze(-1), 0.0), seen))
+        place, j = head[:, None, None], torch.where(seen, j, i[:, None])  # 0 * NaN is NaN; a query's own NaN is in it anyway
+        found.append(_Keys(k[place, j], v[place, j], seen))
     return found
 
 
 def _softmax(q: Tensor, keys: list[_Keys], asked: Asked, sink: Tensor | None) -> Tensor:
     """q [H, n, D] -> [H, n, E], one softmax over all keys that are seen; 0 where none is."""
     heads = len(q)
+    if len(keys) == 1 and sink is None and asked.cap is None and not isinstance(asked.scale, Tensor):
+        return _masked(q, keys[0], asked.scale)
     logits = torch.cat([_products(q, one.k) for one in keys], dim=-1)
     logits = logits * (asked.scale.view(-1, 1, 1) if isinstance(asked.scale, Tensor) else asked.scale)
     logits = logits if asked.cap is None else asked.cap * torch.tanh(logits / asked.cap)
@@ -218,6 +221,17 @@ def _softmax(q: Tensor, keys: list[_Keys], asked: Asked, sink: Tensor | None) ->
         o = o + _read(weights[..., start : start + width], one)
         start += width
     return o
+
+
+def _masked(q: Tensor, keys: _Keys, scale: float) -> Tensor:
+    """The same by PyTorch's kernel, of keys that all heads of a KV head read."""
+    seen = _for_heads(keys.seen, len(q))
+    empty = ~seen.any(dim=-1, keepdim=True)
+    k, v = keys.k.to(q.dtype), keys.v.to(q.dtype)
+    if scale == 0.0:  # a plain mean; 0 * -inf is NaN
+        q, scale = torch.zeros_like(q), 1.0
+    o = F.scaled_dot_product_attention(q[None], k[None], v[None], seen | empty, scale=scale, enable_gqa=len(q) > len(k))
+    return o[0].masked_fill(empty, 0.0)
 
 
 def _products(q: Tensor, k: Tensor) -> Tensor:
