@@ -147,6 +147,19 @@ def test_lora_merged_is_lora_beside_within_the_dtype_s_rounding(dtype):
     assert not torch.equal(merged, weight)
 
 
+def test_what_lora_cannot_stand_beside_is_said(tmp_path):
+    one = trainer(tmp_path, GATED, "lora = [attention, norm, router]")
+    names = ", ".join(
+        f"model.layers.1.mixer.{name}" for name in ("conv.conv.weight", "conv.in_proj.weight", "conv.out_proj.weight")
+    )
+    assert one.decisions == [
+        "`lora` of the recipe names `router`, which this model has not",
+        "`lora` of the recipe names `norm`, which has no matrix of a linear map: it stays as it is",
+        f"no LoRA beside {names} and 2 more: what is no linear map stays as it is",
+    ]
+    assert trainer(tmp_path, GATED, "lora = [q], freeze = [norm]").decisions == []
+
+
 def test_lora_of_a_tied_embedding_changes_head_and_embedding_alike(tmp_path):
     head = f"{HEAD}, tie = true"
     one = trainer(tmp_path, MIXED, "lora = [embedding]", head, dtype=torch.float64)

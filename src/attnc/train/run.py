@@ -101,8 +101,6 @@ def _run(place: Path, run: Path | None, spec: Spec, settings: Settings, task: Ta
         trainer = Trainer(model, spec, settings, Path(scratch) / "teacher", str(place / "spec.attn"))
         for decision in trainer.decisions:
             note(f"note: {decision}")
-        for word, part in trainer.moves.empty:
-            note(f"note: `{word}` of the recipe names `{part}`, which this model has not")
         run = run or folder.begin(place, settings)
         note(f"run      {run}")
         return _Run(place, run, spec, settings, trainer, source, say, note).go()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from attnc.tasks.examples import Examples
 from attnc.train import lora, schedule
 from attnc.train.budgets import Budgets, compiles_numbers
 from attnc.train.diverge import CLEAR, first_not_finite
-from attnc.train.moves import Moves, moves
+from attnc.train.moves import Moves, moves, parts
 from attnc.train.objective import Objective
 from attnc.train.report import Settings
 from attnc.train.teacher import teacher
@@ -35,7 +35,11 @@ BETAS = (0.9, 0.95)
 
 
 class Trainer:
-    """A built model, what of it moves, its optimizer and its objective. `done`: steps that are behind it."""
+    """A built model, what of it moves, its optimizer and its objective.
+
+    done       steps that are behind it
+    decisions  what was decided for the user, a line each
+    """
 
     def __init__(self, model: BuiltModel, spec: Spec, settings: Settings, scratch: Path, file: str) -> None:
         """`scratch` is where the folder of a teacher is written; `file` is what errors point at.
@@ -59,7 +63,7 @@ class Trainer:
         self.objective = Objective.of(spec, lambda: teacher(spec, model, scratch, plans, file), file)
         randomized = spec.recipe is not None and spec.recipe.randomize == "budgets"
         self.budgets = Budgets(model, spec, file, settings.seed) if randomized else None
-        self.decisions: list[str] = []
+        self.decisions = list(self._passed_over(spec))
         if self.budgets is not None and compiles_numbers(model, self.device.type):
             model.use("triton")
             self.decisions.append(
@@ -72,6 +76,19 @@ class Trainer:
             raise SpecError([complaint("A570", message, file, "train without `--compile`")])
         self.call: Callable[..., Any] = torch.compile(model) if settings.compiled else model
         self.optimizer = torch.optim.AdamW(self._groups(), betas=BETAS, fused=self.device.type == "cuda")
+
+    def _passed_over(self, spec: Spec) -> Iterator[str]:
+        """What the recipe names and this model has not, or has in a form that LoRA cannot stand beside."""
+        for word, part in self.moves.empty:
+            yield f"`{word}` of the recipe names `{part}`, which this model has not"
+        for part in (spec.recipe.lora if spec.recipe else None) or ():
+            named = [name for name in self.moves.lora if any(part in level for level in parts(name))]
+            if named and not any(name in self.adapters for name in named):
+                yield f"`lora` of the recipe names `{part}`, which has no matrix of a linear map: it stays as it is"
+        left = [name for name in sorted(self.moves.lora - set(self.adapters)) if self.model.get_parameter(name).dim() > 1]
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            yield f"no LoRA beside {', '.join(left[:3])}{more}: what is no linear map stays as it is"
 
     def _groups(self) -> list[dict[str, Any]]:
         """Matrices decay; norms, embeddings and what LoRA adds do not."""
