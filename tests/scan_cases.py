@@ -208,13 +208,13 @@ def rms(got: Tensor, want: Tensor) -> float:
 
 FORMS = {
     "plain": Recurrence(key_width=16, value_width=16),
-    "head": Recurrence("head", normalize=True, key_width=24, value_width=20),
-    "scalar": Recurrence("scalar", key_width=24, value_width=33),
-    "vector": Recurrence("vector", normalize=True, key_width=24, value_width=20),
-    "delta": Recurrence("none", "delta", key_width=16, value_width=24),
-    "gated_delta": Recurrence("scalar", "delta", key_width=24, value_width=20),
+    "head": Recurrence("head", normalize=True, key_width=16, value_width=20),
+    "scalar": Recurrence("scalar", key_width=24, value_width=16),
+    "vector": Recurrence("vector", normalize=True, key_width=20, value_width=16),
+    "delta": Recurrence("none", "delta", key_width=16, value_width=16),
+    "gated_delta": Recurrence("scalar", "delta", key_width=16, value_width=24),
     "strengths_of_channels": Recurrence("head", "delta", "vector", "vector", key_width=20, value_width=20),
-    "vector_delta": Recurrence("vector", "delta", "scalar", "vector", key_width=24, value_width=20),
+    "vector_delta": Recurrence("vector", "delta", "scalar", "vector", key_width=24, value_width=16),
     "vector_erase": Recurrence("vector", "delta", "vector", "scalar", key_width=16, value_width=16),
 }
 """Kernels that between them have every hole."""
@@ -230,3 +230,68 @@ def check(wanted: Expected, got: dict[str, Tensor], share: float = LIMIT) -> dic
         ratios[name] = error / wanted.errors[name] if error else 0.0
     assert all(ratio <= share for ratio in ratios.values()), ratios
     return ratios
+
+
+class Stored(torch.autograd.Function):
+    """A number as a kernel multiplies it, rounded to a dtype; so is its gradient."""
+
+    @staticmethod
+    def forward(context: object, x: Tensor, dtype: torch.dtype) -> Tensor:
+        context.dtype = dtype
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(context: object, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(context.dtype).to(grad.dtype), None
+
+
+def in_chunks(case: Case, given: Given, dtype: torch.dtype, chunk: int = 64) -> dict[str, Tensor]:
+    """The formula by chunks of one sequence after another: operands of products are rounded to the case's dtype, the rest is in
+    `dtype`. What a kernel of chunks has to be compared with.
+    """
+    kernel, heads = case.kernel, case.heads
+    x = {name: None if of is None else of.to(dtype) for name, of in given.items()}
+    q, k, v = (x[name].repeat_interleave(share, 1) for name, share in zip("qkv", case.shares, strict=True))
+    decay = torch.zeros(len(q), heads, 1, dtype=dtype, device=q.device)
+    if x["decay"] is not None:
+        decay = x["decay"] if kernel.decay == "vector" else x["decay"].expand(len(q), heads)[..., None]
+
+    def stored(*several: Tensor) -> list[Tensor]:
+        return [Stored.apply(one, case.dtype) for one in several]
+
+    outs, states, sums, begin = [], [], [], 0
+    for sequence, size in enumerate(case.sizes):
+        zeros = q.new_zeros(heads, kernel.key_width, kernel.value_width)
+        state = zeros if x["before"] is None else x["before"][sequence]
+        total = zeros[..., 0] if x["sum_before"] is None else x["sum_before"][sequence]
+        for first in range(begin, begin + size, chunk):
+            rows = slice(first, min(first + chunk, begin + size))
+            g = decay[rows].double().cumsum(0)
+            apart = (g[:, None] - g[None, :]).clamp(max=0).to(dtype).exp()  # [i, j, H, K or 1]
+            since, until = g.to(dtype).exp(), (g[-1] - g).to(dtype).exp()
+            lower = torch.ones(len(g), len(g), device=q.device, dtype=dtype).tril()[..., None]
+            query, key, value = q[rows], k[rows], v[rows]
+            pairs = torch.einsum("ihk,jhk,ijhk->ijh", query, key, apart.expand(-1, -1, -1, key.shape[-1])) * lower
+            held = Stored.apply(state, case.dtype)
+            if kernel.update == "delta":
+                erase, write = (of[rows] if of.dim() == 3 else of[rows][..., None] for of in (x["erase"], x["write"]))
+                erased = torch.einsum("ihk,jhk,ijhk->ijh", erase * key, key, apart.expand(-1, -1, -1, key.shape[-1]))
+                eye = torch.eye(len(g), dtype=dtype, device=q.device)
+                strict = erased * (lower - eye[..., None])
+                inverse = torch.linalg.solve_triangular(eye + strict.permute(2, 0, 1), eye, upper=False, unitriangular=True)
+                right = write * value - torch.einsum("ihk,hkv->ihv", *stored(erase * key * since), held)
+                value = torch.einsum("hij,jhv->ihv", *stored(inverse.expand(heads, -1, -1), right))
+            value = Stored.apply(value, case.dtype)
+            out = torch.einsum("ihk,hkv->ihv", *stored(query * since), held)
+            out = out + torch.einsum("ijh,jhv->ihv", *stored(pairs), value)
+            if kernel.normalize:
+                norm = torch.einsum("ihk,hk->ih", query * since, total) + pairs.sum(1)
+                out = out / norm[..., None] / SCALE
+                total = total * since[-1] + (key * until).sum(0)
+            outs.append(out * SCALE)
+            fade = since[-1][..., None]
+            state = fade * state + torch.einsum("jhk,jhv->hkv", *stored(key * until), value)
+        states.append(state)
+        sums.append(total)
+        begin += size
+    return {"o": torch.cat(outs), "after": torch.stack(states), "sum_after": torch.stack(sums)}

@@ -7,7 +7,7 @@ import ast
 import pytest
 
 from attnc.codegen.triton.emit import functions_of
-from attnc.codegen.triton.scan import emit_scan
+from attnc.codegen.triton.scan import emit_scan, files
 from attnc.codegen.triton.scan_blocks import WIDTHS, blocks
 from attnc.compiler.families import FAMILIES, Recurrence
 
@@ -54,3 +54,20 @@ def test_all_kernels_of_a_launch_have_the_same_chunks(skeleton: str) -> None:
                 assert {key: row[0] for key, row in rows.items()} == {
                     key: row[0] for key, row in blocks("scan_forward", kernel).items()
                 }
+
+
+COMPILED = [(Recurrence("scalar", "delta", key_width=128, value_width=128), target, "bf16") for target in ("sm_90", "gfx942")]
+COMPILED += [(Recurrence("vector", "delta", key_width=128, value_width=128), "sm_80", "bf16")]
+COMPILED += [(Recurrence("scalar", key_width=64, value_width=64), target, "bf16") for target in ("sm_90", "sm_100")]
+COMPILED += [(Recurrence("vector", key_width=64, value_width=64), "sm_90", "fp32")]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("kernel", "target", "dtype"), COMPILED, ids=str)
+def test_compiled_ahead_nothing_spills(kernel: Recurrence, target: str, dtype: str) -> None:
+    from attnc.codegen.triton.compile import SHARED_LIMIT, compile_ahead
+
+    for text in files(kernel).values():
+        for used in compile_ahead(text, target, dtype):
+            assert used.spills == 0, used
+            assert used.shared <= SHARED_LIMIT[target], used
