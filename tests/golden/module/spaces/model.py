@@ -26,7 +26,7 @@ from .runtime.stateful import convolve
 PROVIDERS = {
     "cuda": {
         "SsmMixer": {"train": "triton", "prefill": "triton", "decode": "triton"},
-        "SsmMixer2": {"train": "torch", "prefill": "torch", "decode": "torch"},
+        "SsmMixer2": {"train": "triton", "prefill": "triton", "decode": "triton"},
         "SsmMixer3": {"train": "torch", "prefill": "torch", "decode": "torch"},
         "LinearMixer": {"train": "triton", "prefill": "triton", "decode": "triton"},
     },
