@@ -10,7 +10,7 @@ from attnc.codegen.triton import channels, scan
 from attnc.codegen.triton import emit as triton
 from attnc.compiler import channel_providers, scan_providers
 from attnc.compiler.attributes import Softplus
-from attnc.compiler.families import FAMILIES, Channels, Recurrence, Softmax
+from attnc.compiler.families import FAMILIES, Channels, FastWeights, Recurrence, Softmax
 from attnc.compiler.graph import Apply, Graph, Mix
 from attnc.compiler.plan import states, unsaid
 from attnc.compiler.spec import Model
@@ -132,7 +132,7 @@ def _of_states(graph: Graph, launches: Mapping[str, str]) -> tuple[dict[str, str
     return index, files
 
 
-def _families(graph: Graph, launches: Mapping[str, str]) -> Iterator[tuple[str, Channels | Recurrence]]:
+def _families(graph: Graph, launches: Mapping[str, str]) -> Iterator[tuple[str, Channels | FastWeights | Recurrence]]:
     """The launches of states, and the members of the families that they are."""
     for launch, node in launches.items():
         served = graph.network.nodes[node]["node"]

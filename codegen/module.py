@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import jinja2
 
-from attnc.codegen import applying, attending, composing, routing, scanning, spacing
+from attnc.codegen import applying, attending, composing, routing, scanning, spacing, teaching
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
@@ -90,6 +90,8 @@ class Classes:
             write = scanning.scanned
         elif declared.spaced is not None:
             write = spacing.spaced
+        elif declared.taught is not None:
+            write = teaching.taught
         part = write(self.graph, layer, scope, self.names, self.spec.model)
         return part if scope else self.alone(mixer.kind.kind, mixer, part)
 

@@ -157,6 +157,62 @@ class Channels:
         assert 1 <= self.state <= 1024, self
 
 
+RateOf = Literal["none", "number", "head", "token"]
+
+
+@dataclass(frozen=True)
+class FastWeights:
+    """One kernel of the family of nets that learn while they read. For every token of a head, with a net M of weights W in
+    fp32, momentum S of the same shapes, and W_0 what W was when the token's chunk began, in this order:
+
+        u = gradient of |M(k) - v|^2 at W_0              `after_decay`: at W_0 decayed up to the token
+        S <- momentum S - lr u;  W <- (1 - decay) W + S
+        o = M(q) at W_0                                  `after_write`: at W
+
+    Before a chunk writes, rows of W get the norms that they began with (`weight_norm`); W_0 is read as it was.
+
+    Fixed here is what changes the code; lengths, chunks, batch sizes, numbers of heads and rates are numbers of the launch.
+
+    gated           M is down(silu(gate x) * up x); else `depth` maps with GELU between them
+    hidden          the width inside, 0 where there is one map
+    norm, residual  M ends with a layer norm of each head; x is added
+    lr, momentum, decay  none, a number, one for each head, or a gate of the token
+    key_width, value_width  of k and q, and of v
+    """
+
+    gated: bool = False
+    depth: int = 1
+    hidden: int = 0
+    norm: bool = False
+    residual: bool = False
+    lr: RateOf = "token"
+    momentum: RateOf = "none"
+    decay: RateOf = "none"
+    after_write: bool = False
+    after_decay: bool = False
+    weight_norm: bool = False
+    key_width: int = 64
+    value_width: int = 64
+
+    def __post_init__(self) -> None:
+        flags = (self.gated, self.norm, self.residual, self.after_write, self.after_decay, self.weight_norm)
+        assert all(type(flag) is bool for flag in flags), self
+        assert {self.lr, self.momentum, self.decay} <= {"none", "number", "head", "token"}, self
+        sizes = ((self.depth, 1, 4), (self.hidden, 0, 8192), (self.key_width, 1, 1024), (self.value_width, 1, 1024))
+        assert all(type(size) is int and least <= size <= most for size, least, most in sizes), self
+        assert (self.hidden == 0) == (self.depth == 1 and not self.gated), self
+        assert not (self.residual and self.key_width != self.value_width), self
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of one net."""
+        if self.gated:
+            return self.hidden * (2 * self.key_width + self.value_width)
+        if self.depth == 1:
+            return self.key_width * self.value_width
+        return self.hidden * (self.key_width + (self.depth - 2) * self.hidden + self.value_width)
+
+
 @dataclass(frozen=True)
 class Sublinear:
     """`k`, and k (length / start)^exponent for sequences of more than `start` tokens."""

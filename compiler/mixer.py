@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # a spec is checked without them
     from attnc.compiler.families import Selector
     from attnc.compiler.scanned import Scanned
     from attnc.compiler.spaced import Spaced
+    from attnc.compiler.taught import Taught
 
 
 class Kind(Value):
@@ -158,6 +159,8 @@ class Mixer:
                  is then written from that, and q, k, v and o are of their own.
     `spaced`     mixers: how the kind becomes a state space with a launch of states: spaced(kind, attributes, model); its class
                  in model.py is then written from that.
+    `taught`     mixers: how the kind becomes a launch of nets that learn while they read: taught(kind, attributes, model); its
+                 class in model.py is then written from that, and q, k, v and o are of their own.
     `selection`  key sets that choose by content: selection(kind, class of the choice that it may take over).
     `changes`    changes(kind) -> why results depend on the length or on the step beyond causality; keys within count apart.
     `slots`      changes: slots(kind) -> tokens of the new sequence for each of the old one.
@@ -192,6 +195,7 @@ class Mixer:
     float32_state: bool = False
     scanned: Callable[..., Scanned] | None = None
     spaced: Callable[..., Spaced] | None = None
+    taught: Callable[..., Taught] | None = None
     selection: Callable[[Any, Causality], Selection | None] = lambda _kind, _earlier: None
     changes: Callable[[Any], Iterable[str]] = _share_of_length
 

@@ -136,9 +136,10 @@ def of_apply(node: Apply, model: Model) -> list[Weight]:
     """Of a kind that is a mixer by itself; one that lowers to states has projections like a softmax's beside its own."""
     declared, a = MIXERS[node.kind.kind], node.attributes
     own = declared.weights(node.kind, a, model)
-    if declared.scanned is None:
+    lower = declared.scanned or declared.taught
+    if lower is None:
         return list(own)
-    streams = declared.scanned(node.kind, a, model).streams
+    streams = lower(node.kind, a, model).streams
     return [*into(streams, a, model), *between(streams, a, model), *own, *_scale(a, model)]
 
 

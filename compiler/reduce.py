@@ -113,15 +113,23 @@ def _token_map(mixers: list[Mixer], context: int | None, tokens: int) -> dict[in
     units += [size for word, key, size in inside if word in reduced_kinds.UNITS and key == "n"]
     counted = [size for _, _, size in inside]
     chosen = max((size for word, _, size in inside if word == reduced_kinds.TOP_K), default=0)
-    wanted = {*reaches, *counted, *_lengths(mixers), *_positions(mixers), context or 0} - {0, 1}
+    chunks = [chunk for mixer in mixers for leaf in _leaves(mixer) if isinstance(leaf, Mixing) for chunk in _chunk(leaf.kind)]
+    wanted = {*reaches, *counted, *chunks, *_lengths(mixers), *_positions(mixers), context or 0} - {0, 1}
     divisor = 1
-    most, unit = max(reaches, default=0), max(units, default=0)
+    most, unit = max(reaches, default=0), max((*units, *chunks), default=0)
     while most // divisor > tokens // 4 or unit // divisor > tokens // 8 or chosen // divisor > tokens // 2:
         divisor *= 2
     blocks = any(kind.kind in ("stride", "power_of_two") or (key == "aligned" and size != 1) for kind, key, size in sizes)
     ones = any(key == "n" and size == 1 for _, key, size in sizes)  # 1 stays 1, and alone
-    smallest = 2 if blocks or ones else 1
+    smallest = 2 if blocks or ones or chunks else 1
     return _increasing(sorted(wanted), divisor, smallest, _aligned(kinds), tokens // 2)
+
+
+def _chunk(kind: Kind) -> Iterator[int]:
+    """The tokens after which a kind's weights change, where they do so in chunks."""
+    chunk = getattr(kind, "chunk", 1)
+    if isinstance(chunk, int) and chunk > 1:
+        yield chunk
 
 
 def _increasing(sizes: list[int], divisor: int, smallest: int, aligned: dict[int, set[int]], most: int) -> dict[int, int]:
@@ -219,7 +227,8 @@ def _leaf(leaf: Attention | Mixing, counts: dict[int, int], widths: dict[int, in
             update[key] = replace(value, **{inner: counts.get(int(getattr(value, inner)), 1)})
     attributes = replace(a, **update)
     if isinstance(leaf, Mixing):
-        return replace(leaf, attributes=attributes)
+        sizes: dict[str, Any] = {key: counts[chunk] for key, chunk in zip(("chunk",), _chunk(leaf.kind), strict=False)}
+        return replace(leaf, attributes=attributes, kind=replace(leaf.kind, **sizes))
     return replace(leaf, attributes=attributes, keys=tuple(_kind(kind, counts, tokens) for kind in leaf.keys))
 
 

@@ -20,6 +20,7 @@ class Call:
     handed  tensors that one layer computes and a later one reads, such as q and k
     turns   cosines and sines of the call's positions, for each Rope once
     losses  what layers add to the training loss, by name
+    alarms  what must be finite at the end of the call: a launch, its outputs, its weights (learning.py)
     """
 
     batch: Batch
@@ -27,6 +28,7 @@ class Call:
     handed: dict[str, Tensor] = field(default_factory=dict)
     turns: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
+    alarms: list[tuple[object, Tensor, list[Tensor]]] = field(default_factory=list)
 
     def slot(self, index: int) -> LayerCache | None:
         """The storage of launch `index`, or None without a cache."""

@@ -30,4 +30,10 @@ CODES: dict[str, tuple[str, str]] = {
         "a tuning.json that cannot be used",
         "`attnc build` writes it. Build again, or delete it: kernels then take the blocks in their own files.",
     ),
+    "A551": (
+        "fast weights that diverge",
+        "The weights of a memory, or what it returned, are no numbers any more: with these rates every chunk overshoots. The "
+        "message names the layer, the sequence and the token. Lower `lr`, normalise keys with `qk_norm = l2`, or let weights "
+        "decay. The cache is as it was before the call.",
+    ),
 }

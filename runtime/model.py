@@ -20,8 +20,11 @@ from .call import Call
 from .channels import ChannelScan, ChannelStates
 from .channels_torch import torch_channels
 from .choosing import Candidates, Planned, lacking, present, say
+from .fast import Teach
+from .fast_torch import torch_teach
 from .generate import generate
 from .leaks import Refused, refuse
+from .learning import FastWeights, diverged
 from .mix import Mix
 from .output import Output
 from .recurrence import Scan
@@ -83,7 +86,7 @@ class BuiltModel(nn.Module):
 
         Runs under torch.compile, torch.autocast and activation checkpointing; docs/architecture.md says how.
         Raises ValueError for inputs that do not fit, CacheError A508 where the cache is too short, LeakError where a choice of
-        keys would see ahead.
+        keys would see ahead, DivergedError A551 where fast weights are no numbers any more.
         """
         tokens = self.fitting(tokens, cache)
         packed, batch = Batch.of(tokens, cache, lengths, offsets, phase, total_lengths)
@@ -91,6 +94,7 @@ class BuiltModel(nn.Module):
         call = Call(batch, cache)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             logits = batch.unpack(self.logits(self.model(packed, call)))
+        diverged(self, call)
         if cache is not None:
             cache.advance(batch)
         return Output(logits, cache, call.losses)
@@ -143,10 +147,10 @@ class BuiltModel(nn.Module):
         """Every launch of every layer."""
         return [mix for module in self.modules() for mix in getattr(module, "mixes", ())]
 
-    def scans(self) -> list[MatrixStates | ChannelStates]:
-        """Every launch of states of every layer."""
+    def scans(self) -> list[MatrixStates | ChannelStates | FastWeights]:
+        """Every launch of states or fast weights of every layer."""
         found = (getattr(module, "scan", None) for module in self.modules())
-        return [scan for scan in found if isinstance(scan, MatrixStates | ChannelStates)]
+        return [scan for scan in found if isinstance(scan, MatrixStates | ChannelStates | FastWeights)]
 
     @property
     def causal(self) -> bool:
@@ -172,14 +176,10 @@ class BuiltModel(nn.Module):
             raise ValueError(f"{way} cannot run here: {reason}")
         others = self.runners_up.get(kind, {})
         decisions = []
-        every: list[Mix | MatrixStates | ChannelStates] = [*self.launches(), *self.scans()]
+        every: list[Mix | MatrixStates | ChannelStates | FastWeights] = [*self.launches(), *self.scans()]
         for launch in every:
             for phase, planned in self.providers[kind][launch.name].items():
-                wanted = (
-                    _way(way, planned, launch)
-                    if isinstance(launch, Mix)
-                    else _way_of_states(way, planned, isinstance(launch, ChannelStates))
-                )
+                wanted = _way(way, planned, launch) if isinstance(launch, Mix) else _way_of_states(way, planned, launch)
                 candidates = (wanted, *others.get(launch.name, {}).get(phase, ()), "reference")
                 chosen, passed = present(candidates, lacks)
                 decisions += [(launch.name, phase, reason, one, chosen) for one, reason in passed]
@@ -187,6 +187,8 @@ class BuiltModel(nn.Module):
                     launch.providers[phase] = self.provider(launch, chosen)
                 elif isinstance(launch, ChannelStates):
                     launch.providers[phase] = self.channel_scan(launch, chosen)
+                elif isinstance(launch, FastWeights):
+                    launch.providers[phase] = self.teach(launch, chosen)
                 else:
                     launch.providers[phase] = self.scan(launch, chosen)
         for mix in self.launches():
@@ -246,6 +248,16 @@ class BuiltModel(nn.Module):
             case _:
                 raise ValueError(f"there is no provider {planned!r} of matrix states")
 
+    def teach(self, nets: FastWeights, planned: Planned) -> Teach:
+        """The provider of one launch of fast weights by its name."""
+        match planned:
+            case "torch":
+                return torch_teach
+            case "reference":
+                return nets.reference
+            case _:
+                raise ValueError(f"there is no provider {planned!r} of fast weights")
+
     def channel_scan(self, states: ChannelStates, planned: Planned) -> ChannelScan:
         """The provider of one launch of channel states by its name."""
         match planned:
@@ -271,9 +283,15 @@ def _in_dtype(row: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return row | {"dtype": word} | {size: type(row[size])(row[size] * factor) for size in sizes}
 
 
-def _way_of_states(wanted: str, planned: Planned, of_channels: bool) -> Planned:
-    """The provider that runs a launch of states where `wanted` was asked for: its plan, where that is one of keys alone."""
-    own = ("torch", "reference", "triton") if of_channels else ("torch", "reference", "triton", "fla")
+def _way_of_states(wanted: str, planned: Planned, launch: MatrixStates | ChannelStates | FastWeights) -> Planned:
+    """The provider that runs a launch of states where `wanted` was asked for: its plan, where that is one of other launches."""
+    match launch:
+        case MatrixStates():
+            own = {"torch", "reference", "triton", "fla"}
+        case ChannelStates():
+            own = {"torch", "reference", "triton"}
+        case FastWeights():
+            own = {"torch", "reference"}
     return wanted if wanted in own else planned
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from chosen import Asking, chooses_at, chosen
 from formulas import block, convolved, l2, layer_norm, mask, rms, rotated, score_weights, silu
+from memory_formulas import memory
 from space_formulas import ssm
 from state_formulas import linear
 
@@ -166,6 +167,8 @@ class _Call:
                 return self.gate(mixer, f"{at}.mixer.{scope}.gate" if scope else f"{at}.mixer.gate", at, inside, x)
             case "mixing" if mixer.kind.kind == "ssm":
                 return ssm(self, mixer, f"{at}.mixer.{scope or mixer.kind.kind}", x)
+            case "mixing" if mixer.kind.kind == "memory":
+                return memory(self, mixer, f"{at}.mixer.{scope or mixer.kind.kind}", x)
             case "mixing" if mixer.kind.kind == "linear":
                 return linear(self, mixer, f"{at}.mixer.{scope or mixer.kind.kind}", x)
             case "mixing":

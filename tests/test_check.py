@@ -31,7 +31,7 @@ BUILT = (
     *("power", "softplus", "tempscale", "random-features", "longlora", "echoatt", "streaming-llm", "duo", "retrieval-heads"),
     *("infiniretri", "based", "hybrid-gdn", "hybrid-hgrn2", "qwen3-next", "kimi-linear", "hydrahead", "hylra", "ucm"),
     *CHOSEN,
-    *("jamba", "falcon-h1"),
+    *("jamba", "falcon-h1", "titans-lmm", "titans-mag", "titans-mal", "ttt-linear", "ttt-mlp", "allmem"),
 )
 """Specs that are built."""
 

@@ -597,6 +597,13 @@ WEIGHTS = {
         "net.map_2": (8, 64, 128),
         "lr": (8,),
     },
+    "memory(linear, norm = layer)": {
+        "net.map_0": (8, 64, 64),
+        "lr_proj.weight": (8, 64),
+        "lr_proj.bias": (8,),
+        "net_norm.weight": (8, 64),
+        "net_norm.bias": (8, 64),
+    },
     "codebook(32)": {"codebook": (4, 32, 64)},
     "routed(tokens, top_k = 4, keys = indexer(heads = 2, head_dim = 16))": {
         "indexer.q_proj.weight": (32, 64),

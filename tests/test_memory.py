@@ -1,4 +1,4 @@
-"""Nets that learn while they read: the formula against gradients written out, chunks against the formula, bad input."""
+"""Nets that learn while they read: the formula against gradients written out, chunks against it, whole models, bad input."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ from types import SimpleNamespace
 import memory_formulas
 import pytest
 import torch
+from models import FLOAT32, WAYS, Case
+from test_models import SPECS
+from test_table import NETS
 
+import attnc
+from attnc.codegen.build import Options, build
+from attnc.compiler import check_path, check_text
 from attnc.compiler.mixers.fast_weights import fast_weights
 from attnc.compiler.mixers.memory import Learned, Memory, Mlp, Swiglu, net_shapes
 from attnc.compiler.mixers.recurrence import recurrence
+from attnc.compiler.reduce import reduce
+from attnc.runtime import fast_torch
+from attnc.runtime.batch import Batch, lay_out
+from attnc.runtime.call import Call
+from attnc.runtime.fast import Lessons, Rule, Stream, start_of
+from attnc.runtime.fast_torch import torch_teach
+from attnc.runtime.learning import reference_teach
 
 HEADS, D, E = 2, 4, 3
 WIDE = {"dtype": torch.float64}
@@ -83,3 +96,161 @@ def test_one_map_after_decay_is_the_gated_delta_rule():
     want, state, _ = recurrence(q, k, v, torch.log1p(-decay), erase=2 * lr, write=2 * lr, state=state)
     torch.testing.assert_close(o, want, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(after["map_0"], state.transpose(1, 2), rtol=1e-11, atol=1e-11)
+
+
+def stream_of(sizes, pasts, chunk):
+    device, past = torch.device("cpu"), torch.tensor(pasts)
+    totals = tuple(a + b for a, b in zip(sizes, pasts, strict=True))
+    return Stream.of(lay_out(tuple(sizes), tuple(pasts), totals, "prefill", (1, sum(sizes)), device, past), chunk)
+
+
+def given_of(kind, sizes, pasts, seed=0):
+    """(rule, lessons, before, stream) of a call."""
+    rule = Rule(momentum=kind.momentum is not None, **vars(rule_of(kind)))
+    stream = stream_of(sizes, pasts, kind.chunk)
+    q, k, v, rates, start, norm = draw(kind, stream.batch.tokens, seed)
+    absent = [rate is None for rate in (kind.lr, kind.momentum, kind.decay)]
+    rates = tuple(None if none else rate for none, rate in zip(absent, rates, strict=True))
+    lessons = Lessons(q[stream.spots], k, v, rates, start, norm)
+    begun = start_of(lessons, rule, len(sizes))
+    make = torch.Generator().manual_seed(seed + 1)
+    before = begun.mapped(lambda w: w + 0.3 * torch.randn(w.shape, generator=make, **WIDE))
+    return rule, lessons, before, stream
+
+
+def tensors(result):
+    o, after = result
+    return [o, *after.weights.values(), *(after.moment or {}).values()]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_chunks_are_the_formula(name, monkeypatch):
+    """Outputs, what is learned, and derivatives by all that comes in; sequences begin within a chunk and end within one."""
+    monkeypatch.setattr(fast_torch, "BLOCK", 3)
+    kind = RULES[name]
+    rule, lessons, before, stream = given_of(kind, (7, 1, 12, 4), (3, kind.chunk - 1, 0, kind.chunk))
+    leaves = [lessons.q, lessons.k, lessons.v, *lessons.start.values(), *(rate for rate in lessons.rates if rate is not None)]
+    leaves = [
+        x.requires_grad_()
+        for x in leaves + list(before.weights.values()) + list(before.moment.values() if before.moment else [])
+    ]
+    found = []
+    for teach in (reference_teach(fast_weights), torch_teach):
+        results = tensors(teach(rule, lessons, before, stream))
+        generator = torch.Generator().manual_seed(5)
+        total = sum((x * torch.randn(x.shape, generator=generator, **WIDE)).sum() for x in results)
+        found.append((results, torch.autograd.grad(total, leaves, allow_unused=True)))
+    for own, want in zip(*found, strict=True):
+        for one, other in zip(own, want, strict=True):
+            if one is not None or other is not None:
+                known = one if other is None else other
+                pair = [torch.zeros_like(known) if x is None else x for x in (one, other)]
+                torch.testing.assert_close(*pair, rtol=1e-9, atol=1e-9)
+
+
+BODY = "vocab = 32, dim = 16, layers = {}, heads = 4, kv_heads = 2, head_dim = 4, ffn = none, norm = rms(1e-6)"
+GATES = "lr = learned, momentum = learned, decay = learned"
+MODELS = {
+    "titans and ttt": (
+        f"layers {{ 0: memory(mlp(expand = 2), chunk = 4, {GATES})"
+        " { short_conv = 3, qk_norm = l2, output_norm = rms, output_gate = silu },"
+        " 1: memory(linear, chunk = 16, residual = true, norm = layer, read = after_write) { rope = 100, kv_heads = 4 } }"
+    ),
+    "beside and before windows": (
+        "mix ltm = memory(swiglu(expand = 2), chunk = 64, lr = 0.1, momentum = 0.9, weight_norm = row)\n"
+        "mix near = memory(mlp(depth = 1), chunk = 1, decay = learned(per = head), error = after_decay)\n"
+        "layers { 0: gate(persistent(2) | window(5), ltm, by = product), 1: near >> window(3) }"
+    ),
+}
+
+
+def spec_of(layers):
+    return check_text(f"model m {{ {BODY.format(2 if '1:' in layers else 1)} }}\n{layers}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_whole_models_are_the_oracle_in_every_way_to_run_them(name, tmp_path):
+    """One chunk is longer than the texts; lengths are no multiples of the others."""
+    case = Case.of(spec_of(MODELS[name]), tmp_path / "out", tokens=22)
+    case.check_sizes()
+    for way in WAYS:
+        case.check(case.model.use(way), () if way == "torch" else ("padded decode",))
+    case.check(case.narrow(), ("decode",), FLOAT32)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_built_spec_is_the_oracle_and_trains(name, tmp_path):
+    reduced, _ = reduce(check_path(SPECS / f"{name}.attn"), 32)
+    case = Case.of(reduced, tmp_path / "out", tokens=19)
+    case.check_sizes()
+    case.check(case.model.use("torch"), ("training", "padded decode"))
+    case.model(case.texts).logits.square().mean().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in case.model.parameters())
+
+
+def small(layers, folder):
+    """A model of one layer in float32, as it starts."""
+    build(spec_of(f"layers {{ all: {layers} }}"), folder, Options(seed=0))
+    return attnc.load(folder)
+
+
+def test_rates_that_diverge_are_reported_with_layer_and_token(tmp_path):
+    """Each chunk overshoots: nothing is returned, and the cache is as it was before the call."""
+    model = small("memory(linear, chunk = 2, lr = 1)", tmp_path / "out")
+    with torch.no_grad():
+        model.model.layers[0].mixer.memory.k_proj.weight.mul_(1e4)
+    texts = torch.randint(0, 32, (2, 30), generator=torch.Generator().manual_seed(0))
+    message = r"A551: the fast weights of model\.layers\.0\.mixer\.memory are no numbers any more by (token|the last whole) .*"
+    with pytest.raises(RuntimeError, match=message + r"of sequence 1") as caught:
+        model(texts, lengths=[2, 30])
+    assert caught.value.code == "A551"
+    cache = model.new_cache(2, 40)
+    model(texts[:, :3], cache=cache)
+    kept = cache.snapshot()
+    with pytest.raises(RuntimeError, match=message):
+        model(texts[:, 3:], cache=cache)
+    assert all(torch.equal(one, other) for one, other in zip(cache.snapshot().tensors, kept.tensors, strict=True))
+
+
+def test_bad_input_is_refused_by_name(tmp_path):
+    model, other = (
+        small(f"memory({net}, chunk = {chunk}, momentum = 0.5)", tmp_path / net) for net, chunk in (("linear", 4), ("mlp", 4))
+    )
+    longer = small("memory(linear, chunk = 8, momentum = 0.5)", tmp_path / "longer")
+    tokens = torch.zeros(1, 6, dtype=torch.int64)
+    caches = [one.new_cache(1, 20) for one in (other, longer)]
+    for cache, message in zip(caches, ("weight.map_0 is \\[4, 4, 4\\], it keeps \\[4, 16, 4\\]", "the 3 tokens"), strict=True):
+        with pytest.raises(ValueError, match=f"the cache is of another model.*{message}"):
+            model(tokens, cache=cache)
+    with pytest.raises(ValueError, match="another shape"):
+        model.new_cache(1, 20).restore(caches[0].snapshot())
+    scan, call = model.model.layers[0].mixer.memory.scan, Call(Batch.of(tokens)[1])
+    q = torch.zeros(6, 4, 4)
+    start = {"map_0": torch.zeros(4, 4, 4)}
+    for changed, message in (
+        ({"lr": 2.0}, "lr is a rate of 0..1, got 2..2"),
+        ({"decay": torch.full((4,), torch.nan)}, "decay is a rate of 0..1, got nan"),
+        ({"momentum": torch.zeros(5, 4)}, r"momentum is \[4\] or \[6, 4\], got \[5, 4\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scan(q, q, q, start, call, 0, **changed)
+    with pytest.raises(ValueError, match=r"k is .6, a divisor of 4, 4., got .6, 3, 4."):
+        scan(q, q[:, :3], q, start, call, 0)
+
+
+def test_a_cache_of_nets_goes_back_by_snapshots_and_to_nothing(tmp_path):
+    model = small("memory(mlp, chunk = 4, momentum = learned) { short_conv = 2 }", tmp_path / "out").bfloat16()
+    texts = torch.randint(0, 32, (2, 12), generator=torch.Generator().manual_seed(0))
+    cache = model.new_cache(2, 20)
+    first = model(texts[:, :7], cache=cache).logits
+    kept = cache.snapshot()
+    then = model(texts[:, 7:], cache=cache).logits
+    cache.restore(kept)
+    assert torch.equal(model(texts[:, 7:], cache=cache).logits, then)
+    with pytest.raises(RuntimeError, match="A507"):
+        cache.crop(5)
+    cache.crop((12, 0))
+    again = model(texts[:, :7], cache=cache, lengths=[0, 7]).logits
+    assert torch.equal(again[1], first[1])
+    with torch.inference_mode():
+        assert torch.isfinite(model.use("reference")(texts).logits).all()

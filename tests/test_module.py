@@ -45,6 +45,11 @@ SPECS = {
         " + ssm(s4d, state = 4)\n"
         "  2: linear(decay = vector, state = vector)",
     ),
+    "nets": (
+        *(2, "head_dim = 8"),
+        "0: memory(mlp, chunk = 16, momentum = learned, decay = 0.01) { short_conv = 3, qk_norm = l2, output_norm = rms }\n"
+        "  1: window(4) + memory(swiglu, lr = learned(per = head), residual = true, norm = layer, read = after_write)",
+    ),
     "routed": (
         1,
         "head_dim = 8, rope = 10000",

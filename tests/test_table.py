@@ -17,7 +17,9 @@ from attnc.compiler.walk import kinds
 SPECS = Path(__file__).parent.parent / "specs"
 NAMES = sorted(path.stem for path in SPECS.glob("*.attn"))
 STATIC = [name for name in BUILT if name not in ("infiniretri", "hylra", "ucm", *CHOSEN)]
-"""Specs that are built, each with key sets of its own, by position, or with matrix states."""
+"""Specs that are built, each with key sets of its own, by position, or with states or nets."""
+NETS = ("titans-lmm", "titans-mag", "titans-mal", "ttt-linear", "ttt-mlp", "allmem")
+"""Those of them whose weights learn while they read: test_memory.py runs them, as their reference takes its time."""
 
 
 @pytest.mark.parametrize("name", NAMES)

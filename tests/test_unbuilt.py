@@ -19,8 +19,8 @@ from attnc.dsl import SpecError
 MODEL = "model m { vocab = 100, dim = 64, layers = 6, heads = 8, kv_heads = 4, ffn = swiglu(64), norm = rms(1e-6) }\n"
 
 NOT_BUILT = {
-    "kinds": "layers { first(2): memory(linear), else: codebook(5) }",
-    "kinds_in_mixes": "mix ttt = memory(linear)\nmix near = window(4) | summary(4)\n"
+    "kinds": "layers { first(2): recurrent(gru), else: codebook(5) }",
+    "kinds_in_mixes": "mix ttt = recurrent(gru)\nmix near = window(4) | summary(4)\n"
     "layers { first(2): ttt + near, else: near }",
     "values": "layers { 0: sink(4, detect = cosine(0.9)), 1: full { score = grouped(5) }, else: full { input_ema = 2 } }",
     "routes": "layers { 0: route(per = layer, by = router(mlp)) { a: full, b: window(5) }\n"
@@ -28,7 +28,7 @@ NOT_BUILT = {
     "  2: route(per = head, by = divergence(threshold = 0.1, queries = last(4))) { a: full, b: window(5) }\n"
     "  else: route(per = token, by = router(linear, init = [1, 2])) { a: full, b: sink(3) } { score = uniform } }",
     "whole_mixers": "layers { 0: when { length < 5: conv(3), else: full }, 1: choose(per = layer) { a: full, b: "
-    "full + memory(linear) }, 3: choose(per = layer) { a: full + memory(linear), b: full }\n"
+    "full + recurrent(gru) }, 3: choose(per = layer) { a: full + recurrent(gru), b: full }\n"
     "  2: heads { 0: full, else: linear }, else: gate(full, linear, shared = [q]) }",
     "other_attributes": "layers { 0: when { length < 5: full { rope = none }, else: full }\n"
     "  1: when { length < 5: persistent(3) | full, else: full }\n"

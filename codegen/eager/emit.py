@@ -67,8 +67,7 @@ def emit(graph: Graph) -> tuple[str, Masks]:
                 for keys in alternatives:
                     unions.setdefault((keys, attributes.causal), None)
             case Apply():
-                reference = formula_of(node, graph)
-                copied[reference.__name__] = reference
+                copied |= {formula.__name__: formula for formula in formulas_of(node, graph)}
             case _:
                 pass
     for key in (key for keys, _ in unions for key in keys):
@@ -99,15 +98,16 @@ def _functions(key: Kind) -> tuple[Callable[..., Any], ...]:
     return (mixer.mask,)
 
 
-def formula_of(node: Apply, graph: Graph) -> Callable[..., Any]:
-    """The reference of a kind that is a mixer by itself; one that lowers to states has the formula of these."""
-    declared = MIXERS[node.kind.kind]
+def formulas_of(node: Apply, graph: Graph) -> tuple[Callable[..., Any], ...]:
+    """The reference of a kind that is a mixer by itself; one that lowers to a family's launches has the formula of these."""
+    declared, given = MIXERS[node.kind.kind], (node.kind, node.attributes, graph.model)
+    if declared.taught is not None:
+        return declared.taught(*given).formulas
     lower = declared.scanned or declared.spaced
     if lower is not None:
-        found: Callable[..., Any] = lower(node.kind, node.attributes, graph.model).formula
-        return found
+        return (lower(*given).formula,)
     assert declared.reference is not None, f"{node.kind.kind} is built, so it has a reference"
-    return declared.reference
+    return (declared.reference,)
 
 
 def _visible(name: str, union: Union, group: HeadGroup | None) -> str:

@@ -11,7 +11,11 @@ from typing import Annotated, Any, Literal
 
 from attnc.compiler.attributes import OF_INPUT, OF_OUTPUT, OF_PROJECTIONS, OF_ROTATION
 from attnc.compiler.declare import Bounds, Budgeted, Positional
+from attnc.compiler.families import FastWeights, RateOf
 from attnc.compiler.mixer import Kind, Mixer, Weight
+from attnc.compiler.mixers.fast_weights import fast_net, fast_weights
+from attnc.compiler.streams import Streams, channels
+from attnc.compiler.taught import Taught
 from attnc.compiler.value import Broken, Value
 
 Expand = Annotated[int, Bounds(1, 8)]
@@ -39,6 +43,12 @@ class Learned(Value):
     per: Literal["token", "head"] = "token"
 
 
+STARTS = {"lr": -5.0, "momentum": 0.0, "decay": -6.0}
+"""Where learned rates begin, before the sigmoid: 0.0067, 0.5 and 0.0025 a token. With keys of length 1, a chunk of 64 tokens
+then moves one map by 0.86 of its distance from the values, twice that with momentum, even if all keys are one: it settles.
+Half of what was learned is gone after 280 tokens.
+"""
+
 Rate = Annotated[float | Learned | None, Bounds(0, 1)]
 
 
@@ -47,10 +57,10 @@ class Memory(Kind):
 
     `net`         `linear`, `mlp(...)` or `swiglu(...)` from head_dim to value_dim.
     `lr`, `momentum`, `decay`  `none` (1 for lr, else 0), a number, `learned` or `learned(per = head)`.
-    `loss`        `mse`: the squared distance of M(k) from v.
-    `read`        a token reads the weights before or after its own chunk's writes.
+    `loss`        `mse`: the squared distance of M(k) from v, no half of it.
+    `read`        a token reads the weights that its chunk began with, or those after its own write.
     `error`       taken at the weights before or after decay; after it, one linear map is the gated delta rule.
-    `weight_norm` `row`: rows keep the norm that they began with.
+    `weight_norm` `row`: before a chunk writes, rows get the norm that they began with.
     `residual`, `norm`  TTT's x + norm(M(x)) around the net.
     """
 
@@ -77,6 +87,12 @@ def net_shapes(kind: Memory, attributes: Any) -> dict[str, tuple[int, ...]]:
     depth, hidden = (kind.net.depth, kind.net.expand * inside) if isinstance(kind.net, Mlp) else (1, 0)
     widths = [inside, *[hidden] * (depth - 1), outside]
     return {f"map_{at}": (heads, widths[at + 1], widths[at]) for at in range(depth)}
+
+
+def streams(_kind: Memory, attributes: Any) -> Streams:
+    """A q for each net; k and v are repeated."""
+    a = attributes
+    return {"q": (a.heads, a.head_dim), "k": (a.kv_heads, a.head_dim), "v": (a.kv_heads, a.value_dim)}
 
 
 def _gates(kind: Memory) -> int:
@@ -114,24 +130,65 @@ def _recent(kind: Memory, attributes: Any, _model: Any) -> dict[str, tuple[int, 
         found["k"] = (kind.chunk - 1, attributes.kv_heads, attributes.head_dim)
         found["v"] = (kind.chunk - 1, attributes.kv_heads, attributes.value_dim)
     if attributes.short_conv is not None:
-        before = attributes.short_conv - 1
-        found["q_conv"] = (before, attributes.heads * attributes.head_dim)
-        found["k_conv"] = (before, attributes.kv_heads * attributes.head_dim)
-        found["v_conv"] = (before, attributes.kv_heads * attributes.value_dim)
+        widths = channels(streams(kind, attributes))
+        found |= {f"{name}_conv": (attributes.short_conv - 1, width) for name, width in widths.items()}
     return found
 
 
 def _weights(kind: Memory, attributes: Any, model: Any) -> tuple[Weight, ...]:
-    """The weights that every sequence begins with, the gates' maps, and the norm around the net."""
-    found = [Weight(name=f"net.{name}", shape=shape) for name, shape in net_shapes(kind, attributes).items()]
-    for name, rate in (("lr", kind.lr), ("momentum", kind.momentum), ("decay", kind.decay)):
+    """The weights that every sequence begins with, what rates are learned from, and the norm around the net."""
+    heads, found = attributes.heads, []
+    for name, shape in net_shapes(kind, attributes).items():
+        found.append(Weight(name=f"net.{name}", shape=shape))
+    for name, rate in _rates(kind).items():
         if isinstance(rate, Learned):
-            shape = (attributes.heads, model.dim) if rate.per == "token" else (attributes.heads,)
-            found.append(Weight(name=f"{name}_proj.weight" if rate.per == "token" else name, shape=shape))
+            bias = Weight(name=f"{name}_proj.bias" if rate.per == "token" else name, shape=(heads,), start=STARTS[name])
+            found += [Weight(name=f"{name}_proj.weight", shape=(heads, model.dim))] if rate.per == "token" else []
+            found.append(bias)
     if kind.norm is not None:
         shape = (attributes.heads, attributes.value_dim)
         found += [Weight(name="net_norm.weight", shape=shape, start=1.0), Weight(name="net_norm.bias", shape=shape, start=0.0)]
     return tuple(found)
+
+
+def _rates(kind: Memory) -> dict[str, float | Learned | None]:
+    return {"lr": kind.lr, "momentum": kind.momentum, "decay": kind.decay}
+
+
+def _taught(kind: Memory, attributes: Any, _model: Any) -> Taught:
+    """The launch of nets."""
+
+    def form(rate: float | Learned | None) -> RateOf:
+        if isinstance(rate, Learned):
+            return rate.per
+        return "none" if rate is None else "number"
+
+    inside = attributes.head_dim
+    expand = 0 if kind.net == "linear" or (isinstance(kind.net, Mlp) and kind.net.depth == 1) else kind.net.expand
+    family = FastWeights(
+        gated=isinstance(kind.net, Swiglu),
+        depth=kind.net.depth if isinstance(kind.net, Mlp) else 1,
+        hidden=expand * inside,
+        norm=kind.norm is not None,
+        residual=kind.residual,
+        lr=form(kind.lr),
+        momentum=form(kind.momentum),
+        decay=form(kind.decay),
+        after_write=kind.read == "after_write",
+        after_decay=kind.error == "after_decay",
+        weight_norm=kind.weight_norm is not None,
+        key_width=inside,
+        value_width=attributes.value_dim,
+    )
+    return Taught(
+        family=family,
+        heads=attributes.heads,
+        streams=streams(kind, attributes),
+        chunk=int(kind.chunk),
+        shapes=net_shapes(kind, attributes),
+        numbers={name: float(rate) for name, rate in _rates(kind).items() if isinstance(rate, int | float)},
+        formulas=(fast_net, fast_weights),
+    )
 
 
 MIXER = Mixer(
@@ -145,6 +202,8 @@ MIXER = Mixer(
         Memory(net="linear", chunk=4, residual=True, norm="layer"),
         Memory(net=Mlp(depth=1), chunk=1, decay=Learned(per="head"), error="after_decay"),
     ),
+    reference=fast_weights,
+    taught=_taught,
     weights=_weights,
     state=_state,
     float32_state=True,
