@@ -21,6 +21,9 @@ from attnc.runtime.channels_torch import torch_channels
 
 Results = list[Tensor]
 
+FEW = 16384
+"""Outputs of which one draw says enough of rounding."""
+
 
 @dataclass(frozen=True)
 class ChannelSubject:
@@ -93,16 +96,26 @@ def channel_rows(
 def judged(
     case: ChannelCase, kernel: ChannelScan, state: int, parts: tuple[bool, ...], dtype: torch.dtype, device: str
 ) -> tuple[float, float, str]:
-    """(error, plain torch's in fp32, what is wrong or nothing); errors as `distance` has them."""
-    exact, before, batch = inputs(case, state, parts, dtype, device)
-    want = results(torch_channels, exact, before, batch, case.gradients)
-    narrow = narrowed(exact, dtype)
-    ours, theirs = (results(run, narrow, before.float(), batch, case.gradients) for run in (kernel, torch_channels))
-    error, torch_error = distance(ours, want), distance(theirs, want)
+    """(error, plain torch's in fp32, what is wrong or nothing); errors as `distance` has them.
+
+    Of few numbers plain torch's is the worst of several draws of the case: luck of one draw is not what is asked.
+    """
+    numbers = sum(case.sizes) * case.channels
+    error, torch_error = apart(case, kernel, state, parts, dtype, device), 0.0
+    for draw in range(1 if numbers >= FEW else 8):
+        other = replace(case, seed=case.seed + draw)
+        torch_error = max(torch_error, apart(other, torch_channels, state, parts, dtype, device))
     if case.whole:
         return error, torch_error, "" if error == 0 else f"whole numbers are off by {error:.3g}"
     wrong = "" if error <= LIMIT * torch_error else f"{case}: error {error:.3g}, PyTorch's {torch_error:.3g}"
     return error, torch_error, wrong
+
+
+def apart(case: ChannelCase, run: ChannelScan, state: int, parts: tuple[bool, ...], dtype: torch.dtype, device: str) -> float:
+    """How far a provider is from plain torch in float64."""
+    exact, before, batch = inputs(case, state, parts, dtype, device)
+    want = results(torch_channels, exact, before, batch, case.gradients)
+    return distance(results(run, narrowed(exact, dtype), before.float(), batch, case.gradients), want)
 
 
 def inputs(
@@ -156,7 +169,7 @@ def results(run: ChannelScan, given: Channels, before: Tensor, batch: Batch, gra
 
 def distance(found: Results, want: Results) -> float:
     """The root of the mean square of all errors, each tensor's in units of its largest number."""
-    apart = [
+    errors = [
         ((one.double() - true) / true.abs().max().clamp(min=1e-30)).flatten() for one, true in zip(found, want, strict=True)
     ]
-    return float(torch.cat(apart).square().mean().sqrt())
+    return float(torch.cat(errors).square().mean().sqrt())
