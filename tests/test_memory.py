@@ -10,6 +10,7 @@ import torch
 from models import FLOAT32, WAYS, Case
 from test_models import SPECS
 from test_table import NETS
+from training import examples, trainer
 
 import attnc
 from attnc.codegen.build import Options, build
@@ -18,6 +19,7 @@ from attnc.compiler.mixers.fast_weights import fast_weights
 from attnc.compiler.mixers.memory import Learned, Memory, Mlp, Swiglu, net_shapes
 from attnc.compiler.mixers.recurrence import recurrence
 from attnc.compiler.reduce import reduce
+from attnc.dsl import SpecError
 from attnc.runtime import fast_torch
 from attnc.runtime.batch import Batch, lay_out
 from attnc.runtime.call import Call
@@ -210,6 +212,16 @@ def test_rates_that_diverge_are_reported_with_layer_and_token(tmp_path):
     with pytest.raises(RuntimeError, match=message):
         model(texts[:, 3:], cache=cache)
     assert all(torch.equal(one, other) for one, other in zip(cache.snapshot().tensors, kept.tensors, strict=True))
+
+
+def test_training_that_diverges_says_its_step(tmp_path):
+    one = trainer(tmp_path, "all: memory(linear, chunk = 2, lr = 1)")
+    one.step(examples())
+    with torch.no_grad():
+        one.model.model.layers[1].mixer.memory.k_proj.weight.mul_(1e6)
+    with pytest.raises(SpecError, match=r"step 2: the fast weights of model.layers.1.mixer.memory") as caught:
+        one.step(examples())
+    assert caught.value.diagnostics[0].code == "A571"
 
 
 def test_bad_input_is_refused_by_name(tmp_path):

@@ -105,6 +105,12 @@ def test_the_narrower_part_decides():
     assert moves(Recipe(train=("memory", "ffn")), names).empty == (("train", "memory"),)
 
 
+def test_a_memory_moves_whatever_its_mix_is_called():
+    own = {f"model.layers.0.mixer.ttt.{name}" for name in ("q_proj.weight", "net.map_0", "lr_proj.bias", "scale")}
+    others = {"model.layers.0.mixer.local.q_proj.weight", "model.layers.0.mixer.ttt_2.q_proj.weight"}
+    assert moves(Recipe(freeze=("attention",), train=("memory",)), own | others).train == own
+
+
 def test_lora_trains_beside_frozen_matrices(tmp_path):
     one = trainer(tmp_path, MIXED, "lora = [q, k, v, o], train = [embedding, norm]")
     before = weights_of(one.model)

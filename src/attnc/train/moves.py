@@ -15,6 +15,8 @@ LATENT = {"kv_a_proj_with_mqa": ("k", "v"), "kv_b_proj": ("k", "v")}
 NORM = re.compile(r"norm\.(?:weight|bias)$")
 ROUTER = re.compile(r"\.(?:router|join|indexer)\.")
 MEMORY = re.compile(r"\.memory\b")
+NET = re.compile(r"^(model\.layers\.\d+\.mixer\..+\.)net\.(?:map_\d|gate|up|down)$")
+"""A memory's net, and before it where its tensors lie, whatever the mix is called."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Moves:
     empty: tuple[tuple[str, Part], ...]
 
 
-def parts(name: str) -> tuple[tuple[Part, ...], ...]:
-    """What a tensor belongs to, the narrowest first; parts in one tuple are equally narrow.
+def parts(name: str, nets: tuple[str, ...] = ()) -> tuple[tuple[Part, ...], ...]:
+    """What a tensor belongs to, the narrowest first; parts in one tuple are equally narrow. `nets`: where memories lie.
 
     A norm of q or k is a norm of the attention; routers and memories stand beside the attention, not in it.
     """
@@ -35,7 +37,7 @@ def parts(name: str) -> tuple[tuple[Part, ...], ...]:
         return (("embedding",), ("all",))
     if ROUTER.search(name):
         return (("router",), ("all",))
-    if MEMORY.search(name):
+    if MEMORY.search(name) or name.startswith(nets):
         return (("memory",), ("all",))
     if ".mlp." in name:
         return (("ffn",), ("all",))
@@ -58,15 +60,16 @@ def moves(recipe: Recipe | None, names: Iterable[str]) -> Moves:
     }
     rest = not (lists["train"] or lists["lora"])
     every = tuple(names)
+    nets = tuple({found[1] for found in map(NET.match, every) if found})
     chosen: dict[str, set[str]] = {"train": set(), "lora": set()}
     for name in every:
-        level = next((lv for lv in parts(name) if any(part in named for part in lv for named in lists.values())), None)
+        level = next((lv for lv in parts(name, nets) if any(part in named for part in lv for named in lists.values())), None)
         if level is None:
             chosen["train"] |= {name} if rest else set()
             continue
         for word, there in chosen.items():
             if any(part in lists[word] for part in level):
                 there.add(name)
-    known = {part for name in every for level in parts(name) for part in level}
+    known = {part for name in every for level in parts(name, nets) for part in level}
     empty = tuple((word, part) for word, named in lists.items() for part in named if part not in known)
     return Moves(frozenset(chosen["train"] - chosen["lora"]), frozenset(chosen["lora"]), empty)

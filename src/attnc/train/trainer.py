@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 BETAS = (0.9, 0.95)
 
 
+FAST_WEIGHTS = "A551"
+"""The code of an error of a built folder, where what a memory learned is not finite."""
+
+
 class Trainer:
     """A built model, what of it moves, its optimizer and its objective.
 
@@ -113,6 +117,10 @@ class Trainer:
         try:
             found, loss = self._backward(examples)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if getattr(error, "code", "") == FAST_WEIGHTS:
+                raise SpecError(
+                    [self._not_finite(f"step {self.done + 1}: {str(error).removeprefix(f'{FAST_WEIGHTS}: ')}")]
+                ) from error
             if not _is_memory(error):
                 raise
             raise SpecError([self._too_large(error)]) from error
@@ -187,7 +195,9 @@ class Trainer:
                 where = first_not_finite(self.model, lambda batch=batch: self._terms(*batch)[0])  # type: ignore[misc]
                 if not where.startswith(CLEAR):
                     break
-        message = f"the loss is {loss:g} in step {self.done + 1}: {where}"
+        return self._not_finite(f"the loss is {loss:g} in step {self.done + 1}: {where}")
+
+    def _not_finite(self, message: str) -> Any:
         return complaint("A571", message, self.file, "the last checkpoint is good: lower `--lr` or lengthen `--warmup`")
 
     def _too_large(self, error: BaseException) -> Any:
