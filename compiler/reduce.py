@@ -211,10 +211,12 @@ def _width_map(found: list[Attributes]) -> dict[int, int]:
     if widths[-1] <= NARROW:
         return {width: width for width in widths}
     mapped: dict[int, int] = {}
-    for width in widths:
-        even = max(2, round(width * NARROW / widths[-1] / 2) * 2)
-        mapped[width] = max(even, max(mapped.values(), default=0) + 2)
-    return mapped
+    least, following = 2 * len(widths), max(NARROW, 2 * len(widths)) + 2  # each width below leaves two for the narrower
+    for width in reversed(widths):
+        even = round(width * NARROW / widths[-1] / 2) * 2
+        following = mapped[width] = max(least, min(even, following - 2))
+        least -= 2
+    return dict(sorted(mapped.items()))
 
 
 def _leaf(leaf: Attention | Mixing, counts: dict[int, int], widths: dict[int, int], tokens: int) -> Attention | Mixing:

@@ -96,6 +96,15 @@ def test_a_reduced_spec_owes_the_same_laws_and_confuses_no_numbers(text):
     assert max(sizes(small).get("widths", [0])) <= 32
 
 
+def test_widths_that_would_fall_together_are_kept_apart_below_the_widest():
+    settings = "vocab = 100, dim = 256, layers = 2, heads = 2, head_dim = 128, ffn = none, norm = rms(1e-6), rope = 10000"
+    small, _ = reduce(
+        check_text(f"model m {{ {settings} }} layers {{ 0: full {{ rope_dim = 124 }}, 1: full {{ rope_dim = 4 }} }}")
+    )
+    found = [attentions(layer.mixer)[0].attributes for layer in small.layers]
+    assert [(a.head_dim, a.rope_dim) for a in found] == [(32, 30), (32, 2)]
+
+
 def test_layers_with_different_numbers_of_kv_heads_keep_different_ones():
     text = """model m { vocab = 100, dim = 64, layers = 4, heads = 24, kv_heads = 12, head_dim = 8, ffn = none,
     norm = rms(1e-6) }
