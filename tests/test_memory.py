@@ -224,6 +224,19 @@ def test_training_that_diverges_says_its_step(tmp_path):
     assert caught.value.diagnostics[0].code == "A571"
 
 
+def test_chunks_are_drawn_while_training(tmp_path):
+    """As AllMem's recipe has it: another chunk every step, and nothing but the memory trains."""
+    layers = "all: window(budget(2..4, default = 2)) + memory(swiglu, chunk = budget(2..9, default = 3), weight_norm = row)"
+    one = trainer(tmp_path, layers, "freeze = [attention, ffn, embedding, norm], train = [memory], randomize = budgets")
+    chunks = set()
+    for _ in range(3):
+        one.step(examples())
+        chunks |= {layer.mixer.memory.scan.rule.chunk for layer in one.model.model.layers}
+    assert len(chunks) > 1
+    assert chunks <= set(range(2, 10))
+    assert {name.split(".")[4] for name in one.moves.train} == {"memory"}
+
+
 def test_bad_input_is_refused_by_name(tmp_path):
     model, other = (
         small(f"memory({net}, chunk = {chunk}, momentum = 0.5)", tmp_path / net) for net, chunk in (("linear", 4), ("mlp", 4))

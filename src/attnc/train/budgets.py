@@ -20,9 +20,11 @@ from attnc.codegen.attending import WORDS
 from attnc.codegen.eager import emit as eager
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.launching import launch
+from attnc.codegen.parts import Part
 from attnc.codegen.problem import complaint
 from attnc.compiler import check, graph, passes
-from attnc.compiler.graph import Graph, Mix, RouteTokens
+from attnc.compiler.graph import Apply, Graph, Mix, RouteTokens
+from attnc.compiler.mixers import MIXERS
 from attnc.compiler.parameters import place
 from attnc.compiler.spec import Spec
 from attnc.dsl import Source, SpecError, parse
@@ -35,11 +37,18 @@ TRIES = 1000
 """Draws until one passes the checker: of a window in blocks, one in as many as a block has tokens does."""
 
 
+CHUNK = re.compile(r"\bRule\(\d+")
+"""Where the text of a class says the tokens of a chunk."""
+
+
 class Numbers(NamedTuple):
-    """What a layer's softmax computes with: the variants and scale of each launch, the alternatives of a route."""
+    """What a layer's softmax computes with: the variants and scale of each launch, the alternatives of a route; or the tokens
+    of a chunk of fast weights.
+    """
 
     launches: tuple[tuple[Any, float], ...]
     alternatives: tuple[Any, ...]
+    chunk: int | None = None
 
 
 class Budgets:
@@ -84,7 +93,7 @@ class Budgets:
         for layer, part in self.places:
             per_layer = values | self._apart(step, "layer", layer)
             heads = [site for site in self.sites if site.per == "head"]
-            if not heads:
+            if not heads or not hasattr(self._module(layer, part), "mixes"):
                 self._put(layer, part, [self.numbers(per_layer)[layer, part]])
                 continue
             count = max(group.last + 1 for mix in self._module(layer, part).mixes for group in mix.variants[0].groups)
@@ -130,6 +139,8 @@ class Budgets:
                     replace(variant, groups=type(variant.groups)(_of_heads([one.launches[at][0][v] for one in found])))
                     for v, variant in enumerate(mix.variants)
                 )
+        if first.chunk is not None:
+            module.scan.rule = replace(module.scan.rule, chunk=first.chunk)
         if first.alternatives:
             module.route = replace(module.route, alternatives=first.alternatives)
 
@@ -163,8 +174,12 @@ def compiles_numbers(model: BuiltModel, kind: str) -> bool:
 
 
 def _of_layer(found: Graph, layer: int, spec: Spec, visible: Masks, names: dict[str, Any]) -> Iterator[tuple[str, Numbers]]:
-    """Place of each softmax of a layer, and its numbers."""
+    """Place of each softmax and each launch of fast weights of a layer, and its numbers."""
     nodes = [node for _, node in found.nodes(layer)]
+    for apply in (node for node in nodes if isinstance(node, Apply)):
+        taught = MIXERS[apply.kind.kind].taught
+        if taught is not None:
+            yield place(apply), Numbers((), (), taught(apply.kind, apply.attributes, spec.model).chunk)
     for part in dict.fromkeys(place(node) for node in nodes if isinstance(node, Mix | RouteTokens)):
         here = [node for node in nodes if isinstance(node, Mix | RouteTokens) and place(node) == part]
         launches, alternatives = [], []
@@ -203,10 +218,14 @@ def _signature(spec: Spec) -> tuple[object, ...]:
     order = {part.name: f"class {at}" for at, part in enumerate(classes.parts)}
     words = re.compile("|".join(rf"\b{name}\b" for name in order))
     texts = tuple(
-        (len(part.mixes), *(words.sub(lambda one: order[one.group()], line) for line in (*part.modules, *part.body)))
+        (len(part.mixes), *(CHUNK.sub("Rule(n", words.sub(lambda one: order[one.group()], line)) for line in _lines(part)))
         for part in classes.parts
     )
     return texts, tuple(order[name] for name in rows)
+
+
+def _lines(part: Part) -> tuple[str, ...]:
+    return *part.modules, *part.body
 
 
 def _of_heads(variants: Sequence[Any]) -> list[Any]:
