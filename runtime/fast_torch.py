@@ -106,7 +106,9 @@ def _taught(
     stream: Stream,
 ) -> tuple[list[Tensor], Learned]:
     """(outputs of each chunk, what is learned after the last whole one), chunk after chunk, of all sequences that have one."""
-    now, done, outputs, begin = before.mapped(chunks.sorted), [], list[Tensor](), 0
+    now, begin = before.mapped(chunks.sorted), 0
+    outputs: list[Tensor] = []
+    done: list[Learned] = []
     sizes = [stream.batch.sizes[s] for s in chunks.order]
     for c, count in enumerate(chunks.counts):
         here, stay = slice(begin, begin + count), count

@@ -279,3 +279,14 @@ def test_a_cache_of_nets_goes_back_by_snapshots_and_to_nothing(tmp_path):
     assert torch.equal(again[1], first[1])
     with torch.inference_mode():
         assert torch.isfinite(model.use("reference")(texts).logits).all()
+
+
+def test_compiled_and_autocast_runs_are_plain_ones(tmp_path):
+    """Compiled in one graph, with a plain run's bits; under autocast decoding gives what training gives."""
+    model = small("memory(mlp, chunk = 4, momentum = learned, decay = learned) { qk_norm = l2 }", tmp_path / "out")
+    texts = torch.randint(0, 32, (2, 11), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(texts).logits, model(texts).logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        want, cache = model(texts).logits, model.new_cache(2, 11)
+        found = torch.cat([model(part, cache=cache).logits for part in texts.split((6, 1, 4), dim=1)], dim=1)
+    torch.testing.assert_close(found, want)
