@@ -76,11 +76,11 @@ def numbers(result):
     st.integers(0, 99),
 )
 def test_chunks_are_the_formula(sizes, decay, update, strong, fresh, seed):
-    """Keys have 32 channels: where those of 64 tokens crowd in a few, they erase each other again and again, and a triangular
-    solve rounds worse than single steps, whoever does it.
+    """Keys have as many channels as a chunk has tokens: where they crowd in a few, they erase each other again and again, and a
+    triangular solve rounds worse than single steps, whoever does it.
     """
     sizes = sizes if sum(sizes) > 16 else [*sizes, 40]  # enough numbers for an error to have a size
-    batch, (steps, before) = packed(sizes), draw(sizes, decay, update, strong, seed, rows=32)
+    batch, (steps, before) = packed(sizes), draw(sizes, decay, update, strong, seed, rows=64)
     before = None if fresh else before
     narrow = [None if one is None else changed(one, torch.Tensor.float) for one in (steps, before)]
     want = numbers(FORMULA(steps, before, batch))

@@ -70,7 +70,7 @@ def test_a_compiled_model_has_the_same_bits_and_one_graph_for_all_lengths() -> N
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
-    for length in (20, 33, 9):
+    for length in (9, 12, 7):
         assert same(trained(model, model, texts(length)), trained(model, compiled, texts(length)))
     assert len([graph for graph in graphs if len(graph.graph.nodes)]) == 1, "an attempt that was begun anew is left empty"
 
