@@ -7,6 +7,7 @@ from the test file: test_dsl_errors.py has tests/golden/dsl/errors.
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from hypothesis import HealthCheck, settings
 
 os.environ["ATTNC_DATA_DIR"] = "/nonexistent"  # no test builds with blocks that somebody tuned
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: small tensors, several workers on few cores
+
+gc.set_threshold(50_000)  # a full collection looks at all that a worker holds of earlier tests: a second and more
 
 HERE = Path(__file__).parent
 os.environ["ATTNC_CONFIG_DIR"] = str(HERE / "nothing")  # tables that a user measured would change prices
