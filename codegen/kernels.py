@@ -141,6 +141,15 @@ def _families(graph: Graph, launches: Mapping[str, str]) -> Iterator[tuple[str, 
             yield launch, launched.family
 
 
+def of_states(served: Channels | FastWeights | Recurrence) -> dict[str, str]:
+    """Skeleton -> text of the kernels of a member of the families of states; none where it has none."""
+    if isinstance(served, Channels) and channel_providers.unkept(served) is None:
+        return {channels.SKELETON: channels.emit(served)}
+    if isinstance(served, Recurrence) and scan_providers.unkept(served) is None:
+        return scan.files(served)
+    return {}
+
+
 def _over_lines(launch: str, names: list[str]) -> str:
     return "\n".join([f'    "{launch}": (', *(f"        {four}," for four in names), "    ),"])
 

@@ -12,6 +12,7 @@ from models import FLOAT64, Case, poisoned, rms
 from strategies import Sizes, spec_texts
 from test_table import STATIC
 
+from attnc.cli import verified
 from attnc.codegen.build import Options, build
 from attnc.compiler import check_path, check_text, graph, passes
 from attnc.compiler import device as devices
@@ -262,3 +263,20 @@ def test_a_plan_asks_nobody_that_is_left_out():
             assert not named & set(without)
     assert "refuse" not in plan_text(planned(spec, without=("triton",)))
     assert "triton no: left out by --without" in plan_text(planned(spec, without=("triton",)))
+
+
+def test_kernels_of_states_that_no_gpu_has_compared_are_said(monkeypatch):
+    spec = check_text(
+        "model m { vocab = 100, dim = 1024, layers = 2, heads = 16, norm = rms(1e-6), ffn = none, rope = none }\n"
+        "layers { 0: linear(decay = scalar), 1: ssm(mamba) }"
+    )
+    layers = passes.run(graph.build(spec))
+    plan = choose(layers, devices.shipped("h100"), Workload(batch=1, length=8192, width=2))
+    assert {choice.provider for choice in plan.choices} == {"triton"}
+    found = verified.unverified(plan, layers, spec.model)
+    names = {phase: {(row.kernel, *row.layers) for row in found if row.phase == phase} for phase in PHASES}
+    assert names["decode"] == {("scan_step", 0), ("channel_scan", 1)}
+    assert names["prefill"] == {("scan_forward", 0), ("channel_scan", 1)}
+    assert names["train"] == names["prefill"] | {("scan_backward", 0), ("scan_gradients", 0)}
+    monkeypatch.setattr(verified, "record", lambda _: frozenset(row.sha256 for row in found))
+    assert verified.unverified(plan, layers, spec.model) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -10,17 +11,19 @@ from attnc.codegen import kernels
 from attnc.codegen.triton import verified
 from attnc.codegen.triton.emit import emit
 from attnc.compiler.device import device, device_names
-from attnc.compiler.families import BACKWARD, Softmax
-from attnc.compiler.graph import Graph, Mix
-from attnc.compiler.planned import Plan
+from attnc.compiler.families import BACKWARD, FAMILIES, Channels, FastWeights, Recurrence, Softmax
+from attnc.compiler.graph import Apply, Graph, Mix
+from attnc.compiler.plan import states
+from attnc.compiler.planned import Choice, Plan
 from attnc.compiler.show import numbers_text
 from attnc.compiler.spec import Model, Phase
 from attnc.compiler.value import Value
 
+FORWARD = ("scan_chunks", "scan_forward", "channel_scan")
 RUN: dict[Phase, tuple[str, ...]] = {
-    "train": ("softmax_prefill", *BACKWARD),
-    "prefill": ("softmax_prefill",),
-    "decode": ("softmax_decode",),
+    "train": ("softmax_prefill", *BACKWARD, *FORWARD, "scan_backward", "scan_gradients", "scan_flows"),
+    "prefill": ("softmax_prefill", *FORWARD),
+    "decode": ("softmax_decode", "scan_step", "channel_scan"),
 }
 """The kernels that a phase runs."""
 
@@ -52,24 +55,37 @@ def unverified(plan: Plan, graph: Graph, model: Model) -> list[Unverified]:
     known = record(architecture)
     found: dict[tuple[str, Phase], Unverified] = {}
     for choice in plan.choices:
-        node = graph.network.nodes[choice.node]["node"]
-        if "triton" not in choice.providers or not isinstance(node, Mix):
-            continue
+        for skeleton, digest in _digests(choice, graph, model, architecture) if "triton" in choice.providers else ():
+            if skeleton in RUN[choice.phase] and digest not in known:
+                new = Unverified(kernel=skeleton, sha256=digest, phase=choice.phase, layers=[])
+                found.setdefault((digest, choice.phase), new).layers.append(choice.layer)
+    return list(found.values())
+
+
+def _digests(choice: Choice, graph: Graph, model: Model, architecture: str) -> Iterator[tuple[str, str]]:
+    """(skeleton, digest) of every kernel of a choice's node, whatever the phase."""
+    node = graph.network.nodes[choice.node]["node"]
+    if isinstance(node, Mix):
         family = kernels.family(node, model)
         assert family is not None, "the plan takes a kernel only where the family says the mix"
         for kernel in (family.masses, family) if family.exponent else (family,):
-            for skeleton in RUN[choice.phase]:
-                digest = _digest(skeleton, kernel, architecture)
-                if digest not in known:
-                    new = Unverified(kernel=skeleton, sha256=digest, phase=choice.phase, layers=[])
-                    found.setdefault((digest, choice.phase), new).layers.append(choice.layer)
-    return list(found.values())
+            for skeleton in FAMILIES["softmax"]:
+                yield skeleton, _digest(skeleton, kernel, architecture)
+    elif isinstance(node, Apply):
+        launched = states(node, graph)
+        assert launched is not None, "the plan takes a kernel only where a family says the kind"
+        yield from _of_states(launched.family, architecture)
 
 
 def unverified_text(rows: list[Unverified]) -> str:
     """A line for each, or nothing."""
     lines = [f"  {row.kernel} {row.sha256[:12]}  {row.phase}, {numbers_text(row.layers)}\n" for row in rows]
     return "\nnot yet compared with the reference on a GPU\n" + "".join(lines) if lines else ""
+
+
+@cache
+def _of_states(family: Channels | FastWeights | Recurrence, architecture: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, kernels.digest(text, architecture)) for name, text in kernels.of_states(family).items())
 
 
 @cache
