@@ -9,8 +9,9 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,6 +47,8 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    at_once = 6 if torch.cuda.is_available() else 1
+    parser.add_argument("--processes", type=int, default=at_once, help="runs at a time: small models leave a GPU idle")
     parser.add_argument("--out", type=Path, default=TOP / "docs", help="where evidence.md and evidence/mqar.json go")
     return parser.parse_args(words)
 
@@ -56,9 +59,11 @@ def main(command_line: list[str]) -> None:
     record = words.out / "evidence" / "mqar.json"
     record.parent.mkdir(parents=True, exist_ok=True)
     known = begun(words, record)
-    for spec, seed in missing(words, known):
-        known = replace(known, runs=(*known.runs, trained(words, spec, seed)))
+    for run in measured(words, list(missing(words, known))):
+        known = replace(known, runs=(*known.runs, run))
         write(record, to_json(known, indent=1) + "\n")
+    known = replace(known, runs=tuple(sorted(known.runs, key=lambda run: (run.seed, SPECS.index(run.spec)))))
+    write(record, to_json(known, indent=1) + "\n")
     write(words.out / "evidence.md", page(known, COMMAND))
     print(f"wrote {words.out / 'evidence.md'}")
 
@@ -80,6 +85,16 @@ def missing(words: argparse.Namespace, known: Evidence) -> Iterator[tuple[str, i
     done = {(run.spec, run.seed) for run in known.runs}
     wanted = [(spec, seed) for seed in range(words.seeds) for spec in words.specs.split(",")]
     return iter([pair for pair in wanted if pair not in done])
+
+
+def measured(words: argparse.Namespace, wanted: list[tuple[str, int]]) -> Iterator[Trained]:
+    """The runs, each as soon as it is done."""
+    if min(words.processes, len(wanted)) < 2:
+        yield from (trained(words, spec, seed) for spec, seed in wanted)
+        return
+    with ProcessPoolExecutor(min(words.processes, len(wanted)), mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(trained, words, spec, seed) for spec, seed in wanted]):
+            yield done.result()
 
 
 class Ahead:

@@ -31,8 +31,10 @@ def provider(form: Recurrence, chunk: int | None = None) -> Scan:
     """The launch's kernels; with other chunks than the tables' in 16 bits."""
     made = []
     for name, text in files(form).items():
-        pattern = r'(\("sm_\d+", 2\): \()\d+,' if chunk is not None and name != "scan_step" else "$^"
-        made.append(load(re.sub(pattern, rf"\g<1>{chunk},", text), FOLDER, f"{name}_{chunk}_{abs(hash(form))}"))
+        if chunk is not None and name != "scan_step":
+            text, found = re.subn(r'(\("sm_\d+", 2\): \()\d+,', rf"\g<1>{chunk},", text)
+            assert found, f"{name} has no table of chunks"
+        made.append(load(text, FOLDER, f"{name}_{chunk}_{abs(hash(form))}"))
     return scan_kernels(made)
 
 

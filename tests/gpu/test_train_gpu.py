@@ -65,8 +65,9 @@ def test_a_seed_gives_the_same_bits_and_so_does_a_resumed_run(tmp_path, monkeypa
 
 
 def test_a_compiled_model_learns_what_a_plain_one_learns(tmp_path):
-    plain = trained(place(tmp_path, "plain", "loss = [lm]"), steps=20, dtype="float32")
-    compiled = trained(place(tmp_path, "compiled", "loss = [lm]"), steps=20, dtype="float32", compiled=True)
+    usual = {"steps": 40, "dtype": "float32", "batch": 32, "lr": 3e-3}
+    plain = trained(place(tmp_path, "plain", "loss = [lm]"), **usual)
+    compiled = trained(place(tmp_path, "compiled", "loss = [lm]"), **usual, compiled=True)
     assert compiled.last["lm"] == pytest.approx(plain.last["lm"], rel=1e-3)
     assert plain.last["lm"] < plain.first["lm"]
 
