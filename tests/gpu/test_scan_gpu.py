@@ -30,7 +30,8 @@ GATES = (0.0, -0.01, -0.1, -1.0, -50.0)
 def provider(form: Recurrence, chunk: int | None = None) -> Scan:
     """The launch's kernels; with other chunks than the tables' in 16 bits."""
     made = []
-    for name, text in files(form).items():
+    for name, source in files(form).items():
+        text = source
         if chunk is not None and name != "scan_step":
             text, found = re.subn(r'(\("sm_\d+", 2\): \()\d+,', rf"\g<1>{chunk},", text)
             assert found, f"{name} has no table of chunks"
