@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 {channel_imports}from ..runtime.launch import Kernels
 {state_imports}from ..runtime.softplus import SoftplusKernels
@@ -41,13 +42,17 @@ SOFTPLUS = {{
 
 def kernel(launch: str) -> {of_channels}{of_states}Kernels | SoftplusKernels | None:
     """The kernels of a launch, or None where it has none; their files are imported now, which needs triton."""
-{first_channels}{first_states}    names = (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))
-    files = [import_module(f".{{name}}", __package__) for name in names]
-    for name, file in zip(names, files, strict=True):
-        file.BLOCKS.update(blocks(TUNING, name, file.triton.__version__))
+{first_channels}{first_states}    files = [_file(name) for name in (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))]
     if not files:
         return None
     return SoftplusKernels.of(files) if launch in SOFTPLUS else Kernels.of(*files)
+
+
+def _file(name: str) -> ModuleType:
+    """A kernel file, with the blocks that were tuned for it."""
+    file = import_module(f".{{name}}", __package__)
+    file.BLOCKS.update(blocks(TUNING, name, file.triton.__version__))
+    return file
 '''
 
 NO_STATES = {"state_imports": "", "states": "", "of_states": "", "first_states": ""}
@@ -55,7 +60,7 @@ WITH_STATES = {
     "state_imports": "from ..runtime.recurrence import Scan\nfrom ..runtime.scan_kernels import scan_kernels\n",
     "of_states": "Scan | ",
     "first_states": """    if launch in STATES:
-        return scan_kernels([import_module(f".{name}", __package__) for name in STATES[launch]])
+        return scan_kernels([_file(name) for name in STATES[launch]])
 """,
 }
 STATES = """

@@ -41,6 +41,7 @@ def files(kernel: Recurrence) -> dict[str, str]:
 def constants(skeleton: str, kernel: Recurrence) -> dict[str, str]:
     """The constants at the top of a skeleton."""
     every = {
+        "FORM": (kernel.decay, kernel.update, kernel.erase, kernel.write, kernel.normalize),
         "KEY_WIDTH": kernel.key_width,
         "VALUE_WIDTH": kernel.value_width,
         "CHANNELS": kernel.decay == "vector",

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -26,11 +27,14 @@ from attnc.codegen.verify.channels import ChannelSubject, channel_rows, channel_
 from attnc.codegen.verify.classes import DECODE, IN_INTERPRETER, ON_GPU, cases
 from attnc.codegen.verify.judge import Verdict
 from attnc.codegen.verify.report import Job, Kernel, Machine, Message, Row
+from attnc.codegen.verify.states import StateSubject, skeleton_of, state_rows, state_subjects
 from attnc.codegen.verify.subjects import Subject, subjects
 from attnc.compiler.data import from_json, to_json
 
 IN_INTERPRETED, CHANNELS_ON_GPU = 20, 700
 """Tokens of the longest sequence whose channel states are compared: the interpreter scans number by number."""
+
+AnySubject = Subject | ChannelSubject | StateSubject
 
 BROKEN = 3
 """Exit code after an error that leaves a GPU's context unusable: whoever asked starts a new process for the rest."""
@@ -47,10 +51,10 @@ def main() -> None:
     sizes = IN_INTERPRETER if INTERPRETS else ON_GPU
     found = [one for one in subjects(Path(job.folder), sizes.longest // 2) if wanted(one, job)]
     of_channels = [one for one in channel_subjects(Path(job.folder)) if not job.only or one.file in job.only]
-    files: list[tuple[str, Subject | ChannelSubject]] = [
-        (file, one) for one in found for file in (one.file, one.masses) if file is not None
-    ]
+    of_states = [one for one in state_subjects(Path(job.folder)) if not job.only or not set(job.only).isdisjoint(one.files)]
+    files: list[tuple[str, AnySubject]] = [(file, one) for one in found for file in (one.file, one.masses) if file is not None]
     files += [(one.file, one) for one in of_channels]
+    files += [(file, one) for one in of_states for file in one.files]
     say(answers, Message(machine=machine(job.device), kernels=tuple(described(Path(job.folder), *pair) for pair in files)))
     for subject in found:
         for dtype in job.dtypes:
@@ -64,12 +68,14 @@ def main() -> None:
             say(answers, Message(begun=key))
         return key not in job.done
 
-    for one in of_channels:
-        for dtype in job.dtypes:
-            for row in channel_rows(one, dtype, job.device, IN_INTERPRETED if INTERPRETS else CHANNELS_ON_GPU, begin):
-                say(answers, Message(row=row))
-                if row.verdict == "wrong" and lost(job.device):
-                    sys.exit(BROKEN)
+    for dtype in job.dtypes:
+        longest = IN_INTERPRETED if INTERPRETS else CHANNELS_ON_GPU
+        rows = [channel_rows(one, dtype, job.device, longest, begin) for one in of_channels]
+        rows += [state_rows(one, dtype, job.device, begin) for one in of_states]
+        for row in chain.from_iterable(rows):
+            say(answers, Message(row=row))
+            if row.verdict == "wrong" and lost(job.device):
+                sys.exit(BROKEN)
 
 
 def say(answers: TextIO, message: Message) -> None:
@@ -89,14 +95,14 @@ def wanted(subject: Subject, job: Job) -> bool:
     return not job.only or not {subject.file, subject.masses}.isdisjoint(job.only)
 
 
-def described(folder: Path, file: str, subject: Subject | ChannelSubject) -> Kernel:
+def described(folder: Path, file: str, subject: AnySubject) -> Kernel:
     """A kernel file, beside what plan.json says of it."""
     name = f"kernels/{file}.py"
     digest = kernels.digest((folder / name).read_text("utf-8"))
     known = json.loads((folder / "plan.json").read_text("utf-8"))["kernels"]
     return Kernel(
         kernel=file,
-        skeleton=subject.skeleton,
+        skeleton=skeleton_of(file),
         launches=subject.launches,
         sha256=digest,
         as_built=known.get(name) == digest,

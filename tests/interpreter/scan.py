@@ -9,7 +9,7 @@ import functools
 import tempfile
 from itertools import accumulate
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -60,8 +60,8 @@ def by_tokens(case: Case, given: dict[str, torch.Tensor | None]) -> dict[str, to
     """One token at a time, as decoding does."""
 
     def scan(steps: object, before: object, batch: object) -> object:
-        batch.max_new = 1  # it says how long the longest is, and is only asked whether there are few
-        return chunked(case.kernel)(steps, before, batch)
+        few = SimpleNamespace(offsets=batch.offsets, max_new=1)  # it is only asked whether there are few
+        return chunked(case.kernel)(steps, before, few)
 
     return run(case, scan, given, back=False)
 

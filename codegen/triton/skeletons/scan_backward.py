@@ -30,6 +30,7 @@ from attnc.codegen.triton.skeletons.scan_parts import (
     until_end,
 )
 
+FORM = ("scalar", "add", "scalar", "scalar", False)  # decay, update, strengths of erasing and writing, divided by sums
 KEY_WIDTH = 64
 VALUE_WIDTH = 64
 DELTA = False  # the delta rule

@@ -29,6 +29,7 @@ from attnc.codegen.triton.skeletons.scan_parts import (
     until_end,
 )
 
+FORM = ("scalar", "delta", "scalar", "scalar", False)  # decay, update, strengths of erasing and writing, divided by sums
 KEY_WIDTH = 64
 VALUE_WIDTH = 64
 CHANNELS = False  # every key channel decays by itself

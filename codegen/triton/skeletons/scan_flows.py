@@ -13,6 +13,7 @@ import triton.language as tl
 from attnc.codegen.triton.skeletons.scan_gradients import store_erased
 from attnc.codegen.triton.skeletons.scan_parts import architecture, bits, exp_of, part_fades, read_eraser, read_rows, run
 
+FORM = ("scalar", "add", "scalar", "scalar", False)  # decay, update, strengths of erasing and writing, divided by sums
 KEY_WIDTH = 64
 VALUE_WIDTH = 64
 DELTA = False  # the delta rule

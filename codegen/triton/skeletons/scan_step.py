@@ -9,6 +9,7 @@ import triton.language as tl
 
 from attnc.codegen.triton.skeletons.scan_parts import architecture, bits, exp_of, run
 
+FORM = ("scalar", "add", "scalar", "scalar", False)  # decay, update, strengths of erasing and writing, divided by sums
 KEY_WIDTH = 64
 VALUE_WIDTH = 64
 DELTA = False  # the delta rule

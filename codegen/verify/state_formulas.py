@@ -1,0 +1,153 @@
+"""Matrix states by their formula: token by token, and by chunks in the roundings of a kernel.
+
+Legend: T tokens of S sequences; H heads; C tokens of a chunk; K, V widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnc.codegen.verify.state_cases import SCALE, Case, Given, Results
+
+
+def formula(case: Case, given: Given, dtype: torch.dtype) -> Results:
+    """o, the states after and the sums after, token by token in `dtype`; what is divided by 0 is 0."""
+    kernel = case.kernel
+    outs, states, sums = [], [], []
+    for one in _sequences(case, given, dtype):
+        state, total = one.state, one.total
+        for t in range(len(one.q)):
+            if one.decay is not None:
+                fade = one.decay[t].exp()
+                state, total = fade[..., None] * state, fade * total
+            value, key = one.v[t], one.k[t]
+            if one.erase is not None and one.write is not None:
+                value = one.write[t] * value - torch.einsum("hkv,hk->hv", state, one.erase[t] * key)
+            state, total = state + key[:, :, None] * value[:, None, :], total + key
+            out = torch.einsum("hkv,hk->hv", state, one.q[t])
+            outs.append(_share(out, (one.q[t] * total).sum(-1)) if kernel.normalize else out * SCALE)
+        states.append(state)
+        sums.append(total)
+    return _results(case, [torch.stack(outs)] if outs else [], states, sums, dtype)
+
+
+def in_chunks(case: Case, given: Given, dtype: torch.dtype, chunk: int = 64) -> Results:
+    """The formula by chunks: operands of products are rounded to the case's dtype, the rest is in `dtype`. What a kernel of
+    chunks has to be compared with.
+    """
+    outs, states, sums = [], [], []
+    for one in _sequences(case, given, dtype):
+        state, total = one.state, one.total
+        for first in range(0, len(one.q), chunk):
+            out, state, total = _chunk(case, one.rows(slice(first, first + chunk)), state, total)
+            outs.append(out)
+        states.append(state)
+        sums.append(total)
+    return _results(case, outs, states, sums, dtype)
+
+
+class _Sequence(NamedTuple):
+    """One sequence with a head for each state: q, k [N, H, K], v [N, H, V]; decay None or [N, H, 1 or K]; strengths alike."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    decay: Tensor | None
+    erase: Tensor | None
+    write: Tensor | None
+    state: Tensor
+    total: Tensor
+
+    def rows(self, which: slice) -> _Sequence:
+        """Some of its tokens."""
+        decay, erase, write = (None if x is None else x[which] for x in (self.decay, self.erase, self.write))
+        q, k, v = (x[which] for x in (self.q, self.k, self.v))
+        return _Sequence(q, k, v, decay, erase, write, self.state, self.total)
+
+
+def _sequences(case: Case, given: Given, dtype: torch.dtype) -> Iterator[_Sequence]:
+    x = {name: None if of is None else of.to(dtype) for name, of in given.items()}
+    q, k, v = (_there(x[name]).repeat_interleave(share, 1) for name, share in zip("qkv", case.shares, strict=True))
+
+    def wide(gate: Tensor | None) -> Tensor | None:
+        """[H], [T, H] or [T, H, width] -> [T, H, 1 or width]."""
+        if gate is None or gate.dim() == 3:
+            return gate
+        return gate.expand(len(q), case.heads)[..., None]
+
+    whole = _Sequence(q, k, v, wide(x["decay"]), wide(x["erase"]), wide(x["write"]), q, q)
+    begin = 0
+    for sequence, size in enumerate(case.sizes):
+        zeros = q.new_zeros(case.heads, case.kernel.key_width, case.kernel.value_width)
+        before, sums = x["before"], x["sum_before"]
+        state = zeros if before is None else before[sequence]
+        total = zeros[..., 0] if sums is None else sums[sequence]
+        yield whole.rows(slice(begin, begin + size))._replace(state=state, total=total)
+        begin += size
+
+
+def _there(x: Tensor | None) -> Tensor:
+    assert x is not None, "every launch has q, k and v"
+    return x
+
+
+def _results(case: Case, outs: list[Tensor], states: list[Tensor], sums: list[Tensor], dtype: torch.dtype) -> Results:
+    empty = torch.zeros(0, case.heads, case.kernel.value_width, dtype=dtype, device=case.device)
+    return {"o": torch.cat(outs) if outs else empty, "after": torch.stack(states), "sum_after": torch.stack(sums)}
+
+
+def _share(out: Tensor, norm: Tensor) -> Tensor:
+    return torch.where(norm == 0, 0.0, out.movedim(-1, 0) / torch.where(norm == 0, 1.0, norm)).movedim(0, -1)
+
+
+class _Stored(torch.autograd.Function):
+    """A number as a kernel multiplies it, rounded to a dtype; so is its gradient."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        context.dtype = dtype
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(context: Any, *grads: Any) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return grad.to(context.dtype).to(grad.dtype), None
+
+
+def _chunk(case: Case, one: _Sequence, state: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(o, the state after, the sum after) of the tokens of a chunk."""
+    query, key, value = one.q, one.k, one.v
+    size, heads, dtype = len(query), case.heads, query.dtype
+
+    def stored(x: Tensor) -> Tensor:
+        found: Tensor = _Stored.apply(x, case.dtype)  # type: ignore[no-untyped-call]
+        return found
+
+    sums = torch.zeros_like(query[..., :1]) if one.decay is None else one.decay
+    sums = sums.double().cumsum(0)
+    apart = (sums[:, None] - sums[None, :]).clamp(max=0).to(dtype).exp().expand(-1, -1, -1, key.shape[-1])  # [i, j, H, K]
+    since, until = sums.to(dtype).exp(), (sums[-1] - sums).to(dtype).exp()
+    lower = torch.ones(size, size, device=query.device, dtype=dtype).tril()[..., None]
+    pairs = torch.einsum("ihk,jhk,ijhk->ijh", query, key, apart) * lower
+    held = stored(state)
+    if one.erase is not None and one.write is not None:
+        eye = torch.eye(size, dtype=dtype, device=query.device)
+        erased = torch.einsum("ihk,jhk,ijhk->ijh", one.erase * key, key, apart) * (lower - eye[..., None])
+        system = eye + erased.permute(2, 0, 1)
+        inverse = torch.linalg.solve_triangular(system, eye.expand(heads, -1, -1), upper=False, unitriangular=True)
+        right = one.write * value - torch.einsum("ihk,hkv->ihv", stored(one.erase * key * since), held)
+        value = torch.einsum("hij,jhv->ihv", stored(inverse), stored(right))
+    value = stored(value)
+    out = torch.einsum("ihk,hkv->ihv", stored(query * since), held)
+    out = out + torch.einsum("ijh,jhv->ihv", stored(pairs), value)
+    if case.kernel.normalize:
+        out = _share(out, torch.einsum("ihk,hk->ih", query * since, total) + pairs.sum(1))
+        total = total * since[-1] + (key * until).sum(0)
+    else:
+        out = out * SCALE
+    after = since[-1][..., None] * state + torch.einsum("jhk,jhv->hkv", stored(key * until), value)
+    return out, after, total
