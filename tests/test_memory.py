@@ -20,7 +20,7 @@ from attnc.compiler.mixers.memory import Learned, Memory, Mlp, Swiglu, net_shape
 from attnc.compiler.mixers.recurrence import recurrence
 from attnc.compiler.reduce import reduce
 from attnc.dsl import SpecError
-from attnc.runtime import fast_torch
+from attnc.runtime import fast_sweep, fast_torch
 from attnc.runtime.batch import Batch, lay_out
 from attnc.runtime.call import Call
 from attnc.runtime.fast import Lessons, Rule, Stream, start_of
@@ -128,7 +128,9 @@ def tensors(result):
 @pytest.mark.parametrize("name", RULES)
 def test_chunks_are_the_formula(name, monkeypatch):
     """Outputs, what is learned, and derivatives by all that comes in; sequences begin within a chunk and end within one."""
-    monkeypatch.setattr(fast_torch, "BLOCK", 3)
+    for module in (fast_sweep, fast_torch):
+        monkeypatch.setattr(module, "BLOCK", 3)
+    monkeypatch.setattr(fast_torch, "GROUP", 0)
     kind = RULES[name]
     rule, lessons, before, stream = given_of(kind, (7, 1, 12, 4), (3, kind.chunk - 1, 0, kind.chunk))
     leaves = [lessons.q, lessons.k, lessons.v, *lessons.start.values(), *(rate for rate in lessons.rates if rate is not None)]
