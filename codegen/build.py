@@ -27,6 +27,8 @@ from attnc.compiler.device import device, shipped
 from attnc.compiler.graph import Graph
 from attnc.compiler.plan import choose
 from attnc.compiler.planned import Choice, Plan
+from attnc.compiler.policies import settle
+from attnc.compiler.policy import Policy, policy_text
 from attnc.compiler.providers import absent
 from attnc.compiler.spec import Spec
 from attnc.compiler.value import Value
@@ -57,6 +59,8 @@ class Options(Value):
     tuned: tuple[Table, ...] = ()
     installed: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    policy: Policy | None = None
+    """What decides each `choose` and `budget`; None: the spec's defaults hold."""
     measured: bool = True
     """Whether tables that `attnc calibrate` measured count."""
 
@@ -73,6 +77,8 @@ class Report:
 def build(spec: Spec, folder: Path, options: Options) -> Report:
     """Writes `folder`. Raises SpecError: A401 with `strict` where a reference must run, A51x where files do not fit."""
     folders.refuse_strangers(folder)
+    if options.policy is not None:
+        spec = settle(spec, options.policy)
     graph = passes.run(graphs.build(spec))
     plans = plan_all(graph, options, cap=spec.model.score_cap is not None)
     chosen = plans["cpu" if options.device == "cpu" else "cuda"]
@@ -83,6 +89,8 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
     texts, launches = write_texts(spec, graph, plans)
     tuning = tables.for_folder(options.tuned, _kernels(texts))
     texts["tuning.json"] = tables.folder_text(tuning)
+    if options.policy is not None:
+        texts["policy.json"] = policy_text(options.policy)
     weights = parameters.parameters(spec, graph)
     copies = weight_files.carried(options.weights, weights)
     built = Built(
@@ -96,6 +104,7 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
         kernels={name: kernels.digest(text) for name, text in texts.items() if name.startswith(KERNELS)},
         resources=_resources(texts, options.targets),
         tuning=tuning,
+        policy=options.policy,
         files=(),
     )
     made: dict[str, Callable[[Path], None]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attnc.codegen.tune.table import FolderTuning
 from attnc.compiler.cache_spec import CacheRow
 from attnc.compiler.planned import Plan
+from attnc.compiler.policy import Policy
 from attnc.compiler.value import Value
 
 SCHEMA_VERSION = 1
@@ -26,7 +27,7 @@ class Compiled(Value):
 
 
 class Built(Value):
-    """plan.json: how the folder was made and how it runs. `tuning`: tuning.json.
+    """plan.json: how the folder was made and how it runs. `tuning`: tuning.json; `policy`: policy.json.
 
     `files` lists every file, so that nothing else is ever removed.
     """
@@ -42,4 +43,5 @@ class Built(Value):
     kernels: dict[str, str]
     resources: tuple[Compiled, ...] = ()
     tuning: FolderTuning = FolderTuning()
+    policy: Policy | None = None
     files: tuple[str, ...]

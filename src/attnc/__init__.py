@@ -76,18 +76,22 @@ def build(
     init: int | None = None,
     strict: bool = False,
     tuned: Iterable[str | os.PathLike[str]] | None = None,
+    policy: str | os.PathLike[str] | None = None,
     installed: Iterable[str] = (),
     without: Iterable[str] = (),
 ) -> Report:
     """Writes a folder that stands alone: readable PyTorch, kernels, and weights from a folder or started from the seed `init`.
 
     `device` names the table of costs, `targets` the architectures compiled ahead (`sm_90`), `tuned` the files of `attnc tune
-    kernels` whose blocks go into the folder (None: the user's own), `installed` and `without` the providers as in `plan`.
+    kernels` whose blocks go into the folder (None: the user's own), `policy` the file of `attnc tune solve` that decides each
+    `choose` and `budget` (None: the spec's defaults), `installed` and `without` the providers as in `plan`.
     Raises SpecError: A401 where `strict` and a reference would run in place of a kernel, A5 codes for weights that do not fit,
-    a folder that holds other files, and a file of tuned blocks that cannot be read.
+    a folder that holds other files, and a file of tuned blocks that cannot be read, A6 codes for a policy that is none or does
+    not fit the spec.
     """
     from attnc.codegen import build as codegen
     from attnc.codegen.tune import table
+    from attnc.compiler.policies import read_policy
 
     options = codegen.Options(
         device=device,
@@ -96,6 +100,7 @@ def build(
         seed=init,
         strict=strict,
         tuned=table.read_all(table.user_folder()) if tuned is None else tuple(table.read_given(Path(file)) for file in tuned),
+        policy=None if policy is None else read_policy(Path(policy)),
         installed=tuple(installed),
         without=tuple(without),
     )

@@ -47,6 +47,14 @@ def build(
             metavar="FILE", help="Take blocks from this table of attnc tune kernels; else from your own.", show_default=False
         ),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What attnc tune solve decided; else that beside the spec made for the device. none: the spec's defaults.",
+            show_default=False,
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse to run a reference where no kernel can.")] = False,
     diagnostics: Diagnostics = Format.text,
     json: Json = False,
@@ -55,6 +63,7 @@ def build(
     if weights is not None and init is not None:
         raise CommandError(Exit.USAGE, "--weights and --init exclude each other", "leave one of them out")
     spec = read_spec(file, overrides(settings))
+    decided = _policy(file, policy, spec, device_name(device), reduced=reduce is not None)
     if reduce is not None:
         spec = _reduced(spec, reduce)
     with in_its_text(file):
@@ -67,6 +76,7 @@ def build(
             init=init,
             strict=strict,
             tuned=tuned or None,
+            policy=decided,
             **providers(wanted, without),
         )
     for decision in report.decisions:
@@ -75,6 +85,35 @@ def build(
         print_json(report.built)
     else:
         _print(spec, report)
+
+
+def _policy(file: str, given: str | None, spec: Spec, device: str, *, reduced: bool) -> Path | None:
+    """The policy that a build takes; a note says where the spec's defaults hold though something could be decided."""
+    from attnc.compiler import policies
+    from attnc.compiler.units import Units
+
+    if given not in (None, "none"):
+        if reduced:
+            raise CommandError(Exit.USAGE, "--policy and --reduce exclude each other", "leave one of them out")
+        return Path(str(given))
+    own, others = (None, ()) if given == "none" or file == "-" else policies.beside(Path(file), device)
+    if own is not None and not reduced:
+        note(f"note: {own[0].name} decides{'' if own[1].proved else '; it is not proved (attnc tune prove)'}")
+        return own[0]
+    count = len(Units(spec).all()) if spec.budgets or _chooses(spec) else 0
+    if not count:
+        return None
+    names = ", ".join(path.name for path in others)
+    why = "--reduce leaves other layers, and " if own else f"{names}: made for another device, and " if others else ""
+    note(f"note: {why}the spec's defaults hold in {count} parts that attnc tune could decide")
+    return None
+
+
+def _chooses(spec: Spec) -> bool:
+    from attnc.compiler.spec import Choose
+    from attnc.compiler.walk import every
+
+    return any(isinstance(one, Choose) for layer in spec.layers for one in every(layer.mixer))
 
 
 def with_tokens(arguments: list[str]) -> list[str]:

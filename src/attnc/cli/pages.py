@@ -32,6 +32,7 @@ def pages() -> dict[str, Page]:
     from attnc.codegen import problem
     from attnc.compiler import codes as checker
     from attnc.compiler import examples as meaning
+    from attnc.compiler import policy_codes as deciding
     from attnc.dsl import codes as reader
     from attnc.dsl import examples as syntax
     from attnc.runtime.codes import CODES as RUNNING
@@ -39,7 +40,16 @@ def pages() -> dict[str, Page]:
     from attnc.train import codes as training
 
     examples = {**syntax.EXAMPLES, **meaning.EXAMPLES}
-    rooms = (reader.CODES, checker.CODES, problem.CODES, checkpoint.CODES, RUNNING, asking.CODES, training.CODES)
+    rooms = (
+        reader.CODES,
+        checker.CODES,
+        problem.CODES,
+        checkpoint.CODES,
+        RUNNING,
+        asking.CODES,
+        training.CODES,
+        deciding.CODES,
+    )
     found = [Page(code, title, text, examples.get(code)) for room in rooms for code, (title, text) in room.items()]
     assert len({page.code for page in found}) == len(found), "a code of two rooms"
     return {page.code: page for page in sorted(found)}

@@ -77,25 +77,32 @@ def show(
     source = str(folder / "spec.attn") if folder else file
     with in_its_text(source):
         if mask is not None:
-            _mask(read_spec(source), mask, length or MASK_TOKENS, json)
+            _mask(_read(source, folder), mask, length or MASK_TOKENS, json)
             return
         match stage:
             case Stage.tree:
                 _tree(source, json)
             case Stage.spec:
-                _spec(read_spec(source), None, json)
+                _spec(_read(source, folder), None, json)
             case Stage.graph:
-                _graph(read_spec(source), json)
+                _graph(_read(source, folder), json)
             case Stage.module:
                 _module(source, folder, device, providers(wanted, without), json)
             case Stage.plan:
-                spec = read_spec(source)
+                spec = _read(source, folder)
                 built = _built(folder) if folder and device is None and not (wanted or without) else None
                 if built is not None:
                     _spec(spec, built.plans["cpu" if device_name(None) == "cpu" else "cuda"], json, built.tuning)
                 else:
                     asked = providers(wanted, without)
                     _spec(spec, attnc.plan(spec, device_name(device), length or PRICED_TOKENS, batch, **asked), json)
+
+
+def _read(source: str, folder: Path | None) -> Spec:
+    """The spec of a file, or that which a folder was built of."""
+    from attnc.compiler.policies import of_folder
+
+    return read_spec(source) if folder is None else of_folder(folder)
 
 
 def _mask(spec: Spec, layer: int, length: int, json: bool) -> None:

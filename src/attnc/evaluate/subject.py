@@ -15,6 +15,7 @@ import attnc
 from attnc.compiler.cache_spec import CacheRow, row_bytes
 from attnc.compiler.data import from_data
 from attnc.compiler.laws import laws
+from attnc.compiler.policies import of_folder
 from attnc.compiler.spec import Spec
 from attnc.evaluate.report import Form, Read
 from attnc.evaluate.tokenizer import NAME, Bytes, FolderTokenizer
@@ -40,7 +41,7 @@ class Subject:
     def of(cls, folder: Path, device: str, dtype: torch.dtype | None, reference: bool) -> Subject:
         """From a built folder with weights; raises the folder's WeightsError where they are missing."""
         model = attnc.load(folder, device, dtype, "reference" if reference else "plan")
-        return cls(folder, model, attnc.check(folder / "spec.attn"))
+        return cls(folder, model, of_folder(folder))
 
     @functools.cached_property
     def form(self) -> Form:

@@ -23,12 +23,12 @@ from attnc.codegen.launching import launch
 from attnc.codegen.parts import Part
 from attnc.codegen.problem import complaint
 from attnc.compiler import check, graph, passes
+from attnc.compiler.budget_text import Draw, drawn, sites, with_values
 from attnc.compiler.graph import Apply, Graph, Mix, RouteTokens
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.parameters import place
 from attnc.compiler.spec import Spec
 from attnc.dsl import Source, SpecError, parse
-from attnc.train.sites import Draw, drawn, sites, with_values
 
 if TYPE_CHECKING:
     from attnc.runtime.model import BuiltModel

@@ -19,6 +19,7 @@ from attnc.compiler import graph, passes
 from attnc.compiler.causality import refuse
 from attnc.compiler.laws import laws
 from attnc.compiler.parameters import parameters
+from attnc.compiler.policies import of_folder
 from attnc.compiler.recipe import Recipe
 from attnc.compiler.spec import Spec
 from attnc.dsl import SpecError
@@ -72,7 +73,7 @@ def resume(
 
 
 def _spec(place: Path) -> Spec:
-    spec: Spec = attnc.check(place / "spec.attn")
+    spec: Spec = of_folder(place)
     return spec
 
 

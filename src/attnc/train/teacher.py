@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from attnc.codegen.build import Options, build
 from attnc.codegen.importing import import_folder
 from attnc.codegen.problem import complaint
-from attnc.compiler.mixers import MIXERS
-from attnc.compiler.spec import Attention, Chain, Choose, Gate, Heads, Mixer, Route, Spec, Sum, When
-from attnc.compiler.walk import attentions, children, rebuilt
+from attnc.compiler.full import full
+from attnc.compiler.spec import Mixer, Spec
+from attnc.compiler.walk import attentions
 from attnc.dsl import SpecError
 
 if TYPE_CHECKING:
@@ -28,10 +28,7 @@ Maps = dict[str, Tensor]
 
 
 def full_spec(spec: Spec, file: str) -> Spec:
-    """The spec with every layer full. Raises SpecError A578 for a layer without a softmax; `file` is what it points at.
-
-    Of branches (`+`, `gate`) the first softmax stays, and the others are left out; of alternatives the first that is full.
-    """
+    """The spec with every layer full. Raises SpecError A578 for a layer without a softmax; `file` is what it points at."""
     known: dict[int, Mixer] = {}
     layers = []
     for layer in spec.layers:
@@ -41,27 +38,6 @@ def full_spec(spec: Spec, file: str) -> Spec:
         mixer = known.setdefault(id(layer.mixer), full(layer.mixer))  # layers of one rule hold one object
         layers.append(replace(layer, mixer=mixer))
     return replace(spec, layers=tuple(layers), budgets=(), recipe=None)
-
-
-def full(mixer: Mixer) -> Mixer:
-    """The mixer with a softmax over every key; names of weights stay."""
-    match mixer:
-        case Attention():
-            return replace(mixer, keys=(MIXERS["full"].examples[0],))
-        case Sum(names=names, parts=parts) | Gate(names=names, parts=parts):
-            name, part = next((n, p) for n, p in zip(names, parts, strict=True) if attentions(p))
-            return Sum(names=(name,), parts=(full(part),))
-        case When() | Choose() | Route():
-            softmaxes = [one for one in children(mixer) if attentions(one)]
-            return full(next((one for one in softmaxes if _is_full(one)), softmaxes[0]))
-        case Heads() | Chain():
-            return rebuilt(mixer, lambda one: full(one) if attentions(one) else one)
-        case _:
-            return mixer
-
-
-def _is_full(mixer: Mixer) -> bool:
-    return all(key.kind == "full" for one in attentions(mixer) for key in one.keys)
 
 
 def teacher(spec: Spec, student: BuiltModel, place: Path, options: Options, file: str) -> BuiltModel:

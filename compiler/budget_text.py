@@ -7,20 +7,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
-from attnc.compiler.spec import Spec
+from attnc.compiler.spec import BudgetSite, Spec
 from attnc.dsl import tree
 from attnc.dsl.format import print_expression
 
 
 class Site(NamedTuple):
-    """One `budget(low..high)` of the text: `number` in the order written, `per` layer, head or (empty) all at once."""
+    """One `budget(low..high)` of the text: `number` in the order written, `path` as the spec has it, `per` layer, head or
+    (empty) all at once.
+    """
 
     number: int
+    path: str
     low: float
     high: float
     whole: bool
     share: bool
     per: str
+    default: float
 
 
 Draw = Mapping[int, float]
@@ -34,14 +38,18 @@ def drawn(site: Site, source: random.Random) -> float:
 
 def sites(file: tree.File, spec: Spec) -> Iterator[Site]:
     """The budgets that may move while training, in the order written; those of shapes keep their defaults."""
-    known = {(site.origin.line, site.origin.text): site for site in spec.budgets}
+    known: dict[tuple[int, str], list[BudgetSite]] = {}
+    for site in spec.budgets:
+        known.setdefault((site.origin.line, site.origin.text), []).append(site)
     for number, call in enumerate(_calls(file)):
-        found = known.get((call.span.line, print_expression(call)))
+        alike = known.get((call.span.line, print_expression(call)), [])
+        # where a line repeats itself each has a path of its own
+        found = alike[0] if len(alike) == 1 else alike.pop(0) if alike else None
         if found is None or found.when != "tuned":
             continue
         numbers = (found.low, found.high, found.default)
         whole = all(isinstance(one, int) or float(one).is_integer() for one in numbers) and not found.share
-        yield Site(number, found.low, found.high, whole, found.share, found.per or "")
+        yield Site(number, found.path, found.low, found.high, whole, found.share, found.per or "", found.default)
 
 
 def _calls(node: Any) -> Iterator[tree.Call]:

@@ -1,0 +1,346 @@
+"""What of a spec is decided before building: units, each with its candidates, and the spec in which every one is decided.
+
+A unit is a part of a layer with weights of its own (a branch of `+`, `>>` or `gate`, or the whole layer) that holds a `choose`
+or a number that a `budget` moves. It is decided for each KV group, or for all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
+
+from attnc.compiler.budget_text import Site, sites, with_values
+from attnc.compiler.check import check
+from attnc.compiler.full import full
+from attnc.compiler.spec import (
+    Alternative,
+    Attention,
+    Chain,
+    Choose,
+    Gate,
+    HeadCase,
+    Heads,
+    Mixer,
+    Mixing,
+    Select,
+    Spec,
+    Sum,
+    When,
+    WhenCase,
+)
+from attnc.compiler.walk import attentions, children, first_leaf, is_softmax, joined, rebuilt, selected_scope
+from attnc.dsl import tree
+from attnc.dsl.diagnostic import SpecError
+from attnc.dsl.parse import parse
+from attnc.dsl.source import Source
+
+MOST = 64
+"""Candidates of a unit: more are no table that anybody measures."""
+
+Words = tuple[tuple[str, str], ...]
+Numbers = tuple[tuple[str, float], ...]
+
+
+class Candidate(NamedTuple):
+    """What one unit may be: an alternative for each `choose` in it, and a number for each budget that matters then.
+
+    `full`: a softmax over every key instead, which losses are compared with; no result of tuning.
+    """
+
+    choose: Words = ()
+    budgets: Numbers = ()
+    full: bool = False
+
+    @property
+    def name(self) -> str:
+        """In tables and journals: `streaming window.n=64`."""
+        words = [name for _, name in self.choose] + [f"{short(path)}={number:g}" for path, number in self.budgets]
+        return "full attention" if self.full else " ".join(words)
+
+
+FULL = Candidate(full=True)
+Place = tuple[int, str]
+"""Layer and scope of a unit."""
+
+
+class Unit(NamedTuple):
+    """A unit of one layer; the first of its candidates is what the spec says by itself."""
+
+    layer: int
+    scope: str
+    kv_heads: int
+    per: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def place(self) -> Place:
+        """What no two units share."""
+        return (self.layer, self.scope)
+
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """First and last KV group of each of its decisions."""
+        return tuple((g, g) for g in range(self.kv_heads)) if self.per == "head" else ((0, self.kv_heads - 1),)
+
+
+class TooManyError(ValueError):
+    """A unit has more candidates than can be measured."""
+
+
+def short(path: str) -> str:
+    """The end of a budget's path, which says enough in a table."""
+    return ".".join(path.split(".")[-2:])
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The units of a spec. `points`: values that each budget may take; its ends and its default are among them."""
+
+    spec: Spec
+    points: int = 4
+
+    @cached_property
+    def text(self) -> Spec:
+        """The spec as its canonical text says it, which is what other values of budgets are compared with."""
+        return check(self.tree) if self.sites else self.spec
+
+    @cached_property
+    def tree(self) -> tree.File:
+        """The syntax tree of the canonical text."""
+        return parse(Source(self.spec.file, self.spec.text))
+
+    @cached_property
+    def sites(self) -> dict[str, Site]:
+        """The budgets that may move, by path."""
+        return {site.path: site for site in sites(self.tree, check(self.tree))} if self.spec.budgets else {}
+
+    @cached_property
+    def shared(self) -> dict[str, tuple[float, ...]]:
+        """The budgets that are one number for all layers, and the values that they may take."""
+        return {path: self.values(site) for path, site in self.sites.items() if not site.per}
+
+    def values(self, site: Site) -> tuple[float, ...]:
+        """Those that the checker takes, the default first: the ends, and some between, even by ratio."""
+        wanted = [site.default, site.low, site.high]
+        steps = max(2, self.points) - 1
+        for at in range(1, steps):
+            low, high = max(site.low, 1 if site.whole else 1e-9), max(site.high, 1e-9)
+            between = low * (high / low) ** (at / steps)
+            wanted.append(_rounded(between) if site.whole else float(f"{between:.3g}"))
+        inside = [one for one in dict.fromkeys(wanted) if site.low <= one <= site.high]
+        return tuple(one for one in inside if one == site.default or self._checked({site.path: one}) is not None)
+
+    def all(self) -> tuple[Unit, ...]:
+        """Every unit, layer by layer. Raises TooManyError."""
+        known: dict[int, list[tuple[str, int, str, tuple[Candidate, ...]]]] = {}
+        for layer in self.text.layers:
+            if id(layer.mixer) not in known:
+                known[id(layer.mixer)] = [
+                    (scope, _kv_heads(mixer), *self._candidates(layer.index, scope, mixer))
+                    for scope, mixer in pieces(layer.mixer)
+                ]
+        return tuple(
+            Unit(layer.index, scope, kv_heads, per, candidates)
+            for layer in self.text.layers
+            for scope, kv_heads, per, candidates in known[id(layer.mixer)]
+            if len(candidates) > 1
+        )
+
+    def _candidates(self, layer: int, scope: str, mixer: Mixer) -> tuple[str, tuple[Candidate, ...]]:
+        """(per, candidates), each of them another mixer."""
+        decisions = dict(chooses(mixer))
+        moving = {path: self.values(site) for path, site in self.sites.items() if self._moves(path, layer, scope, mixer)}
+        count = 1
+        for size in [*(len(one.alternatives) for one in decisions.values()), *map(len, moving.values())]:
+            count *= size
+        if count > 16 * MOST:
+            raise TooManyError(f"layer {layer} has {count} candidates")
+        found: dict[Mixer, Candidate] = {}
+        for words in product(*([one.name for one in choose.alternatives] for choose in decisions.values())):
+            for numbers in product(*moving.values()):
+                self._add(
+                    found, layer, scope, dict(zip(decisions, words, strict=True)), dict(zip(moving, numbers, strict=True))
+                )
+        if len(found) > MOST:
+            raise TooManyError(f"layer {layer} has {len(found)} candidates")
+        by = {choose.per for choose in decisions.values()} | {self.sites[path].per for path in moving if self.sites[path].per}
+        return ("head" if by == {"head"} else "layer"), tuple(found.values())
+
+    def _add(
+        self, found: dict[Mixer, Candidate], layer: int, scope: str, words: Mapping[str, str], numbers: Mapping[str, float]
+    ) -> None:
+        """The candidate, if the checker takes it and none before it is the same mixer."""
+        spec = self._checked(numbers)
+        if spec is None:
+            return
+        made = resolved(dict(pieces(spec.layers[layer].mixer))[scope], words)
+        if made in found:
+            return
+        default = {path: self.sites[path].default for path in numbers}
+        matter = []
+        for path, number in numbers.items():
+            other = next(one for one in self.values(self.sites[path]) if one != number) if self._varies(path) else number
+            moved = self._checked({**numbers, path: other})
+            differs = moved is not None and resolved(dict(pieces(moved.layers[layer].mixer))[scope], words) != made
+            if differs or number != default[path]:
+                matter.append((path, number))
+        met = {path for path, _ in chooses_met(dict(pieces(self.text.layers[layer].mixer))[scope], words)}
+        found[made] = Candidate(tuple((path, word) for path, word in words.items() if path in met), tuple(matter))
+
+    def _varies(self, path: str) -> bool:
+        return len(self.values(self.sites[path])) > 1
+
+    def _moves(self, path: str, layer: int, scope: str, mixer: Mixer) -> bool:
+        """Whether a budget stands in this part of the layer."""
+        site = self.sites[path]
+        for number in self.values(site)[1:]:
+            spec = self._checked({path: number})
+            if spec is not None and dict(pieces(spec.layers[layer].mixer)).get(scope) != mixer:
+                return True
+        return False
+
+    def takes(self, candidate: Candidate) -> bool:
+        """Whether the candidate's budgets lie in their ranges and pass the checker."""
+        inside = all(self.sites[path].low <= number <= self.sites[path].high for path, number in candidate.budgets)
+        return inside and self._checked(dict(candidate.budgets)) is not None
+
+    def _checked(self, numbers: Mapping[str, float]) -> Spec | None:
+        """The spec with other values of its budgets; None where the checker refuses them."""
+        moved = tuple(sorted((path, one) for path, one in numbers.items() if one != self.sites[path].default))
+        if not moved:
+            return self.text
+        if moved not in self._known:
+            try:
+                self._known[moved] = check(with_values(self.tree, {self.sites[path].number: one for path, one in moved}))
+            except SpecError:
+                self._known[moved] = None
+        return self._known[moved]
+
+    @cached_property
+    def _known(self) -> dict[Numbers, Spec | None]:
+        return {}
+
+    def settled(self, picks: Mapping[Place, Sequence[Candidate]]) -> Spec:
+        """The spec with every unit decided: one candidate for each of its KV groups, or FULL."""
+        known: dict[tuple[int, tuple[object, ...]], Mixer] = {}
+        layers = []
+        for layer in self.text.layers:
+            scopes = [scope for scope, _ in pieces(layer.mixer)]
+            key = id(layer.mixer), tuple(tuple(picks.get((layer.index, scope), ())) for scope in scopes)
+            if key not in known:
+                made = {scope: self._decided(layer.index, scope, picks) for scope in scopes if (layer.index, scope) in picks}
+                known[key] = _with_pieces(layer.mixer, made)
+            layers.append(replace(layer, mixer=known[key]))
+        return replace(self.text, layers=tuple(layers), budgets=())
+
+    def _decided(self, layer: int, scope: str, picks: Mapping[Place, Sequence[Candidate]]) -> Mixer:
+        made = [self.mixer((layer, scope), candidate) for candidate in picks[layer, scope]]
+        if all(one == made[0] for one in made):
+            return made[0]
+        own = [onto(one, group) for group, one in enumerate(made)]
+        cases: list[HeadCase] = []
+        for group, one in enumerate(own):
+            if cases and cases[-1].mixer == one:
+                cases[-1] = replace(cases[-1], last=group)
+            else:
+                cases.append(HeadCase(first=group, last=group, mixer=one))
+        return Heads(cases=tuple(cases))
+
+    def mixer(self, place: Place, candidate: Candidate) -> Mixer:
+        """What a unit is with this candidate."""
+        layer, scope = place
+        spec = self._checked(dict(candidate.budgets))
+        assert spec is not None, "candidates were checked"
+        found = dict(pieces(spec.layers[layer].mixer))[scope]
+        if candidate.full:
+            return full(found) if attentions(found) else resolved(found, {})
+        return resolved(found, dict(candidate.choose))
+
+
+def pieces(mixer: Mixer, scope: str = "") -> Iterator[tuple[str, Mixer]]:
+    """The parts of a layer that may be decided apart, each with its scope."""
+    match mixer:
+        case Sum() | Chain() | Gate():
+            for name, part in zip(mixer.names, mixer.parts, strict=True):
+                yield from pieces(part, joined(scope, name))
+        case Select(mixer=inner):
+            yield from pieces(inner, selected_scope(mixer, scope))
+        case _:
+            yield scope, mixer
+
+
+def _with_pieces(mixer: Mixer, made: Mapping[str, Mixer], scope: str = "") -> Mixer:
+    match mixer:
+        case Sum() | Chain() | Gate():
+            parts = zip(mixer.names, mixer.parts, strict=True)
+            return replace(mixer, parts=tuple(_with_pieces(part, made, joined(scope, name)) for name, part in parts))
+        case Select(mixer=inner):
+            return replace(mixer, mixer=_with_pieces(inner, made, selected_scope(mixer, scope)))
+        case _:
+            return made.get(scope, mixer)
+
+
+def chooses(mixer: Mixer, path: str = "") -> Iterator[tuple[str, Choose]]:
+    """Every `choose` of a part and its place: numbers of cases and names of alternatives, joined by dots."""
+    if isinstance(mixer, Choose):
+        yield path, mixer
+        for alternative in mixer.alternatives:
+            yield from chooses(alternative.mixer, joined(path, alternative.name))
+    else:
+        for number, inner in enumerate(children(mixer)):
+            yield from chooses(inner, joined(path, str(number)))
+
+
+def chooses_met(mixer: Mixer, words: Mapping[str, str], path: str = "") -> Iterator[tuple[str, Choose]]:
+    """Those that still decide something with these alternatives."""
+    if isinstance(mixer, Choose):
+        yield path, mixer
+        for alternative in mixer.alternatives:
+            if alternative.name == words.get(path, mixer.alternatives[0].name):
+                yield from chooses_met(alternative.mixer, words, joined(path, alternative.name))
+    else:
+        for number, inner in enumerate(children(mixer)):
+            yield from chooses_met(inner, words, joined(path, str(number)))
+
+
+def resolved(mixer: Mixer, words: Mapping[str, str], path: str = "") -> Mixer:
+    """The mixer with an alternative in place of each `choose`: the first one where `words` says nothing.
+
+    An alternative with weights of its own stays the only one of its `choose`, whose name is part of the weights' names.
+    """
+    if isinstance(mixer, Choose):
+        wanted = words.get(path, mixer.alternatives[0].name)
+        taken = next(one for one in mixer.alternatives if one.name == wanted)
+        inner = resolved(taken.mixer, words, joined(path, wanted))
+        return inner if is_softmax(inner) else replace(mixer, alternatives=(Alternative(name=wanted, mixer=inner),))
+    count = iter(range(len(children(mixer))))
+    return rebuilt(mixer, lambda one: resolved(one, words, joined(path, str(next(count)))))
+
+
+def onto(mixer: Mixer, group: int) -> Mixer:
+    """What one KV group of a block does."""
+    match mixer:
+        case Heads(cases=cases):
+            return onto(next(case.mixer for case in cases if case.first <= group <= case.last), group)
+        case When(cases=branches):
+            made: tuple[WhenCase, ...] = tuple(replace(one, mixer=onto(one.mixer, group)) for one in branches)
+            return replace(mixer, cases=made)
+        case _:
+            assert isinstance(mixer, Attention | Mixing | Choose), "what is decided for each head is made of heads"
+            return mixer
+
+
+def _kv_heads(mixer: Mixer) -> int:
+    leaf = first_leaf(mixer)
+    return leaf.attributes.kv_heads or 1
+
+
+def _rounded(number: float) -> int:
+    """The nearest of the numbers that blocks and windows are made of: powers of two, and three quarters of them."""
+    step = 1
+    while step * 8 <= number:
+        step *= 2
+    return round(number / step) * step

@@ -1,0 +1,143 @@
+"""Policies: what may be decided of a spec, the spec in which it is, and files that hold it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import attnc
+from attnc.cli import invoke
+from attnc.compiler.policies import of_folder, read_policy, settle
+from attnc.compiler.policy import Machine, Policy, policy_text, spec_digest
+from attnc.compiler.spec import Attention, Heads
+from attnc.compiler.units import Units
+from attnc.dsl import SpecError
+
+MODEL = "model m { vocab = 64, dim = 32, layers = 3, ffn = none, norm = rms(1e-5), heads = 4, kv_heads = 2 }\n"
+CHOOSE = (
+    MODEL + "layers { all: choose(per = head) { all: full, near: sink(2) | window(budget(4..16, default = 8, per = head)) } }"
+)
+
+
+def policy(spec, picks, **changes):
+    """`picks(layer, group)`: the number of the candidate of every KV group."""
+    from attnc.compiler.policies import rows
+
+    units = Units(spec)
+    settings = [
+        row
+        for unit in units.all()
+        for row in rows(unit, [unit.candidates[picks(unit.layer, group)] for group in range(unit.kv_heads)], units.shared)
+    ]
+    base = Policy(
+        model=spec.model.name,
+        spec=spec_digest(spec),
+        made_by="hand",
+        machine=Machine(device="cpu"),
+        settings=tuple(settings),
+    )
+    return replace(base, **changes)
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "m.attn").write_text(CHOOSE)
+    return tmp_path
+
+
+def test_a_unit_has_a_candidate_for_every_mixer_that_its_decisions_make():
+    first, *_ = Units(attnc.check(CHOOSE), points=3).all()
+    assert [one.name for one in first.candidates] == ["all", "near window.n=8", "near window.n=4", "near window.n=16"]
+    assert (first.per, first.groups) == ("head", ((0, 0), (1, 1)))
+    shared = Units(attnc.check(MODEL + "layers { first(1): full, else: window(budget(4..16, default = 8)) }"), points=2)
+    assert [(unit.layer, unit.per) for unit in shared.all()] == [(1, "layer"), (2, "layer")]
+    assert shared.shared == {"layers.else.window.n": (8, 4, 16)}
+
+
+def test_a_settled_spec_is_the_spec_that_says_so_by_hand():
+    spec = attnc.check(CHOOSE)
+    settled = settle(spec, policy(spec, lambda layer, group: (layer + group) % 3))
+    by_hand = attnc.check(
+        MODEL
+        + """layers {
+          0: heads { 0: full, 1: sink(2) | window(8) }
+          1: heads { 0: sink(2) | window(8), 1: sink(2) | window(4) }
+          2: heads { 0: sink(2) | window(4), 1: full }
+        }"""
+    )
+    for one, other in zip(settled.layers, by_hand.layers, strict=True):
+        assert isinstance(one.mixer, Heads)
+        assert isinstance(other.mixer, Heads)
+        assert [(case.first, case.last, leaf(case)) for case in one.mixer.cases] == [
+            (case.first, case.last, leaf(case)) for case in other.mixer.cases
+        ]
+
+
+def leaf(case):
+    assert isinstance(case.mixer, Attention)
+    return case.mixer.keys, case.mixer.attributes
+
+
+def test_a_built_policy_computes_what_the_spec_by_hand_computes(place, capsys):
+    spec = attnc.check(place / "m.attn")
+    made = policy(spec, lambda layer, group: 2 * group)
+    (place / "m.cpu.policy.json").write_text(policy_text(made))
+    (place / "hand.attn").write_text(MODEL + "layers { all: heads { 0: full, 1: sink(2) | window(4) } }")
+    assert invoke(["build", str(place / "m.attn"), "-o", str(place / "one"), "--init", "0", "--device", "cpu"]) == 0
+    assert "m.cpu.policy.json decides; it is not proved" in capsys.readouterr().err
+    assert invoke(["build", str(place / "hand.attn"), "-o", str(place / "other"), "--init", "0"]) == 0
+    tokens = torch.arange(24)[None] % 64
+    with torch.no_grad():
+        one, other = (attnc.load(place / name)(tokens).logits for name in ("one", "other"))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert json.loads((place / "one/plan.json").read_text())["policy"]["spec"] == made.spec
+    assert of_folder(place / "one").cache_spec() == settle(spec, made).cache_spec() != spec.cache_spec()
+
+
+def test_a_policy_for_another_device_is_left_alone_unless_it_is_named(place, capsys):
+    path = place / "m.h100.policy.json"
+    path.write_text(policy_text(policy(attnc.check(place / "m.attn"), lambda *_: 1, machine=Machine(device="h100"))))
+    build = ["build", str(place / "m.attn"), "-o", str(place / "out"), "--device", "cpu"]
+    assert invoke(build) == 0
+    assert "m.h100.policy.json: made for another device, and the spec's defaults hold in 3 parts" in capsys.readouterr().err
+    assert json.loads((place / "out/plan.json").read_text())["policy"] is None
+    assert invoke([*build, "--policy", str(path)]) == 0
+    assert json.loads((place / "out/plan.json").read_text())["policy"]["machine"]["device"] == "h100"
+
+
+def damaged(text, spec):
+    first = json.loads(text)["settings"][0]
+    return {
+        "A601": [text[:-9], text.replace('"schema_version": 1', '"schema_version": 2'), text.replace('"first"', '"begin"')],
+        "A602": [
+            text.replace(spec_digest(spec), "0" * 64),
+            text.replace('"near"', '"far"'),
+            text.replace(": 16", ": 99"),
+            text.replace(json.dumps(first), f"{json.dumps(first)}, {json.dumps(first)}"),
+            text.replace('"layer": 2', '"layer": 7'),
+            text.replace(f"  {json.dumps(first)},\n", ""),
+        ],
+    }
+
+
+@pytest.mark.parametrize(("code", "number"), [("A601", n) for n in range(3)] + [("A602", n) for n in range(6)])
+def test_a_damaged_policy_is_an_error_that_names_what_is_wrong(place, code, number):
+    spec = attnc.check(place / "m.attn")
+    text = policy_text(policy(spec, lambda layer, group: 3))
+    path = place / "m.cpu.policy.json"
+    path.write_text(damaged(text, spec)[code][number])
+    assert path.read_text() != text
+    with pytest.raises(SpecError) as error:
+        attnc.build(spec, place / "out", policy=path)
+    assert [one.code for one in error.value.diagnostics] == [code]
+    assert not (place / "out").exists()
+
+
+def test_a_policy_reads_line_by_line_and_survives_its_file(place):
+    made = policy(attnc.check(place / "m.attn"), lambda layer, group: 0 if layer else 2)
+    (place / "p").write_text(policy_text(made))
+    assert read_policy(place / "p") == made
+    assert '  {"layer": 1, "first": 0, "last": 1, "choose": {"": "all"}},\n' in policy_text(made)
