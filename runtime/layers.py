@@ -67,18 +67,21 @@ class FeedForward(nn.Module):
         return out
 
 
-def earlier(x: Tensor, state: Tensor, batch: Batch, back: int) -> Tensor:
+def earlier(x: Tensor, state: Tensor | None, batch: Batch, back: int) -> Tensor:
     """The input `back` tokens before each token, [T, W], from its own sequence's state where the call has none.
 
-    x [T, W]; state [S, n, W], the n >= back inputs before the call, oldest first.
+    x [T, W]; state [S, n, W], the n >= back inputs before the call, oldest first, or None (zeros). Rows are shifted, not
+    gathered: the gradient of a gather is a sum in any order, or, where bits must repeat, a sort.
     """
     if batch.tokens == 0:
         return x
     index = torch.arange(batch.tokens, device=x.device) - batch.offsets[batch.sequence]  # place in the call
-    inside = index >= back
-    token = torch.where(inside, index - back + batch.offsets[batch.sequence], 0)
-    slot = torch.where(inside, 0, state.shape[1] - back + index)
-    return torch.where(inside.unsqueeze(-1), x[token], state[batch.sequence, slot].to(x.dtype))
+    inside = (index >= back).unsqueeze(-1)
+    shifted = F.pad(x, (0, 0, back, 0))[: batch.tokens]
+    if state is None:
+        return torch.where(inside, shifted, 0)
+    slot = (state.shape[1] - back + index).clamp(max=state.shape[1] - 1)
+    return torch.where(inside, shifted, state[batch.sequence, slot].to(x.dtype))
 
 
 def next_state(x: Tensor, state: Tensor, batch: Batch) -> Tensor:
@@ -102,11 +105,11 @@ def depthwise(x: Tensor, weight: Tensor, batch: Batch, state: Tensor | None = No
     first, or None (zeros). Returns y [T, W] and the new state.
     """
     n = weight.shape[1]
-    if state is None:
-        state = x.new_zeros(batch.sequences, n - 1, x.shape[1])
     mixed = x * weight[:, -1]
     for back in range(1, n):
         mixed = mixed + earlier(x, state, batch, back) * weight[:, -1 - back]
+    if state is None:
+        state = x.new_zeros(batch.sequences, n - 1, x.shape[1])
     return mixed, next_state(x, state, batch)
 
 

@@ -42,7 +42,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--specs", default=",".join(SPECS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--trials", type=int, default=500)
