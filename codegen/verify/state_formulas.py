@@ -146,7 +146,8 @@ def _chunk(case: Case, one: _Sequence, state: Tensor, total: Tensor) -> tuple[Te
     out = out + torch.einsum("ijh,jhv->ihv", stored(pairs), value)
     if case.kernel.normalize:
         out = _share(out, torch.einsum("ihk,hk->ih", query * since, total) + pairs.sum(1))
-        total = total * since[-1] + (key * until).sum(0)
+        kept = stored(key * until) if case.kernel.decay == "vector" else key * until  # the former are keys of the state too
+        total = total * since[-1] + kept.sum(0)
     else:
         out = out * SCALE
     after = since[-1][..., None] * state + torch.einsum("jhk,jhv->hkv", stored(key * until), value)
