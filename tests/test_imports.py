@@ -43,6 +43,21 @@ ROOMS = {
         {"attnc", "attnc.dsl", "attnc.compiler", "attnc.codegen", "attnc.runtime", "attnc.tasks", "attnc.train"},
         {"torch", "safetensors", "matplotlib", "tokenizers"},
     ),
+    "tune": (
+        "src/attnc/tune",
+        {
+            "attnc",
+            "attnc.dsl",
+            "attnc.compiler",
+            "attnc.codegen",
+            "attnc.runtime",
+            "attnc.tasks",
+            "attnc.evaluate",
+            "attnc.bench",
+            "attnc.tune",
+        },
+        {"pydantic", "torch", "safetensors", "numpy", "scipy", "matplotlib", "filelock"},
+    ),
     "cli": (
         "src/attnc/cli",
         {
@@ -56,6 +71,7 @@ ROOMS = {
             "attnc.tasks",
             "attnc.evaluate",
             "attnc.train",
+            "attnc.tune",
             "attnc.cli",
             "attnc.runtime.codes",
         },

@@ -25,6 +25,7 @@ INSTALLABLE = {
     "gguf": "'attnc[hf]'",
     "tokenizers": "'attnc[hf]'",
     "matplotlib": "'attnc[plot]'",
+    "scipy": "'attnc[tune]'",
 }
 
 
