@@ -44,8 +44,8 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
     attend = [*project_lines(project, handed=hands_on(graph, layer)), *_launches(mixes, a)]
     if a.kv_latent is not None:
         assert not many, "one launch reads a latent for all heads"
-        attend = latent.body(a)
-    body = [*attend, *projecting.output(a)]
+        attend = [*projecting.begin(a, project.chained), *latent.body(a)]
+    body = [*attend, *projecting.output(a, project.chained)]
     origins = dict.fromkeys(str(group.origin) for _, mix in mixes for variant in mix.variants for group in variant.groups)
     plans = tuple(plan_text(mix, project, at, model) for at, (_, mix) in enumerate(mixes))
     return Part(
@@ -62,6 +62,7 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         launches={one.name: name for one, (name, _) in zip(launches, mixes, strict=True)} | _choices(graph, launches, mixes),
         needs=_needs(project, a, [mix for _, mix in mixes], launches, plans),
         source=project.qk_layer is not None,
+        chained=project.chained and a.output_gate is not None,
     )
 
 
@@ -89,7 +90,7 @@ def project_lines(project: Project, handed: bool) -> list[str]:
     `handed`: a later layer takes q and k over.
     """
     a, own = project.attributes, project.qk_layer is None
-    lines = projecting.project(of_softmax(a, own_qk=own), a)
+    lines = [*projecting.begin(a, project.chained), *projecting.project(of_softmax(a, own_qk=own), a)]
     if own and a.share_qk:
         lines.append("k = q")
     if not own:

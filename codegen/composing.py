@@ -20,6 +20,9 @@ def combine(mixer: Sum | Chain | Gate, inner: list[Part], names: Names, model: M
         case Chain():
             summary = f"One reads the other: {' >> '.join(mixer.names)}."
             body = [*(f"x = self.{name}(x, call)" for name in mixer.names[:-1]), f"return self.{mixer.names[-1]}(x, call)"]
+            if inner[-1].chained:
+                first = [f"y = self.{mixer.names[0]}(x, call)", *(f"y = self.{name}(y, call)" for name in mixer.names[1:-1])]
+                body = [*first, f"return self.{mixer.names[-1]}(y, call, x)  # its gate reads x"]
         case Gate():
             summary = f"Branches weighed by a gate: {', '.join(mixer.names)}."
             more, body = _gate(mixer, model)

@@ -12,6 +12,7 @@ from attnc.compiler import channel_providers, scan_providers
 from attnc.compiler.attributes import Softplus
 from attnc.compiler.families import FAMILIES, Channels, FastWeights, Recurrence, Softmax
 from attnc.compiler.graph import Apply, Graph, Mix
+from attnc.compiler.plain_providers import PlainLaunch
 from attnc.compiler.plan import states, unsaid
 from attnc.compiler.spec import Model
 
@@ -142,7 +143,7 @@ def _families(graph: Graph, launches: Mapping[str, str]) -> Iterator[tuple[str, 
     for launch, node in launches.items():
         served = graph.network.nodes[node]["node"]
         launched = states(served, graph) if isinstance(served, Apply) else None
-        if launched is not None:
+        if launched is not None and not isinstance(launched, PlainLaunch):
             yield launch, launched.family
 
 

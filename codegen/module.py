@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import jinja2
 
-from attnc.codegen import applying, attending, composing, routing, scanning, spacing, teaching
+from attnc.codegen import applying, attending, composing, plain, routing, scanning, spacing, teaching
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
@@ -92,6 +92,8 @@ class Classes:
             write = spacing.spaced
         elif declared.taught is not None:
             write = teaching.taught
+        elif declared.plain is not None:
+            write = plain.plain
         part = write(self.graph, layer, scope, self.names, self.spec.model)
         return part if scope else self.alone(mixer.kind.kind, mixer, part)
 

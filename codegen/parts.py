@@ -42,6 +42,7 @@ class Part:
     `launches`  launch name -> graph node
     `needs`     runtime file -> names that it imports from there
     `source`    whether it takes the slot of an earlier launch whose keys it reads
+    `chained`   whether its output gate reads `given`, what the chain around it reads, beside x
     """
 
     name: str
@@ -57,6 +58,7 @@ class Part:
     launches: dict[str, str] = field(default_factory=dict)
     needs: dict[str, set[str]] = field(default_factory=dict)
     source: bool = False
+    chained: bool = False
 
 
 class Names:

@@ -59,9 +59,29 @@ def scaled(text: str, a: Attributes) -> str:
     return text if a.scale == 1 else f"{float(a.scale)!r} * {text}"
 
 
+def begin(a: Attributes, chained: bool) -> list[str]:
+    """Lines of forward: what is done to the mixer's input before all else. The output gate reads it as it came.
+
+    `chained`: what the output gate reads is given to forward beside x.
+    """
+    if a.activation is None:
+        return []
+    keep = ["given = x  # what the output gate reads"] if a.output_gate is not None and not chained else []
+    return [*keep, f"x = F.{a.activation}(x)"]
+
+
+def gate(a: Attributes, chained: bool) -> str:
+    """The output gate."""
+    assert a.output_gate is not None, "asked only where there is one"
+    read = "given" if chained or a.activation is not None else "x"
+    return {"sigmoid": "torch.sigmoid({})", "silu": "F.silu({})", "linear": "{}"}[a.output_gate].format(
+        f"self.output_gate({read})"
+    )
+
+
 def project(streams: Streams, a: Attributes, axes: Mapping[str, str] = AXES) -> list[str]:
     """Lines of forward: from x to those of q, k and v that are made, [T, heads, width] each, before positions."""
-    lines = [f"x = F.{a.activation}(x)"] if a.activation else []
+    lines = []
     for name, (heads, width) in streams.items():
         text = f"self.{name}_proj(x)"
         if a.short_conv is not None:
@@ -77,15 +97,14 @@ def project(streams: Streams, a: Attributes, axes: Mapping[str, str] = AXES) -> 
     return lines
 
 
-def output(a: Attributes) -> list[str]:
-    """Lines of forward: output_norm per head, times output_gate of x, o, scale."""
+def output(a: Attributes, chained: bool = False) -> list[str]:
+    """Lines of forward: output_norm per head, times output_gate, o, scale."""
     lines = []
     if a.output_norm is not None:
         lines.append("o = self.output_norm(o)")
     lines.append("o = o.flatten(-2)  # [T, heads * E]")
     if a.output_gate is not None:
-        gate = {"sigmoid": "torch.sigmoid({})", "silu": "F.silu({})", "linear": "{}"}[a.output_gate]
-        lines.append(f"o = o * {gate.format('self.output_gate(x)')}")
+        lines.append(f"o = o * {gate(a, chained)}")
     lines.append(f"return {scaled('self.o_proj(o)', a)}")
     return lines
 

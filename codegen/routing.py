@@ -32,7 +32,7 @@ def routed(graph: Graph, layer: int, scope: str, names: Names, model: Model, vis
         f'chosen = routes(self.router(x), "{node.router.estimator}", self.training)  # [T, {count}], one-hot',
         f"weights = self.join(x).unflatten(-1, ({a.heads}, {count})).softmax(dim=-1)  # [T, H, {count}]",
         "o = self.route(q, k, v, chosen, weights, call.batch, call.slot(self.slot))  # [T, H, E]",
-        *projecting.output(a),
+        *projecting.output(a, project.chained),
     )
     width = a.value_dim + count
     needs = {"route": {"TokenRoute", "routes"}, "intervals": {"HeadGroup"}, "cache": {"LayerPlan", "Slots", "Growing"}}
@@ -51,4 +51,5 @@ def routed(graph: Graph, layer: int, scope: str, names: Names, model: Model, vis
         plans=(f"LayerPlan((Slots(0, {a.kv_heads - 1}, Growing()),), key_width={a.head_dim}, value_width={width})",),
         slots=1,
         needs=needs,
+        chained=project.chained and a.output_gate is not None,
     )

@@ -43,9 +43,10 @@ def scanned(graph: Graph, layer: int, scope: str, names: Names, model: Model) ->
         summary=_summary(node, one),
         origins=(str(node.origin),),
         modules=tuple(modules),
-        body=(*_body(node, one), *projecting.output(node.attributes)),
+        body=(*_body(node, one), *projecting.output(node.attributes, node.chained)),
         plans=(plan_of_states(node, declared, model),),
         slots=1,
+        chained=node.chained and node.attributes.output_gate is not None,
         launches={class_name: name},
         needs=_needs(node, one, modules),
     )
@@ -94,7 +95,8 @@ def _turns(node: Apply, one: Scanned) -> bool:
 
 def _body(node: Apply, one: Scanned) -> list[str]:
     """From x to o [T, H, E]."""
-    lines = projecting.project(one.streams, node.attributes, AXES)
+    lines = projecting.begin(node.attributes, node.chained)
+    lines += projecting.project(one.streams, node.attributes, AXES)
     if _turns(node, one):
         lines.append("turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]")
         lines.append("q, k = rotate_by(q, *turn), rotate_by(k, *turn)")

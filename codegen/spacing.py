@@ -12,8 +12,6 @@ from attnc.compiler.mixers import MIXERS
 from attnc.compiler.spaced import Spaced
 from attnc.compiler.spec import Model
 
-GATES = {"sigmoid": "torch.sigmoid({})", "silu": "F.silu({})", "linear": "{}"}
-
 
 def spaced(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> Part:
     """The class of an Apply node whose kind says how it is held as a state space."""
@@ -24,7 +22,7 @@ def spaced(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> 
     one = declared.spaced(node.kind, node.attributes, model)
     class_name = names.new([node.kind.kind], "Mixer")
     weights = declared.weights(node.kind, node.attributes, model)
-    body = (*_body(one), *_output(one, node))
+    body = (*projecting.begin(node.attributes, node.chained), *_body(one), *_output(one, node))
     return Part(
         name=class_name,
         place="mixer",
@@ -35,6 +33,7 @@ def spaced(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> 
         body=body,
         plans=(plan_of_states(node, declared, model),),
         slots=1,
+        chained=node.chained and one.gate is not None,
         launches={class_name: name},
         needs=_needs(one, body),
     )
@@ -126,7 +125,7 @@ def _output(one: Spaced, node: Apply) -> list[str]:
     """Gate, norm and the output's map."""
     lines = []
     if one.gate is not None:
-        lines.append(f"y = y * {GATES[one.gate].format('self.output_gate(x)')}")
+        lines.append(f"y = y * {projecting.gate(node.attributes, node.chained)}")
     if one.norm is not None:
         lines.append("y = self.output_norm(y)")
     return [*lines, f"return {projecting.scaled('self.out_proj(y.to(x.dtype))', node.attributes)}"]

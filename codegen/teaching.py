@@ -31,7 +31,7 @@ def taught(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> 
         *([f"self.rope = {turns}"] if turns is not None else []),
         _launch(one, class_name),
     )
-    body = (*_body(node, one), *projecting.output(node.attributes))
+    body = (*_body(node, one), *projecting.output(node.attributes, node.chained))
     return Part(
         name=class_name,
         place="mixer",
@@ -42,6 +42,7 @@ def taught(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> 
         body=body,
         plans=(plan_of_states(node, declared, model),),
         slots=1,
+        chained=node.chained and node.attributes.output_gate is not None,
         launches={class_name: name},
         needs=_needs(node, one, "\n".join((*modules, *body))),
     )
@@ -90,7 +91,8 @@ def _launch(one: Taught, name: str) -> str:
 
 def _body(node: Apply, one: Taught) -> list[str]:
     """From x to o [T, H, E]."""
-    lines = projecting.project(one.streams, node.attributes, AXES)
+    lines = projecting.begin(node.attributes, node.chained)
+    lines += projecting.project(one.streams, node.attributes, AXES)
     if rope_text(node.attributes) is not None:
         lines.append("turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]")
         lines.append("q, k = rotate_by(q, *turn), rotate_by(k, *turn)")

@@ -108,7 +108,7 @@ class Attributes(Value):
     positions: Annotated[Literal["absolute", "chunk", "consecutive", "stingy"], NotBuilt("stingy")] = "absolute"
     qk_norm: Literal["rms", "l2"] | None = None
     short_conv: Annotated[int | None, Bounds(2, 8)] = None
-    activation: Annotated[Literal["silu", "gelu"] | None, NotBuilt()] = None
+    activation: Literal["silu", "gelu"] | None = None
     input_ema: Annotated[int | None, Bounds(1, 64), NotBuilt()] = None
     share_qk: bool = False
     qk_from: Literal["previous"] | None = None

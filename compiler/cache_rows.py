@@ -175,11 +175,12 @@ class _Rows:
 
     def _growing(self, name: str, found: Iterable[Growing]) -> Iterator[CacheRow]:
         """A row for each number format and step of what stands for tokens."""
-        rows: dict[tuple[int, int, str], Shapes] = {}
+        rows: dict[tuple[int, int, str | None], Shapes] = {}
         for one in found:
-            key = (one.span, one.step, one.dtype or self.dtype)
-            rows.setdefault(key, {})[one.name] = one.shape if one.step == 0 else (None, *one.shape)
-        for index, ((span, step, dtype), shapes) in enumerate(rows.items()):
+            shape = one.shape if one.step == 0 else (None, *one.shape)
+            rows.setdefault((one.span, one.step, one.dtype), {})[one.name] = shape
+        for index, ((span, step, least), shapes) in enumerate(rows.items()):
+            dtype = self._exact if least == "float32" else least or self.dtype
             shown = name if index == 0 else f"{name}.{next(iter(shapes))}"
             if step == 0:
                 yield self._fixed(shown, shapes, dtype)

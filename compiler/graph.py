@@ -75,12 +75,16 @@ class Variant(Value):
 
 
 class Project(Value):
-    """x -> q, k, v of one set of projections. `qk_layer`: the earlier layer whose q and k are taken over."""
+    """x -> q, k, v of one set of projections. `qk_layer`: the earlier layer whose q and k are taken over.
+
+    `chained`: the output gate reads what the chain reads that ends here.
+    """
 
     layer: int
     scope: str
     attributes: Attributes
     qk_layer: int | None = None
+    chained: bool = False
 
 
 class Mix(Value):
@@ -118,13 +122,14 @@ class RouteTokens(Value):
 
 
 class Apply(Value):
-    """A kind that is a mixer by itself, projections included."""
+    """A kind that is a mixer by itself, projections included. `chained`: as of `Project`."""
 
     layer: int
     scope: str
     kind: Kind
     attributes: Attributes
     origin: Origin
+    chained: bool = False
 
 
 class Combine(Value):
@@ -205,8 +210,8 @@ class _Builder:
             self.network.add_edge(source, name, place=place, carries="tensor")
         return name
 
-    def lower(self, mixer: Mixer, layer: Layer, scope: str, source: str) -> str:
-        """Adds what `mixer` needs, reading from node `source`; returns the node with its output."""
+    def lower(self, mixer: Mixer, layer: Layer, scope: str, source: str, chained: bool = False) -> str:
+        """Adds what `mixer` needs, reading from node `source`; returns the node with its output. `chained`: as of `Project`."""
         index = layer.index
         match mixer:
             case Sum(names=names, parts=parts) | Gate(names=names, parts=parts):
@@ -217,26 +222,26 @@ class _Builder:
                 return self.add(_name(index, scope, how), node, *outputs)
             case Chain(names=names, parts=parts):
                 for name, part in zip(names, parts, strict=True):
-                    source = self.lower(part, layer, _join(scope, name), source)
+                    source = self.lower(part, layer, _join(scope, name), source, mixer.gated and part is parts[-1])
                 return source
             case Mixing(kind=kind, attributes=attributes, origin=origin):
-                apply = Apply(layer=index, scope=scope, kind=kind, attributes=attributes, origin=origin)
+                apply = Apply(layer=index, scope=scope, kind=kind, attributes=attributes, origin=origin, chained=chained)
                 return self.add(_name(index, scope, kind.kind), apply, source)
             case Route():
-                return self.route(mixer, index, scope, source)
+                return self.route(mixer, index, scope, source, chained)
             case Choose(alternatives=(first, *_)) if not is_softmax(first.mixer):
-                return self.lower(first.mixer, layer, _join(scope, first.name), source)
+                return self.lower(first.mixer, layer, _join(scope, first.name), source, chained)
             case _:
-                return self.attend(mixer, index, scope, source)
+                return self.attend(mixer, index, scope, source, chained)
 
-    def route(self, mixer: Route, index: int, scope: str, source: str) -> str:
+    def route(self, mixer: Route, index: int, scope: str, source: str, chained: bool) -> str:
         leaves = [alternative.mixer for alternative in mixer.alternatives]
         assert mixer.per == "token", "only routes per token are built so far"
         assert mixer.router is not None, "a route per token has a router"
         attributes = next(leaf.attributes for leaf in leaves if isinstance(leaf, Attention))
         keys = tuple(leaf.keys for leaf in leaves if isinstance(leaf, Attention))
         names = tuple(alternative.name for alternative in mixer.alternatives)
-        project = Project(layer=index, scope=scope, attributes=attributes)
+        project = Project(layer=index, scope=scope, attributes=attributes, chained=chained)
         node = RouteTokens(
             layer=index,
             scope=scope,
@@ -252,13 +257,13 @@ class _Builder:
             _name(index, scope, "heads"), Combine(layer=index, scope=scope, how="heads", attributes=attributes), middle
         )
 
-    def attend(self, mixer: Mixer, index: int, scope: str, source: str) -> str:
+    def attend(self, mixer: Mixer, index: int, scope: str, source: str, chained: bool) -> str:
         """One set of projections with everything that shares it."""
         if id(mixer) not in self.known:  # layers of one rule hold the same mixer
             self.known[id(mixer)] = _segment_mixes(mixer, self.group)
         attributes, mixes = self.known[id(mixer)]
         from_layer = self.qk_source(index) if attributes.qk_from else None
-        project = Project(layer=index, scope=scope, attributes=attributes, qk_layer=from_layer)
+        project = Project(layer=index, scope=scope, attributes=attributes, qk_layer=from_layer, chained=chained)
         top = self.add(_name(index, scope, "project"), project, source)
         if from_layer is not None:
             self.network.add_edge(_name(from_layer, "", "project"), top, place=1, carries="qk")

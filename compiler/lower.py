@@ -33,7 +33,7 @@ def lower(typed: Typed, scope: Scope) -> Mixer | None:
             _report_meaningless(kind, settings, scope)
             return None
         case Attributed(body=body, settings=settings):
-            return lower(body, scope.under(settings))
+            return _attributed(body, settings, scope)
         case Several():
             return _several(typed, scope)
         case Wrapped(word="context"):
@@ -44,6 +44,17 @@ def lower(typed: Typed, scope: Scope) -> Mixer | None:
             return lower_block(typed, scope, lower)
         case _:
             return None
+
+
+def _attributed(body: Typed, settings: Given, scope: Scope) -> Mixer | None:
+    """A mixer under braces."""
+    match body:
+        case Several(word="chain"):
+            return _chain(body, settings, scope)
+        case Attributed(body=Several(word="chain") as chain, settings=inner):
+            return _chain(chain, {**settings, **inner}, scope)
+        case _:
+            return lower(body, scope.under(settings))
 
 
 def _meaningless(kind: Kind, settings: Given) -> list[str]:
@@ -115,6 +126,32 @@ def _several(typed: Several, scope: Scope) -> Sum | Chain | Gate | None:
     if shared and not _shares(parts, shared, typed, scope):
         return None
     return Gate(names=names, parts=parts, by=typed.arguments.by, shared=shared, origin=scope.origin(typed.node))
+
+
+BEFORE, BEHIND = ("activation", "input_ema"), ("output_norm", "output_gate", "scale")
+"""Attributes of a chain that stand before its first mixer, and those that stand behind its last."""
+
+
+def _chain(typed: Several, settings: Given, scope: Scope) -> Chain | None:
+    """Braces around a chain: what stands before the projections holds for its first mixer, and what stands behind the kind for
+    its last, whose output gate then reads what the chain reads; all else for every mixer in it.
+    """
+    mixers = [part for part in typed.parts if not isinstance(part, Altered)]
+    lowered = [
+        lower(part, scope.under(scope.kept(_share(settings, part is mixers[0], part is mixers[-1])))) for part in typed.parts
+    ]
+    parts = tuple(part for part in lowered if part is not None)
+    if len(parts) < len(lowered):
+        return None
+    last = typed.parts[-1]
+    own = isinstance(last, Attributed) and "output_gate" in last.settings
+    gated = settings.get("output_gate", (None, None))[0] is not None and not own
+    return Chain(names=part_names([part.name for part in typed.parts]), parts=parts, gated=gated)
+
+
+def _share(settings: Given, first: bool, last: bool) -> Given:
+    away = (() if first else BEFORE) + (() if last else BEHIND)
+    return {key: value for key, value in settings.items() if key not in away}
 
 
 def _shares(parts: tuple[Mixer, ...], shared: tuple[str, ...], typed: Several, scope: Scope) -> bool:

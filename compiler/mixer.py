@@ -13,6 +13,7 @@ from attnc.compiler.value import Broken, Share, Tokens, Value
 
 if TYPE_CHECKING:  # a spec is checked without them
     from attnc.compiler.families import Selector
+    from attnc.compiler.plain import Plain
     from attnc.compiler.scanned import Scanned
     from attnc.compiler.spaced import Spaced
     from attnc.compiler.taught import Taught
@@ -161,6 +162,8 @@ class Mixer:
                  in model.py is then written from that.
     `taught`     mixers: how the kind becomes a launch of nets that learn while they read: taught(kind, attributes, model); its
                  class in model.py is then written from that, and q, k, v and o are of their own.
+    `plain`      mixers: how the kind becomes a launch that plain PyTorch alone runs: plain(kind, attributes, model); its class
+                 in model.py is then written from that.
     `selection`  key sets that choose by content: selection(kind, class of the choice that it may take over).
     `changes`    changes(kind) -> why results depend on the length or on the step beyond causality; keys within count apart.
     `slots`      changes: slots(kind) -> tokens of the new sequence for each of the old one.
@@ -196,6 +199,7 @@ class Mixer:
     scanned: Callable[..., Scanned] | None = None
     spaced: Callable[..., Spaced] | None = None
     taught: Callable[..., Taught] | None = None
+    plain: Callable[..., Plain] | None = None
     selection: Callable[[Any, Causality], Selection | None] = lambda _kind, _earlier: None
     changes: Callable[[Any], Iterable[str]] = _share_of_length
 

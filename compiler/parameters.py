@@ -136,6 +136,10 @@ def of_apply(node: Apply, model: Model) -> list[Weight]:
     """Of a kind that is a mixer by itself; one that lowers to states has projections like a softmax's beside its own."""
     declared, a = MIXERS[node.kind.kind], node.attributes
     own = declared.weights(node.kind, a, model)
+    if declared.plain is not None:
+        width = declared.plain(node.kind, a, model).width
+        gate = [] if a.output_gate is None else linear("output_gate", model.dim, width, bias=False)
+        return [*own, *gate, *_scale(a, model)]
     lower = declared.scanned or declared.taught
     if lower is None:
         return list(own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.compiler import channel_providers, fast_providers, scan_providers
+from attnc.compiler import channel_providers, fast_providers, plain_providers, scan_providers
 from attnc.compiler.attributes import Softplus
 from attnc.compiler.channel_providers import ChannelLaunch
 from attnc.compiler.cost import Alternative, Launch, Seen, Workload
@@ -12,12 +12,13 @@ from attnc.compiler.fast_providers import Nets
 from attnc.compiler.graph import Apply, Graph, Guard, HeadGroup, Mix, Node, RouteTokens, Select
 from attnc.compiler.kept import kept_heads
 from attnc.compiler.mixers import MIXERS
+from attnc.compiler.plain_providers import PlainLaunch
 from attnc.compiler.planned import Choice, Plan, Price, Refusal
 from attnc.compiler.providers import Task, absent, candidates, choosers
 from attnc.compiler.scan_providers import States
 from attnc.compiler.spec import PHASES, Phase
 
-AnyLaunch = Launch | States | ChannelLaunch | Nets
+AnyLaunch = Launch | States | ChannelLaunch | Nets | PlainLaunch
 """What a price depends on, by family."""
 
 ALONE = absent()
@@ -110,8 +111,8 @@ def _launch(mix: Mix | Select, cap: bool) -> Launch:
     )
 
 
-def states(node: Apply | RouteTokens, graph: Graph) -> States | ChannelLaunch | Nets | None:
-    """What the price of a kind with states or nets depends on; None for all others."""
+def states(node: Apply | RouteTokens, graph: Graph) -> States | ChannelLaunch | Nets | PlainLaunch | None:
+    """What the price of a kind that is a launch depends on; None for all others."""
     if not isinstance(node, Apply):
         return None
     declared, given = MIXERS[node.kind.kind], (node.kind, node.attributes, graph.model)
@@ -122,6 +123,9 @@ def states(node: Apply | RouteTokens, graph: Graph) -> States | ChannelLaunch | 
         return States(space.family, space.heads, q_heads=1, k_heads=1, v_heads=space.heads)
     if declared.taught is not None:
         return Nets.of(declared.taught(*given))
+    if declared.plain is not None:
+        plain = declared.plain(*given)
+        return PlainLaunch(node.kind.kind, plain.how, plain.cost)
     if declared.scanned is None:
         return None
     scan = declared.scanned(*given)
@@ -146,6 +150,8 @@ def _candidates(
         return channel_providers.candidates(channel_providers.Task(launch, phase, device, load), out)
     if isinstance(launch, Nets):
         return fast_providers.candidates(fast_providers.Task(launch, phase, device, load), out)
+    if isinstance(launch, PlainLaunch):
+        return plain_providers.candidates(plain_providers.Task(launch, phase, device, load), out)
     task = Task(launch, _groups(launch, phase, load), phase, device, load)
     return choosers(task, out) if isinstance(node, Select) else candidates(task, out)
 

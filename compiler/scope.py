@@ -26,6 +26,8 @@ class Scope:
     settings: tuple[Given, ...] = ()
     inside: tuple[str, ...] = ()
     resolved: dict[tuple[bool, tuple[int, ...]], Attributes] = field(default_factory=dict)
+    made: list[Given] = field(default_factory=list)
+    """Settings that lowering has made, which must live as long as what knows them by their identity."""
     origins: dict[int, Origin] = field(default_factory=dict)
     """What was found before: a mix may be used in many places."""
 
@@ -49,6 +51,11 @@ class Scope:
         if id(node) not in self.origins:
             self.origins[id(node)] = origin(node)
         return self.origins[id(node)]
+
+    def kept(self, settings: Given) -> Given:
+        """Settings that no file holds, kept for as long as `resolved` is."""
+        self.made.append(settings)
+        return settings
 
     def within(self, word: str) -> Scope:
         """The scope inside a block."""

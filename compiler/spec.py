@@ -91,11 +91,15 @@ class Sum(Value):
 
 
 class Chain(Value):
-    """`A >> B`: each part reads the output of the one before."""
+    """`A >> B`: each part reads the output of the one before.
+
+    `gated`: the last part's output gate is that of braces around the chain, and reads what the chain reads.
+    """
 
     node: Literal["chain"] = "chain"
     names: tuple[str, ...]
     parts: tuple[Mixer, ...]
+    gated: bool = False
 
 
 class Gate(Value):

@@ -21,6 +21,7 @@ from attnc.compiler.sharing import OWN_OF_CASES
 from attnc.compiler.spec import (
     PHASES,
     Attention,
+    Chain,
     Change,
     Choose,
     Context,
@@ -153,6 +154,8 @@ def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
         case Mixing(kind=kind, attributes=attributes):
             yield from _of_kind(kind, at, built)
             yield from _of_values(attributes, "a mixer", at, built)
+            if attributes.input_ema is not None:
+                yield Finding(f"`input_ema` of `{kind.kind}`", at, "`input_ema` of key sets", "leave `input_ema` out")
         case Change(kind=kind):
             yield from _of_kind(kind, at, built)
         case Context() | Select():
@@ -162,13 +165,23 @@ def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
             if isinstance(mixer, Heads):
                 yield from _of_latent_heads(mixer, at)
                 yield from _of_choosing_heads(mixer, at)
+        case Chain() | Gate():
+            yield from _of_several(mixer, at)
+    for inner in children(mixer)[: 1 if isinstance(mixer, Choose) else None]:
+        yield from _of_mixer(inner, at, built)
+
+
+def _of_several(mixer: Chain | Gate, at: Origin) -> Iterator[Finding]:
+    """What mixers cannot have together so far."""
+    match mixer:
+        case Chain(gated=True, parts=(*_, last)) if not _is_softmax(last) and not isinstance(last, Mixing | Route):
+            help_line = "set `output_gate` in the braces of the last mixer"
+            yield Finding("`output_gate` around a chain that ends with several mixers", at, "one mixer at its end", help_line)
         case Gate(shared=shared, parts=parts) if shared and not all(map(_is_softmax, parts)):
             expected = "branches that are softmax over key sets"
             yield Finding("a gate that shares projections with a state", at, expected, "leave `shared` out")
-        case Gate(shared=shared, parts=parts) if shared and any(one.attributes.kv_latent for one in held(mixer)):
+        case Gate(shared=shared) if shared and any(one.attributes.kv_latent for one in held(mixer)):
             yield Finding("a gate that shares the projections of a `kv_latent`", at, "branches apart", "leave `shared` out")
-    for inner in children(mixer)[: 1 if isinstance(mixer, Choose) else None]:
-        yield from _of_mixer(inner, at, built)
 
 
 def _of_latent(mixer: Attention, at: Origin) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from .leaks import Refused, refuse
 from .learning import FastWeights, diverged
 from .mix import Mix
 from .output import Output
+from .plain import PlainLaunch
 from .recurrence import Scan
 from .rotary import Rope, on_device
 from .sampling import Sampler
@@ -39,6 +40,7 @@ from .split import split
 from .storage import LayerPlan
 from .windows import no_window
 
+States = MatrixStates | ChannelStates | FastWeights | PlainLaunch
 WAYS = ("plan", "torch", "reference", "triton", "flex", "fa4", "fla")
 
 
@@ -147,10 +149,10 @@ class BuiltModel(nn.Module):
         """Every launch of every layer."""
         return [mix for module in self.modules() for mix in getattr(module, "mixes", ())]
 
-    def scans(self) -> list[MatrixStates | ChannelStates | FastWeights]:
-        """Every launch of states or fast weights of every layer."""
+    def scans(self) -> list[States]:
+        """Every launch of every layer that is none over keys alone: of states, of fast weights, or of plain PyTorch."""
         found = (getattr(module, "scan", None) for module in self.modules())
-        return [scan for scan in found if isinstance(scan, MatrixStates | ChannelStates | FastWeights)]
+        return [scan for scan in found if isinstance(scan, States)]
 
     @property
     def causal(self) -> bool:
@@ -176,7 +178,7 @@ class BuiltModel(nn.Module):
             raise ValueError(f"{way} cannot run here: {reason}")
         others = self.runners_up.get(kind, {})
         decisions = []
-        every: list[Mix | MatrixStates | ChannelStates | FastWeights] = [*self.launches(), *self.scans()]
+        every: list[Mix | States] = [*self.launches(), *self.scans()]
         for launch in every:
             for phase, planned in self.providers[kind][launch.name].items():
                 wanted = _way(way, planned, launch) if isinstance(launch, Mix) else _way_of_states(way, planned, launch)
@@ -189,6 +191,8 @@ class BuiltModel(nn.Module):
                     launch.providers[phase] = self.channel_scan(launch, chosen)
                 elif isinstance(launch, FastWeights):
                     launch.providers[phase] = self.teach(launch, chosen)
+                elif isinstance(launch, PlainLaunch):
+                    launch.providers[phase] = launch.ways[str(chosen)]
                 else:
                     launch.providers[phase] = self.scan(launch, chosen)
         for mix in self.launches():
@@ -283,14 +287,14 @@ def _in_dtype(row: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return row | {"dtype": word} | {size: type(row[size])(row[size] * factor) for size in sizes}
 
 
-def _way_of_states(wanted: str, planned: Planned, launch: MatrixStates | ChannelStates | FastWeights) -> Planned:
+def _way_of_states(wanted: str, planned: Planned, launch: States) -> Planned:
     """The provider that runs a launch of states where `wanted` was asked for: its plan, where that is one of other launches."""
     match launch:
         case MatrixStates():
             own = {"torch", "reference", "triton", "fla"}
         case ChannelStates():
             own = {"torch", "reference", "triton"}
-        case FastWeights():
+        case FastWeights() | PlainLaunch():
             own = {"torch", "reference"}
     return wanted if wanted in own else planned
 

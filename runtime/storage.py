@@ -54,7 +54,8 @@ class State:
 @dataclass(frozen=True)
 class LayerPlan:
     """What one layer keeps. `slots` cover the KV heads in order, or are empty. `keys_from`: an earlier layer whose keys this
-    layer reads (it keeps values alone); that layer has the same slots. `pooled`: what it keeps of runs of keys.
+    layer reads (it keeps values alone); that layer has the same slots. `pooled`: what it keeps of runs of keys. `value_dtype`:
+    the least that values have in any cache.
     """
 
     slots: tuple[Slots, ...] = ()
@@ -63,6 +64,7 @@ class LayerPlan:
     keys_from: int | None = None
     states: tuple[State, ...] = ()
     pooled: tuple[Pooled, ...] = ()
+    value_dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class LayerCache:
             keys.lends_keys = True
         self.k_width: int = plan.key_width if keys is None else keys.k_width
         self.k: Tensor = torch.empty(places * plan.key_width, dtype=dtype, device=device) if keys is None else keys.k
-        self.v = torch.empty(places * plan.value_width, dtype=dtype, device=device)
+        exact = torch.promote_types(dtype, plan.value_dtype or dtype)
+        self.v = torch.empty(places * plan.value_width, dtype=exact, device=device)
         self.states = {
             state.name: torch.zeros(rows, *state.shape, dtype=torch.promote_types(dtype, state.dtype or dtype), device=device)
             for state in plan.states
@@ -212,6 +215,15 @@ class LayerCache:
         assert band.heads == 1, "asked only of one head"
         count, rows = min(most, band.size), slice(None) if batch.rows is None else self._chosen(batch)
         k, v = (self._view(x, band, steps)[0, rows, :count] for x, steps in ((self.k, layout.k), (self.v, layout.v)))
+        return k, v
+
+    def filled(self, batch: Batch, most: int) -> tuple[Tensor, Tensor]:
+        """The first slots of the batch's sequences, at most so many, where all heads keep alike: k [S, G, slots, D] and v."""
+        (band,), (layout,) = self._bands, self.bands
+        count, rows = min(most, band.size), slice(None) if batch.rows is None else self._chosen(batch)
+        k, v = (
+            self._view(x, band, steps)[:, rows, :count].transpose(0, 1) for x, steps in ((self.k, layout.k), (self.v, layout.v))
+        )
         return k, v
 
     def state(self, name: str, batch: Batch) -> Tensor:

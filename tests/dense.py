@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from chosen import Asking, chooses_at, chosen
 from formulas import block, convolved, l2, layer_norm, mask, rms, rotated, score_weights, silu
 from memory_formulas import memory
+from plain_formulas import FORMULAS
 from space_formulas import ssm
 from state_formulas import linear
 
@@ -108,6 +109,8 @@ class _Call:
     """the same of this layer so far"""
     taken: list = field(default_factory=list)
     """attentions of this layer that took theirs over"""
+    given: torch.Tensor | None = None
+    """what the output gate of the mixer at hand reads"""
 
     def logits(self, tokens):
         m = self.spec.model
@@ -153,33 +156,51 @@ class _Call:
                 inner = torch.clamp(up, min=0)
         return self.linear(f"{at}.down_proj", inner)
 
-    def mixer(self, mixer, at, scope, x):
-        """`at` names the layer; `scope` where in it the mixer stands (`gate` parts and the like are named in checkpoints)."""
+    def mixer(self, mixer, at, scope, x, given=None):
+        """`at` names the layer; `scope` where in it the mixer stands (`gate` parts and the like are named in checkpoints);
+        `given`: what the output gate reads, where it is not the mixer's own input.
+        """
+        if mixer.node not in ("sum", "chain", "gate"):
+            self.given, x = x if given is None else given, self.activated(mixer, x)
+        if mixer.node == "mixing":
+            return self.mixing(mixer, f"{at}.mixer.{scope or mixer.kind.kind}", x)
         inside = [f"{scope}.{name}" if scope else name for name in getattr(mixer, "names", ())]
         match mixer.node:
             case "sum":
                 return sum(self.mixer(part, at, name, x) for part, name in zip(mixer.parts, inside, strict=True))
             case "chain":
+                first = x
                 for part, name in zip(mixer.parts, inside, strict=True):
-                    x = self.mixer(part, at, name, x)
+                    x = self.mixer(part, at, name, x, first if mixer.gated and part is mixer.parts[-1] else None)
                 return x
             case "gate":
                 return self.gate(mixer, f"{at}.mixer.{scope}.gate" if scope else f"{at}.mixer.gate", at, inside, x)
-            case "mixing" if mixer.kind.kind == "ssm":
-                return ssm(self, mixer, f"{at}.mixer.{scope or mixer.kind.kind}", x)
-            case "mixing" if mixer.kind.kind == "memory":
-                return memory(self, mixer, f"{at}.mixer.{scope or mixer.kind.kind}", x)
-            case "mixing" if mixer.kind.kind == "linear":
-                return linear(self, mixer, f"{at}.mixer.{scope or mixer.kind.kind}", x)
-            case "mixing":
-                return self.conv(f"{at}.mixer.{scope or mixer.kind.kind}", x)
             case "choose" if mixer.alternatives[0].mixer.node == "mixing":
                 first = mixer.alternatives[0]
-                return self.mixer(first.mixer, at, f"{scope}.{first.name}" if scope else first.name, x)
+                return self.mixer(first.mixer, at, f"{scope}.{first.name}" if scope else first.name, self.given, given)
             case "route":
                 return self.route(mixer, f"{at}.mixer.{scope}" if scope else f"{at}.self_attn", x)
             case _:
                 return self.attention(mixer, f"{at}.mixer.{scope}" if scope else f"{at}.self_attn", x)
+
+    def mixing(self, mixer, at, x):
+        """A kind that is a mixer by itself."""
+        if mixer.kind.kind == "conv":
+            return self.conv(at, x)
+        return {"ssm": ssm, "memory": memory, "linear": linear, **FORMULAS}[mixer.kind.kind](self, mixer, at, x)
+
+    def activated(self, mixer, x):
+        """The activation stands before all else, but for the output gate; a `choose` is at its default."""
+        while mixer.node in ("choose", "route", "when", "heads"):
+            mixer = (mixer.cases if mixer.node in ("heads", "when") else mixer.alternatives)[0].mixer
+        if mixer.node == "mixing" and mixer.kind.kind == "conv":
+            return x
+        match mixer.attributes.activation:
+            case "gelu":
+                return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+            case "silu":
+                return silu(x)
+        return x
 
     def gate(self, mixer, name, at, inside, x):
         if mixer.shared:  # the other branches use the first one's projections
@@ -339,7 +360,7 @@ class _Call:
         o = o.reshape(len(x), -1)
         if a.output_gate:
             squash = {"sigmoid": torch.sigmoid, "silu": silu, "linear": lambda z: z}[a.output_gate]
-            o = o * squash(x @ self.weights[f"{at}.output_gate.weight"].T)
+            o = o * squash(self.given @ self.weights[f"{at}.output_gate.weight"].T)
         y = self.linear(f"{at}.o_proj", o)
         return y * (self.weights[f"{at}.scale"] if not isinstance(a.scale, int | float) else a.scale)
 

@@ -18,7 +18,7 @@ def ssm(call, mixer, at, x):
     kind, a = mixer.kind, mixer.attributes
     y = {"s4d": s4d, "mamba": mamba, "mamba2": mamba2}[kind.form](call, kind, a, at, x)
     if a.output_gate:
-        y = y * SQUASH[a.output_gate](call.linear(f"{at}.output_gate", x))
+        y = y * SQUASH[a.output_gate](call.linear(f"{at}.output_gate", call.given))
     if kind.form == "mamba2" and a.output_norm:
         y = rms(y, call.weights[f"{at}.output_norm.weight"], call.spec.model.norm.epsilon)
     y = call.linear(f"{at}.out_proj", y)

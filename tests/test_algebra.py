@@ -152,10 +152,21 @@ def test_a_softmax_that_no_default_comes_to_keeps_nothing():
 
 
 def test_attributes_around_an_expression_reach_every_mixer_in_it():
-    mixer = check_text(spec_of("(full >> feedback) { activation = gelu, output_gate = linear }", True)).layers[1].mixer
+    mixer = check_text(spec_of("(full + feedback) { activation = gelu, output_gate = linear }", True)).layers[1].mixer
     assert [(one.attributes.activation, one.attributes.output_gate) for one in mixer.parts] == [("gelu", "linear")] * 2
     context = check_text(spec_of("context(memory(linear), segment = 64) { output_norm = rms }", True)).layers[1].mixer
     assert context.attributes.output_norm == context.memory.attributes.output_norm == "rms"
+
+
+def test_attributes_around_a_chain_stand_before_its_first_mixer_and_behind_its_last():
+    around = "{ activation = gelu, output_gate = linear, qk_norm = l2 }"
+    mixer = check_text(spec_of(f"(full >> conv(3) >> window(4) {{ scale = 2 }}) {around}", True)).layers[1].mixer
+    first, _, last = (one.attributes for one in mixer.parts)
+    assert (first.activation, first.output_gate, first.qk_norm) == ("gelu", None, "l2")
+    assert (last.activation, last.output_gate, last.qk_norm, last.scale) == (None, "linear", "l2", 2)
+    assert mixer.gated
+    own = "(full >> window(4) { output_gate = silu }) { output_gate = linear }"
+    assert not check_text(spec_of(own, True)).layers[1].mixer.gated
 
 
 def test_a_choice_is_taken_over_from_a_full_layer_or_one_that_chooses():

@@ -135,8 +135,8 @@ def test_summaries_that_run():
 
 
 def test_feedback_keeps_its_keys_and_solutions():
-    """Sessa: keys and values of 12 heads of 64, and a key and a solution of 768, for every token of 12 layers: 4 x 768."""
-    assert shipped("sessa", 1000) == 12 * 1000 * 4 * 768 * 2
+    """Sessa: keys and values of 12 heads of 64, and a key and a float32 solution of 768, for every token of 12 layers."""
+    assert shipped("sessa", 1000) == 12 * 1000 * (3 * 768 * 2 + 768 * 4)
 
 
 def test_inserted_tokens_have_slots():

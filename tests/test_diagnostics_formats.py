@@ -357,12 +357,12 @@ def test_lsp_carries_expected_and_help_apart_from_the_message():
 
 # --- what is right, and not built yet
 
-WAITING = "layers {\n  all: full { activation = gelu }\t\n}\n"
+WAITING = "layers {\n  all: full { distribute = mesh }\t\n}\n"
 
 
 def test_what_is_not_built_yet_is_said_in_one_line_and_is_no_mistake(attnc_run, spec):
     path = spec(WAITING)
-    assert attnc_run("check", path) == (0, f"{path}  ok, 6 layers; not built yet: `activation = gelu` of a mixer\n", "")
+    assert attnc_run("check", path) == (0, f"{path}  ok, 6 layers; not built yet: `distribute = mesh` of a mixer\n", "")
 
 
 def test_programs_learn_what_is_not_built_yet_as_a_remark(attnc_run, spec):
@@ -383,7 +383,7 @@ def test_programs_learn_what_is_not_built_yet_as_a_remark(attnc_run, spec):
 def test_building_what_is_not_built_yet_is_an_error(attnc_run, spec, tmp_path):
     code, out, err = attnc_run("build", spec(WAITING), "-o", tmp_path / "out")
     assert (code, out) == (3, "")
-    assert err.startswith("error[A101]: `activation = gelu` of a mixer is not built yet")
+    assert err.startswith("error[A101]: `distribute = mesh` of a mixer is not built yet")
 
 
 # --- whatever the text

@@ -19,16 +19,17 @@ from attnc.dsl import SpecError
 MODEL = "model m { vocab = 100, dim = 64, layers = 6, heads = 8, kv_heads = 4, ffn = swiglu(64), norm = rms(1e-6) }\n"
 
 NOT_BUILT = {
-    "kinds": "layers { first(2): recurrent(gru), else: codebook(5) }",
-    "kinds_in_mixes": "mix ttt = recurrent(gru)\nmix near = window(4) | summary(4)\n"
-    "layers { first(2): ttt + near, else: near }",
-    "values": "layers { 0: sink(4, detect = cosine(0.9)), 1: full { score = grouped(5) }, else: full { input_ema = 2 } }",
+    "kinds": "layers { 0: insert(landmark, every = 4) >> full, else: sink(3, detect = cosine(0.5)) }",
+    "kinds_in_mixes": "mix far = full { score = grouped(5) }\nmix near = window(4) | sink(4, detect = cosine(0.5))\n"
+    "layers { first(2): far + near, else: near }",
+    "values": "layers { 0: sink(4, detect = cosine(0.9)), 1: full { score = grouped(5) }\n"
+    "  else: recurrent(gru) { input_ema = 2 } }",
     "routes": "layers { 0: route(per = layer, by = router(mlp)) { a: full, b: window(5) }\n"
     "  1: route(per = chunk(4), by = router(linear, pool = mean)) { a: full, b: linear }\n"
     "  2: route(per = head, by = divergence(threshold = 0.1, queries = last(4))) { a: full, b: window(5) }\n"
     "  else: route(per = token, by = router(linear, init = [1, 2])) { a: full, b: sink(3) } { score = uniform } }",
     "whole_mixers": "layers { 0: when { length < 5: conv(3), else: full }, 1: choose(per = layer) { a: full, b: "
-    "full + recurrent(gru) }, 3: choose(per = layer) { a: full + recurrent(gru), b: full }\n"
+    "full + full { distribute = mesh } }, 3: choose(per = layer) { a: full + full { distribute = mesh }, b: full }\n"
     "  2: heads { 0: full, else: linear }, else: gate(full, linear, shared = [q]) }",
     "other_attributes": "layers { 0: when { length < 5: full { rope = none }, else: full }\n"
     "  1: when { length < 5: persistent(3) | full, else: full }\n"
@@ -108,6 +109,6 @@ def test_a_graph_is_made_of_whatever_has_no_finding(expression):
 
 
 def test_findings_are_few_however_many_layers_have_them():
-    layers = "\n".join(f"{n}: full {{ input_ema = {n % 64 + 1} }}" for n in range(400))
+    layers = "\n".join(f"{n}: recurrent(gru) {{ input_ema = {n % 64 + 1}, scale = {n} }}" for n in range(400))
     spec = check_text(MODEL.replace("layers = 6", "layers = 400") + f"layers {{ {layers} }}")
     assert len(unbuilt(spec)) == 50

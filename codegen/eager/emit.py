@@ -103,6 +103,8 @@ def formulas_of(node: Apply, graph: Graph) -> tuple[Callable[..., Any], ...]:
     declared, given = MIXERS[node.kind.kind], (node.kind, node.attributes, graph.model)
     if declared.taught is not None:
         return declared.taught(*given).formulas
+    if declared.plain is not None:
+        return declared.plain(*given).formulas
     lower = declared.scanned or declared.spaced
     if lower is not None:
         return (lower(*given).formula,)

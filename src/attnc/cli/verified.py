@@ -13,6 +13,7 @@ from attnc.codegen.triton.emit import emit
 from attnc.compiler.device import device, device_names
 from attnc.compiler.families import BACKWARD, FAMILIES, Channels, FastWeights, Recurrence, Softmax
 from attnc.compiler.graph import Apply, Graph, Mix
+from attnc.compiler.plain_providers import PlainLaunch
 from attnc.compiler.plan import states
 from attnc.compiler.planned import Choice, Plan
 from attnc.compiler.show import numbers_text
@@ -74,6 +75,7 @@ def _digests(choice: Choice, graph: Graph, model: Model, architecture: str) -> I
     elif isinstance(node, Apply):
         launched = states(node, graph)
         assert launched is not None, "the plan takes a kernel only where a family says the kind"
+        assert not isinstance(launched, PlainLaunch), "which has no kernels"
         yield from _of_states(launched.family, architecture)
 
 
