@@ -276,6 +276,32 @@ class Selector:
         return sum((length - span) // step + 1 for span, step in sizes if length >= span)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """One kernel of softmax attention over lists of units that content chose, beside the intervals of `softmax`.
+
+    softmax    what the launch would be without lists; causal, and without an exponent
+    unit       keys of a unit, 1..65536
+    each_head  whether every query head has lists of its own; else those of a KV head share one
+    """
+
+    softmax: Softmax
+    unit: int
+    each_head: bool
+
+    def __post_init__(self) -> None:
+        assert self.softmax.causal, "what is chosen has been read"
+        assert self.softmax.exponent is None, self
+        assert type(self.unit) is int, self
+        assert 1 <= self.unit <= 65536, self
+        assert type(self.each_head) is bool, self
+
+    @property
+    def members(self) -> int:
+        """Query heads that share a list."""
+        return 1 if self.each_head else self.softmax.group
+
+
 def _amount(top_k: int | Share | Sublinear, length: int, unit: int) -> int:
     match top_k:
         case Share():

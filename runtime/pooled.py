@@ -50,7 +50,7 @@ def pool_runs(k: Tensor, span: int, step: int, pool: Pool) -> Tensor:
         return k.new_zeros(k.shape[0], 0, k.shape[2])
     cut = k.unfold(1, span, step)  # [G, M, D, span]
     if pool == "mean":
-        return cut.to(torch.promote_types(k.dtype, torch.float32)).mean(-1).to(k.dtype)
+        return cut.mean(-1, dtype=torch.promote_types(k.dtype, torch.float32)).to(k.dtype)
     return cut.amin(-1) if pool == "min" else cut.amax(-1)
 
 

@@ -241,6 +241,13 @@ class LayerCache:
         kept = self._pooled[name]
         return [kept[row] for row in batch.rows or range(batch.sequences)]
 
+    def pooled_places(self, name: str, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The flat storage of pooled keys, and where the first run of each of the batch's sequences and heads lies in it."""
+        kept = self._pooled[name]
+        rows = torch.arange(len(kept), device=kept.device) if batch.rows is None else self._chosen(batch)
+        heads = torch.arange(kept.shape[1], device=kept.device)
+        return kept.view(-1), rows[:, None] * kept.stride(0) + heads * kept.stride(1)
+
     def used(self, longest: int) -> list[Tensor]:
         """Views of all that is kept of sequences of up to `longest` tokens, in a fixed order."""
         views = list(self.states.values())

@@ -26,7 +26,7 @@ _ELEMENTS = frozenset(
     {
         *("q", "k", "v", "o", "q_grad", "k_grad", "v_grad", "o_grad", "write", "read"),
         *("e", "pairs", "erased_pairs", "inverse", "states", "values", "states_grad", "values_grad"),
-        *("folded_q", "folded_k", "folded_e"),
+        *("folded_q", "folded_k", "folded_e", "upper"),
     }
 )
 _POINTERS = {
@@ -35,10 +35,10 @@ _POINTERS = {
         *("u_grad", "step_grad", "rates_grad", "write_grad", "read_grad", "weights_grad", "before_grad"),
         *("lse", "lse_grad", "delta", "scale", "scale_grad", "sink_logit", "part_o", "part_norm", "k_pieces", "v_pieces"),
         *("decay", "before", "sum_before", "after", "sum_after", "sums", "norms", "strengths", "totals", "fades", "deltas"),
-        *("sum_after_grad", "sum_before_grad", "sums_grad", "decay_grad", "erase_grad"),
+        *("sum_after_grad", "sum_before_grad", "sums_grad", "decay_grad", "erase_grad", "scores"),
     },
-    "i32": {"rows", "stored", "base", "pinned", "ring"},
-    "i64": {"offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},
+    "i32": {"rows", "stored", "base", "pinned", "ring", "index", "counts", "wanted", "interval_rows"},
+    "i64": {"row_begin", "offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},
 }
 _NUMBERS = {"cap": "fp32", "factor": "fp32"}
 _STRIDES = frozenset(

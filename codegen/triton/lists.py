@@ -1,0 +1,78 @@
+"""The kernel files of keys that content chose: attention over lists beside intervals, and the choice itself.
+
+As for the softmax family (emit.py), whole functions are exchanged and constants set.
+"""
+
+from __future__ import annotations
+
+from attnc.codegen.triton.emit import SKELETONS, fill, functions_of, gather, read_holes, table
+from attnc.codegen.triton.holes import made_holes
+from attnc.codegen.triton.known_bugs import refusals
+from attnc.codegen.triton.list_blocks import blocks
+from attnc.compiler.families import Listed, Selector, Softmax
+
+ATTEND = "lists_attend"
+CHOOSE = "lists_choose"
+
+
+def emit_lists(skeleton: str, kernel: Listed) -> str:
+    """The text of a kernel file of attention over lists. Same arguments, same bytes."""
+    softmax = kernel.softmax
+    source = (SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")
+    forward = skeleton == ATTEND
+    wanted = (
+        ("far", softmax.far > 0),
+        ("cap" if forward else "cap_gradient", softmax.cap),
+        ("sink_logit", softmax.sink_logit and forward),
+    )
+    made = made_holes(softmax) | ({"apart": FAR_APART} if softmax.far else {})
+    functions = gather(functions_of(source), made, [read_holes(name) for name, is_wanted in wanted if is_wanted])
+    rows = blocks(skeleton, max(softmax.head_width, softmax.value_width))
+    constants = {
+        "FORM": repr((softmax.nears, softmax.strides, softmax.powers, softmax.causal)),
+        "HEAD_WIDTH": repr(softmax.head_width),
+        "VALUE_WIDTH": repr(softmax.value_width),
+        "GROUP": repr(softmax.group),
+        "MEMBERS": repr(kernel.members),
+        "UNIT": repr(kernel.unit),
+        "CAP": repr(softmax.cap),
+        **({"SINK_LOGIT": repr(softmax.sink_logit)} if forward else {}),
+        "BLOCKS": table(rows),
+    }
+    text = fill(source, functions, constants)
+    met = refusals(text, rows)
+    assert not met, f"{skeleton} would meet {', '.join(met)}"
+    return text
+
+
+def emit_choose(selector: Selector, softmax: Softmax) -> str:
+    """The text of a kernel file that makes lists for a launch. Same arguments, same bytes."""
+    source = (SKELETONS / f"{CHOOSE}.py").read_text(encoding="utf-8")
+    holes = [read_holes("cap")] if softmax.cap else []
+    functions = gather(functions_of(source), made_holes(softmax), holes)
+    constants = {
+        "FORM": repr((softmax.nears, softmax.strides, softmax.powers, softmax.causal)),
+        "HEAD_WIDTH": repr(softmax.head_width),
+        "GROUP": repr(softmax.group),
+        "UNIT": repr(selector.unit),
+        "RUNS": repr((selector.span, selector.step)),
+        "COARSE": repr(selector.lse),
+        "BOUNDS": repr(selector.keys == "bounds"),
+        "SHARES": repr(selector.score == "softmax"),
+        "SHARED": f'"{selector.shared}"',
+        "POOL": f'"{selector.heads}"',
+        "FOLD": f'"{selector.fold}"',
+        "OVERLAP": f'"{selector.overlap}"',
+        "CAP": repr(softmax.cap),
+        "BLOCKS": table(blocks(CHOOSE, softmax.head_width)),
+    }
+    text = fill(source, functions, constants)
+    met = refusals(text, blocks(CHOOSE, softmax.head_width))
+    assert not met, f"{CHOOSE} would meet {', '.join(met)}"
+    return text
+
+
+FAR_APART = '''@triton.jit
+def apart(numbers, first, begin, end):
+    """Whether no query from `first` on sees a key from begin up to, not including, end by the intervals: it may, far back."""
+    return end < begin'''

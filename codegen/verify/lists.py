@@ -1,0 +1,66 @@
+"""Lists for the cases of kernels that read them: made from a sum of hashes, so that the reference needs none.
+
+Legend: G KV heads; C choosers; r rows of all sequences; m units of the longest list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnc.codegen.verify.cases import Case, Union, batch
+from attnc.compiler.families import Softmax
+from attnc.runtime.list_launch import LaunchLists, row_begins
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A `KeySet` (cases.py): what `rest` shows, and for each row of `many` queries a third of the units of so many keys."""
+
+    rest: Union
+    unit: int
+    many: int
+    salt: int = 0
+
+    def row(self, kernel: Softmax, length: int = 0) -> tuple[int, ...]:
+        """The numbers that the kernel reads beside the lists."""
+        return self.rest.row(kernel, length)
+
+    def sees(self, i: Tensor, j: Tensor, causal: bool, length: int = 0) -> Tensor:
+        """[queries, keys] of positions i [queries], j [keys]."""
+        listed = self.kept(i[:, None] // self.many, j[None, :] // self.unit) & (j[None, :] <= i[:, None])
+        return self.rest.sees(i, j, causal, length) | listed
+
+    def kept(self, row: Tensor, unit: Tensor) -> Tensor:
+        """Whether a row's list holds a unit; rows whose number is 1 more than a multiple of 5 keep none."""
+        mixed = (row * 7919 + unit * 104729 + self.salt * 31337) % 65521 * 40503 % 65521
+        return (mixed % 3 == 0) & (row % 5 != 1)
+
+    def reach(self) -> int:
+        """Tokens after which no number of it matters any more."""
+        return max(self.rest.reach(), self.unit)
+
+
+def lists_of(case: Case, sets: Sequence[Listed]) -> LaunchLists:
+    """The lists of the case's sequences, one set for each chooser; what lies behind a list's end is no unit at all."""
+    many, found = sets[0].many, []
+    for size, past in zip(case.sizes, case.pasts, strict=True):
+        rows = torch.arange(past // many, -(-(past + size) // many) if size else past // many)
+        units = torch.arange(-(-(past + size) // sets[0].unit) + 1)
+        found.append(torch.stack([one.kept(rows[:, None], units[None, :]) for one in sets]))
+    most = max([1, *(int(one.sum(-1).max()) for one in found if one.numel())])
+    index = torch.full((len(sets), sum(one.shape[1] for one in found), most), 2**30, dtype=torch.int32)
+    count = torch.zeros(index.shape[:2], dtype=torch.int32)
+    begin = 0
+    for one in found:
+        for chooser, row in ((c, r) for c in range(one.shape[0]) for r in range(one.shape[1])):
+            units = one[chooser, row].nonzero()[:, 0]
+            index[chooser, begin + row, : len(units)] = units.int()
+            count[chooser, begin + row] = len(units)
+        begin += one.shape[1]
+    device = torch.device(case.device)
+    begins, longest = row_begins(batch(case, device), many)
+    return LaunchLists(index.to(device), count.to(device), begins, many, longest)

@@ -1,0 +1,92 @@
+"""Kernels over lists of chosen keys on a GPU: attention beside dense attention in float64, choices beside plain torch's."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from kernel_cases import check
+
+from attnc.codegen.triton.compile import load
+from attnc.codegen.triton.lists import emit_choose, emit_lists
+from attnc.codegen.verify.cases import Case, Union, build, poisoned
+from attnc.codegen.verify.lists import Listed, lists_of
+from attnc.compiler import families
+from attnc.compiler.families import Softmax
+from attnc.runtime.asking import asking
+from attnc.runtime.intervals import HeadGroup, Near
+from attnc.runtime.list_choice import chosen_by_kernels
+from attnc.runtime.pooled import run_keys
+from attnc.runtime.selecting import Asked, choose
+from attnc.runtime.selector import Selector
+from attnc.runtime.spans import Numbers
+
+pytestmark = pytest.mark.gpu
+
+UNBOUNDED = 2**30
+NEAR = Union(sink=5, nears=((1, 0, 90, 0),))
+WIDE = Softmax(1, head_width=128, value_width=128, group=4)
+CASES = {  # kernel, keys of a unit, queries of a row, new tokens, past
+    "blocks": (WIDE, 64, 128, (700, 0, 300), (130, 3, 0)),
+    "tokens": (WIDE, 64, 1, (260,), (900,)),
+    "pages": (WIDE, 16, 1, (200, 1), (300, 500)),
+    "columns": (replace(WIDE, head_width=64, value_width=64), 1, UNBOUNDED, (600,), (50,)),
+    "decode": (WIDE, 64, 1, (1, 1, 1), (3000, 70, 0)),
+    "decode pages": (replace(WIDE, group=7, head_width=80, value_width=80), 16, 1, (3, 2), (2500, 1)),
+    "cap": (replace(WIDE, head_width=64, value_width=64, cap=True, sink_logit=True), 32, 32, (500,), (0,)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_attention_over_lists_is_as_near_to_float64_as_torch(name, dtype, tmp_path):
+    form, unit, many, sizes, pasts = CASES[name]
+    module = load(emit_lists("lists_attend", families.Listed(form, unit, False)), tmp_path, f"lists_{unit}")
+    case = Case(
+        form, tuple(Listed(NEAR, unit, many, salt) for salt in range(2)), sizes, pasts, dtype, cache=True, device="cuda"
+    )
+    for one in (case, replace(case, integers=True, magnitude=0.0)):
+        inputs = build(one)
+        lists = lists_of(one, one.unions)
+        with poisoned():
+            o, lse = module.attend(*inputs.arguments, lists)
+        check(inputs, o, lse)
+        again, _ = module.attend(*inputs.arguments, lists)
+        assert torch.equal(again, o), "the same twice"
+
+
+MEANS = Selector(64, keys="mean", span=64, step=64, top_k=8)
+CHOICES = {
+    "blocks": replace(MEANS, asks="block", many=128),
+    "tokens": replace(MEANS, overlap="counted"),
+    "heads": replace(MEANS, shared="head", keys="bounds", overlap="excluded"),
+    "folded": replace(MEANS, span=32, step=16, score="softmax", lse=(64, 64), top_k=6),
+    "own": Selector(1, shared="layer", heads="max", top_k=100),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_is_kept_has_the_best_scores(name, tmp_path):
+    """Of integers the units themselves; of others scores that differ by no more than rounding from those that torch keeps."""
+    selector, sizes = CHOICES[name], (1500, 700)
+    words = {field.name: getattr(selector, field.name) for field in fields(selector) if field.name not in ("held", "reference")}
+    module = load(emit_choose(families.Selector(**words), WIDE), tmp_path, f"choose_{name}")
+    group = HeadGroup(0, 1, 5, (Near(back=90),))
+    case = Case(WIDE, (NEAR,) * 2, sizes, (0, 0), torch.bfloat16, integers=selector.score == "dot", device="cuda")
+    inputs = build(case)
+    parts = (inputs.batch.keys(torch.cat(inputs.keys), torch.cat(inputs.values)),)
+    with poisoned():
+        found = chosen_by_kernels(module, selector, inputs.q, parts, group, inputs.form, inputs.batch, 0.09, None, None)
+    differ = total = 0
+    for s, queries in enumerate(inputs.q.split(sizes)):
+        keys = run_keys(selector, inputs.keys[s].transpose(0, 1), 0, 1, s, inputs.batch, None)
+        rows = asking(selector, queries.transpose(0, 1), 0, False, None)
+        lists = choose(selector, rows, keys, Asked(0, sizes[s], sizes[s], Numbers.of(group, sizes[s], True), 0.09, None))
+        count, at = lists.count, int(found.row_begin[s])
+        assert torch.equal(found.count[:, at : at + count.shape[1]], count)
+        inside = torch.arange(lists.index.shape[2], device="cuda") < count.unsqueeze(-1)
+        own = found.index[:, at : at + count.shape[1], : lists.index.shape[2]]
+        differ += int(((own != lists.index) & inside).any(-1).sum())
+        total += count.numel()
+    assert differ <= (0 if case.integers else 0.01 * total), f"{differ} of {total} rows"

@@ -1,0 +1,117 @@
+"""Kernels over lists of chosen keys in Triton's interpreter against dense attention in float64.
+
+test_kernels_interpreter.py runs this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from kernel_cases import check
+
+from attnc.codegen.triton.compile import load
+from attnc.codegen.triton.lists import emit_choose, emit_lists
+from attnc.codegen.triton.versions import INTERPRETS
+from attnc.codegen.verify.cases import Case, Inputs, Union, build, poisoned
+from attnc.codegen.verify.lists import Listed, lists_of
+from attnc.compiler import families
+from attnc.compiler.families import Listed as Kernel
+from attnc.compiler.families import Softmax
+from attnc.runtime.asking import asking
+from attnc.runtime.intervals import HeadGroup, Near
+from attnc.runtime.list_choice import chosen_by_kernels
+from attnc.runtime.pooled import run_keys
+from attnc.runtime.selecting import Asked, choose
+from attnc.runtime.selector import Selector
+from attnc.runtime.spans import Numbers
+
+if not INTERPRETS:
+    pytest.fail("TRITON_INTERPRET=1 is not set", pytrace=False)
+
+FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
+UNBOUNDED = 2**30
+
+
+@functools.cache
+def kernel(skeleton: str, form: Kernel) -> ModuleType:
+    return load(emit_lists(skeleton, form), FOLDER, f"emitted_{skeleton}_{abs(hash(form))}")
+
+
+def run(case: Case, each_head: bool = False, **options: object) -> tuple[Inputs, torch.Tensor, torch.Tensor]:
+    """Memory that nobody wrote is NaN."""
+    module = kernel("lists_attend", Kernel(case.kernel, case.unions[0].unit, each_head))
+    inputs = build(case)
+    lists = lists_of(case, case.unions)
+    with poisoned():
+        o, lse = module.attend(*inputs.arguments, lists, **options)
+    return inputs, o, lse
+
+
+NEAR = Union(sink=3, nears=((1, 0, 5, 0),))
+
+
+def narrow(*numbers: int, group: int = 2, **words: bool) -> Softmax:
+    return Softmax(*numbers, head_width=16, value_width=16, group=group, **words)
+
+
+CASES = {  # beside what, keys of a unit, queries of a row, new tokens, past, splits
+    "blocks for blocks of queries": (replace(narrow(1), head_width=20, value_width=24), NEAR, 16, 8, (13, 0, 20), (5, 3, 0), 1),
+    "pages of a token": (narrow(1, group=3), NEAR, 5, 1, (3, 1), (20, 0), 4),
+    "columns for all queries": (narrow(1), NEAR, 1, UNBOUNDED, (21, 3), (0, 11), 1),
+    "nothing but lists": (narrow(0, group=1), Union(), 16, 4, (9,), (30,), 4),
+    "a stride beside": (narrow(1, 1), Union(0, ((1, 0, 2, 0),), (7,)), 16, 8, (25,), (2,), 1),
+    "cap and sink logit": (narrow(1, cap=True, sink_logit=True), NEAR, 16, 8, (19,), (0,), 4),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attention_reads_each_listed_and_shown_key_once(name):
+    form, rest, unit, many, sizes, pasts, splits = CASES[name]
+    unions = tuple(Listed(rest, unit, many, salt) for salt in range(2))
+    case = Case(form, unions, sizes, pasts, cache=name != "blocks for blocks of queries", dtype=torch.float16)
+    check(*run(case, splits=splits))
+
+
+MEANS = Selector(4, keys="mean", span=4, step=4)
+CHOICES = {
+    "means of blocks for blocks of queries": (replace(MEANS, asks="block", many=8, top_k=3), (21, 0, 30)),
+    "own keys folded": (Selector(4, shared="head", fold="sum", top_k=2, overlap="excluded"), (11,)),
+    "shown units counted": (replace(MEANS, keys="bounds", shared="layer", heads="max", top_k=4, overlap="counted"), (14, 3)),
+    "shares of coarser runs": (
+        replace(MEANS, unit=8, step=2, score="softmax", lse=(8, 4), top_k=2, asks="block", many=5), (26, 7)),
+    "tokens, more than fit at once": (Selector(1, heads="min", top_k=9, asks="block", many=10), (40,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_kernels_keep_what_plain_torch_keeps(name):
+    """Of integers, whose scores are exact and often alike; shares of a mass are rounded, so two that are as near may change."""
+    selector, sizes = CHOICES[name]
+    words = {field.name: getattr(selector, field.name) for field in fields(selector) if field.name not in ("held", "reference")}
+    form = Softmax(1, head_width=16, value_width=16, group=2)
+    module = load(emit_choose(families.Selector(**words), form), FOLDER, f"choose_{abs(hash(name))}")
+    if selector.unit == 1:
+        module.MOST_UNITS = 16  # of a program
+    case = Case(form, (NEAR,) * 2, sizes, (0,) * len(sizes), integers=True)
+    inputs, total = build(case), 0
+    groups = (HeadGroup(0, 1, 3, (Near(back=5),)),)
+    parts, scale = (inputs.batch.keys(torch.cat(inputs.keys), torch.cat(inputs.values)),), 0.25
+    with poisoned():
+        found = chosen_by_kernels(module, selector, inputs.q, parts, groups[0], inputs.form, inputs.batch, scale, None, None)
+    for s, queries in enumerate(inputs.q.split(sizes)):
+        keys = run_keys(selector, inputs.keys[s].transpose(0, 1), 0, 1, s, inputs.batch, None)
+        rows = asking(selector, queries.transpose(0, 1), 0, False, None)
+        asked = Asked(0, sizes[s], sizes[s], Numbers.of(groups[0], sizes[s], True), scale, None)
+        lists = choose(selector, rows, keys, asked)
+        for c, row in ((c, row) for c in range(lists.count.shape[0]) for row in range(lists.count.shape[1])):
+            count, at = int(lists.count[c, row]), int(found.row_begin[s]) + row
+            assert int(found.count[c, at]) == count
+            assert found.index[c, at, :count].tolist() == lists.index[c, row, :count].tolist(), (s, c, row)
+            total += count
+    assert total > 5
