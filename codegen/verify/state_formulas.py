@@ -13,6 +13,9 @@ from torch import Tensor
 
 from attnc.codegen.verify.state_cases import SCALE, Case, Given, Results
 
+PART = 16
+"""Tokens that decay one by one where channels decay: as in scan_chunks."""
+
 
 def formula(case: Case, given: Given, dtype: torch.dtype) -> Results:
     """o, the states after and the sums after, token by token in `dtype`; what is divided by 0 is 0."""
@@ -118,6 +121,11 @@ class _Stored(torch.autograd.Function):
         return grad.to(context.dtype).to(grad.dtype), None
 
 
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as an operand of a product; its gradient is summed in full."""
+    return x + (x.detach().to(dtype).to(x.dtype) - x.detach())
+
+
 def _chunk(case: Case, one: _Sequence, state: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(o, the state after, the sum after) of the tokens of a chunk."""
     query, key, value = one.q, one.k, one.v
@@ -132,11 +140,24 @@ def _chunk(case: Case, one: _Sequence, state: Tensor, total: Tensor) -> tuple[Te
     apart = (sums[:, None] - sums[None, :]).clamp(max=0).to(dtype).exp().expand(-1, -1, -1, key.shape[-1])  # [i, j, H, K]
     since, until = sums.to(dtype).exp(), (sums[-1] - sums).to(dtype).exp()
     lower = torch.ones(size, size, device=query.device, dtype=dtype).tril()[..., None]
-    pairs = torch.einsum("ihk,jhk,ijhk->ijh", query, key, apart) * lower
+
+    def products(rows: Tensor) -> Tensor:
+        """rows_i . key_j, with what is left between them, [i, j, H]. Where channels decay, operands of a part and of later ones
+        meet at the part's end.
+        """
+        found = torch.einsum("ihk,jhk,ijhk->ijh", rows, key, apart)
+        for begin in range(0, size, PART) if sums.shape[-1] > 1 else ():
+            end = min(begin + PART, size)
+            later = _rounded(rows[end:] * (sums[end:] - sums[end - 1]).to(dtype).exp(), case.dtype)
+            earlier = _rounded(key[begin:end] * (sums[end - 1] - sums[begin:end]).to(dtype).exp(), case.dtype)
+            found[end:, begin:end] = torch.einsum("ihk,jhk->ijh", later, earlier)
+        return found
+
+    pairs = products(query) * lower
     held = stored(state)
     if one.erase is not None and one.write is not None:
         eye = torch.eye(size, dtype=dtype, device=query.device)
-        erased = torch.einsum("ihk,jhk,ijhk->ijh", one.erase * key, key, apart) * (lower - eye[..., None])
+        erased = products(one.erase * key) * (lower - eye[..., None])
         system = eye + erased.permute(2, 0, 1)
         inverse = torch.linalg.solve_triangular(system, eye.expand(heads, -1, -1), upper=False, unitriangular=True)
         right = one.write * value - torch.einsum("ihk,hkv->ihv", stored(one.erase * key * since), held)
