@@ -10,12 +10,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
-from attnc.codegen.triton.versions import INTERPRETS, assembler, compile_kernel
+from attnc.codegen.triton.versions import INTERPRETS, assembler, compile_kernel, descriptor
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
@@ -90,24 +91,36 @@ def compile_ahead(text: str, target: str, dtype: str) -> tuple[Resources, ...]:
     with tempfile.TemporaryDirectory(prefix="attnc-") as folder:
         module = load(text, Path(folder), "emitted")
         variants = module.variants(target, DTYPES[dtype])
-        return tuple(_compile(kernel, constants, target, dtype) for kernel, constants in variants)
+        return tuple(_compile(kernel, constants, target, dtype, described(module, constants)) for kernel, constants in variants)
 
 
-def signature(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[str, str]:
-    """Triton's types of a kernel's run-time arguments, in order."""
+def described(module: ModuleType, constants: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """The descriptors that a kernel of Gluon takes: name -> rows and columns of a block."""
+    found: dict[str, tuple[int, int]] = module.descriptors(constants["BLOCK_K"]) if hasattr(module, "descriptors") else {}
+    return found
+
+
+def signature(
+    kernel: Any, constants: dict[str, Any], dtype: str, blocks: Mapping[str, tuple[int, int]] = MappingProxyType({})
+) -> dict[str, str]:
+    """Triton's types of a kernel's run-time arguments, in order; `blocks` of its descriptors."""
     types = {}
     for name in kernel.arg_names:
         if name in constants:
             continue
-        if name in _ELEMENTS:
+        if name in blocks:
+            types[name] = descriptor(dtype, *blocks[name])
+        elif name in _ELEMENTS:
             types[name] = f"*{dtype}"
         else:
             types[name] = next((f"*{of}" for of, names in _POINTERS.items() if name in names), _NUMBERS.get(name, "i32"))
     return types
 
 
-def _compile(kernel: Any, constants: dict[str, Any], target: str, dtype: str) -> Resources:
-    types = signature(kernel, constants, dtype)
+def _compile(
+    kernel: Any, constants: dict[str, Any], target: str, dtype: str, blocks: Mapping[str, tuple[int, int]]
+) -> Resources:
+    types = signature(kernel, constants, dtype, blocks)
     aligned = {name for name, of in types.items() if of.startswith("*")}
     if all(constants.get(width, 16) % 16 == 0 for width in ("D", "E", "K", "V")):
         aligned |= _STRIDES & set(types)

@@ -7,6 +7,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 VERSION: tuple[int, ...] = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:3])
 INTERPRETS: bool = triton.knobs.runtime.interpret
@@ -31,6 +32,12 @@ def assembler(target: str) -> str:
     return str(get_ptxas(int(target[3:])).path)
 
 
+def descriptor(dtype: str, rows: int, columns: int) -> str:
+    """The type of what tells a copy of [rows, 1, columns] two-byte elements where a tensor lies, in lines of 128 bytes."""
+    layout = "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3)"
+    return f"tensordesc<{dtype}[{rows}, 1, {columns}],{layout}>"
+
+
 def compile_kernel(
     kernel: Any, signature: dict[str, str], constants: dict[str, Any], aligned: frozenset[str], target: str
 ) -> Any:
@@ -41,5 +48,6 @@ def compile_kernel(
     values = {name: value for name, value in constants.items() if name not in options}
     names = kernel.arg_names
     attributes = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in aligned}
-    source = ASTSource(kernel, {**signature, **dict.fromkeys(values, "constexpr")}, values, attributes)
+    made = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = made(kernel, {**signature, **dict.fromkeys(values, "constexpr")}, values, attributes)
     return triton.compile(source, target=gpu_target(target), options=options)

@@ -1,0 +1,32 @@
+"""How much of its queries and keys a Gluon kernel holds in shared memory at once, by the widths of what is copied."""
+
+from __future__ import annotations
+
+Row = tuple[int, ...]
+
+ARCHITECTURE = "sm_90"
+
+ROWS: dict[tuple[int, int], Row] = {  # queries, keys, warps, slots for keys, slots for tiles of queries, registers, PIN
+    (64, 64): (128, 128, 12, 3, 2, 240, 0),
+    (64, 128): (128, 128, 12, 2, 2, 240, 1),
+    (128, 64): (128, 128, 12, 2, 2, 240, 0),
+    (128, 128): (128, 128, 12, 2, 2, 240, 1),
+    (64, 256): (128, 64, 12, 2, 1, 240, 1),
+    (128, 256): (128, 64, 12, 2, 1, 240, 1),
+    (256, 64): (128, 64, 12, 2, 1, 240, 1),
+    (256, 128): (128, 64, 12, 2, 1, 240, 1),
+    (256, 256): (128, 64, 12, 2, 1, 240, 1),
+}
+"""Measured on an H100 for 64 and 128; the others are what fits into 227 KiB. Queries come in tiles of 128, 64 for each of two
+groups of four warps, beside which one warp copies.
+"""
+
+
+def copied_width(width: int) -> int:
+    """Columns of a copied row: the next power of two, at least the 128 bytes of a swizzled line."""
+    return max(64, 1 << (width - 1).bit_length())
+
+
+def blocks(head_width: int, value_width: int) -> dict[tuple[str, int], Row]:
+    """(architecture, bytes of an element) -> the row of BLOCKS."""
+    return {(ARCHITECTURE, 2): ROWS[copied_width(head_width), copied_width(value_width)]}

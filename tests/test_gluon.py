@@ -1,0 +1,96 @@
+"""Gluon kernels without a GPU: their own text run by Python, and compiled for sm_90."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from gluon_on_cpu import Deadlock, module
+from kernel_cases import check
+
+from attnc.codegen.gluon.emit import emit
+from attnc.codegen.verify.cases import FULL, Case, Inputs, Union, build, poisoned
+from attnc.codegen.verify.judge import judge
+from attnc.compiler.families import Softmax
+
+PLAIN = Softmax(1, head_width=64, value_width=64, group=2)
+HEADS = (Union(nears=(FULL,)), Union(sink=70, nears=((1, 0, 127, 0),)), Union(nears=((64, 0, 64, 0),)), Union())
+FAR = Softmax(1, 1, 1, head_width=64, value_width=64, sink_logit=True)
+FAR_HEADS = (Union(strides=(333,)), Union(powers=(64,)), Union(sink=3, strides=(512,)), Union(strides=(300,), powers=(64,)))
+BOTH = Softmax(1, causal=False, head_width=96, value_width=64, cap=True)
+"""Between them every hole, copies padded to the next power of two, and widths that differ."""
+
+
+def attend(text: str, inputs: Inputs, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    with poisoned():
+        o, lse = module(text, seed).attend(*inputs.arguments)
+    return o, lse
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(PLAIN, HEADS, (1, 0, 127, 129), (0, 0, 0, 0), dtype=torch.bfloat16),
+        Case(PLAIN, HEADS, (30, 17), (500, 3), dtype=torch.bfloat16, cache=True, keeps=((70, 200), None, (0, 50), None)),
+        Case(FAR, FAR_HEADS, (130,), (700,), dtype=torch.float16, cache=True),
+        Case(BOTH, HEADS[:3], (70, 130), (5, 0), dtype=torch.bfloat16),
+    ],
+    ids=["packed", "rings", "far", "both_ways"],
+)
+def test_no_schedule_deadlocks_or_reads_too_early(case: Case) -> None:
+    """Sequences of no, few and many tokens, heads that see everything, little and nothing; NaN lies around all keys."""
+    inputs = build(case)
+    check(inputs, *attend(emit(case.kernel), inputs, seed=0))
+
+
+BARRIERS = re.findall(r"^ *mbarrier\.(?:wait|arrive)\(.*\n", emit(PLAIN), re.MULTILINE)
+
+
+def without(text: str, line: str) -> str:
+    """The text with one line undone."""
+    return text.replace(line, line[: len(line) - len(line.lstrip())] + "pass\n", 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mbarrier.arrive(v_empty.index(v_slot), count=1)",
+        "mbarrier.arrive(v_full.index(slot), count=1)",
+        "mbarrier.wait(k_empty.index(slot), phase)",
+        "mbarrier.wait(q_full.index(place), q_phase)",
+    ],
+)
+def test_a_barrier_that_is_missing_is_found(line: str) -> None:
+    text = emit(PLAIN)
+    assert sum(line in one for one in BARRIERS) >= 1
+    inputs = build(Case(PLAIN, HEADS[:1], (400,), (0,), dtype=torch.bfloat16))
+    broken = without(text, next(one for one in BARRIERS if line in one))
+    assert any(map(fails, [broken] * 3, [inputs] * 3, range(3)))
+
+
+def fails(text: str, inputs: Inputs, seed: int) -> bool:
+    """Whether the results are wrong or all parties wait."""
+    try:
+        o, lse = attend(text, inputs, seed)
+    except Deadlock:
+        return True
+    return judge(inputs, o, lse, 1024).wrong != ""
+
+
+@pytest.mark.triton
+def test_it_compiles_for_sm_90() -> None:
+    from attnc.codegen.triton.compile import SHARED_LIMIT, compile_ahead
+
+    for used in compile_ahead(emit(Softmax(1, head_width=128, value_width=128, group=4)), "sm_90", "bf16"):
+        assert used.spills <= 8, "the number of a party's task, once a launch"
+        assert used.shared <= SHARED_LIMIT["sm_90"]
+        assert used.registers == 168
+
+
+def test_its_names_of_gluon_stand_in_one_file() -> None:
+    """What moved between versions of Triton is named nowhere else."""
+    folder = Path(__file__).parents[1] / "codegen" / "gluon"
+    moved = re.compile(r"thread_barrier|async_copy_global_to_shared|async_copy_shared_to_global|async_load|async_store")
+    assert [path.name for path in folder.rglob("*.py") if moved.search(path.read_text("utf-8"))] == ["names.py"]
