@@ -111,7 +111,7 @@ class Recurrence:
     update          `add` or `delta`
     erase, write    delta: strengths of the token, one a head or one for each of K (erase) and V (write)
     normalize       add: whether the output is divided by the sum of its weights
-    key_width, value_width  K and V, 1..1024; kernels take up to 256
+    key_width, value_width  K and V, 1..1024; kernels take K up to 256
     """
 
     decay: Literal["none", "head", "scalar", "vector"] = "none"

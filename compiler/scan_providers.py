@@ -23,8 +23,8 @@ from attnc.compiler.scanned import Scanned
 from attnc.compiler.spec import Phase
 
 CHUNK = 64
-MOST_WIDTH = 256
-KEY_WIDTH = 256
+MOST_KEY_WIDTH = 256
+"""Of generated kernels, which hold all rows of some columns of a state, and of flash-linear-attention."""
 TORCH_LAUNCHES, TORCH_LAUNCHES_PER_CHUNK, TORCH_LAUNCHES_PER_STEP = 40, 8, 12
 REFERENCE_LAUNCHES_PER_TOKEN = 8
 
@@ -103,8 +103,7 @@ def chunked(task: Task, width: int) -> Work:
 
 def unkept(family: Recurrence) -> str | None:
     """Why there are no generated kernels of a member, if there are none."""
-    widest = max(family.key_width, family.value_width)
-    return f"generated kernels take widths of up to {MOST_WIDTH}" if widest > MOST_WIDTH else None
+    return f"generated kernels take keys of up to {MOST_KEY_WIDTH}" if family.key_width > MOST_KEY_WIDTH else None
 
 
 def _triton(task: Task) -> Price | str:
@@ -124,8 +123,8 @@ def _fla(task: Task) -> Price | str:
     device = task.device
     if not device.is_gpu or "fla" not in device.efficiency:
         return UNMEASURED if device.is_gpu else "flash-linear-attention's kernels need a GPU"
-    if task.states.family.key_width > KEY_WIDTH:
-        return f"flash-linear-attention takes keys of up to {KEY_WIDTH}"
+    if task.states.family.key_width > MOST_KEY_WIDTH:
+        return f"flash-linear-attention takes keys of up to {MOST_KEY_WIDTH}"
     work = chunked(task, task.load.width)
     return Price(provider="fla", seconds=seconds(work, device, device.efficiency["fla"][task.phase]))
 

@@ -75,6 +75,7 @@ wrong on sm_90.
 
 
 def blocks(skeleton: str, kernel: Recurrence) -> Table:
-    """The rows for a kernel's widths."""
-    least = next(least for least in WIDTHS if max(kernel.key_width, kernel.value_width) <= least)
+    """The rows for a kernel's widths. Programs share a state's columns among them, so wider values are more programs."""
+    widest = min(max(kernel.key_width, kernel.value_width), WIDTHS[-1])
+    least = next(least for least in WIDTHS if widest <= least)
     return TABLES[skeleton][least] | (DELTA.get((skeleton, least), {}) if kernel.update == "delta" else {})

@@ -21,10 +21,27 @@ class Constants(Value):
     EXPONENT: float | None = None
 
 
+class StateConstants(Value):
+    """The same of a kernel of matrix states. FORM: decay, update, strengths of erasing and writing, divided by sums."""
+
+    FORM: tuple[str, str, str, str, bool]
+    KEY_WIDTH: int
+    VALUE_WIDTH: int
+
+
+class ChannelConstants(Value):
+    """The same of a kernel of channel states. PARTS: whether there are steps, maps to write and to read, weights."""
+
+    STATE: int
+    PARTS: tuple[bool, bool, bool, bool]
+
+
 class Verified(Value):
     """One kernel in one dtype on one device: `cases` calls, each at most 1.5 times as far from float64 as torch's attention.
 
-    error, torch_error  the largest difference from float64 among the cases, the kernel's and torch's
+    error, torch_error  the largest difference from float64 among the cases, the kernel's and torch's; of states the root mean
+                        square of the call that used most of what is allowed, and that of plain torch, or of the formula in the
+                        kernel's roundings
     sha256              of the kernel's text, without the blocks of other architectures
     """
 
@@ -36,7 +53,7 @@ class Verified(Value):
     skeleton: str
     sha256: str
     dtype: Literal["bfloat16", "float16", "float32"]
-    constants: Constants
+    constants: Constants | StateConstants | ChannelConstants
     cases: int
     error: float
     torch_error: float

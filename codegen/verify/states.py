@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -75,10 +75,17 @@ def state_subjects(folder: Path) -> list[StateSubject]:
         served.setdefault(names, []).append(launch)
     found = []
     for names, launches in served.items():
-        modules = tuple(import_module(f"{package}.kernels.{name}") for name in names)
-        for first, skeletons in PARTS.items():
-            files = sorted((name for name in names if skeleton_of(name) in skeletons), key=lambda n: skeleton_of(n) != first)
-            found.append(StateSubject(files[0], tuple(files[1:]), modules, made_for(modules[0]), tuple(launches)))
+        found += parts_of({name: import_module(f"{package}.kernels.{name}") for name in names}, tuple(launches))
+    return found
+
+
+def parts_of(files: Mapping[str, ModuleType], launches: tuple[str, ...] = ()) -> list[StateSubject]:
+    """What is compared of a launch, whose kernel files have these names."""
+    found = []
+    for first, skeletons in PARTS.items():
+        names = sorted((name for name in files if skeleton_of(name) in skeletons), key=lambda name: skeleton_of(name) != first)
+        kernel = made_for(files[names[0]])
+        found.append(StateSubject(names[0], tuple(names[1:]), tuple(files.values()), kernel, launches))
     return found
 
 
@@ -116,6 +123,8 @@ def _sizes(skeleton: str, chunk: int, small: bool) -> tuple[tuple[int, ...], ...
         return ((1, 5, 0, DECODE_TOKENS), (1, 1, 1), (3,))
     if small:  # the interpreter takes a second for some programs
         return ((chunk + 1, 0, 1, chunk - 2),) if skeleton == BACKWARD else ((chunk + 1, 0, 1, chunk - 2), (2, chunk + 2))
+    if skeleton == BACKWARD:
+        return ((2 * chunk + 2, 0, 1, chunk), (chunk - 1, chunk + 1))
     return ((2 * chunk + 2, 0, 1, chunk), (chunk - 1, chunk + 1, 5 * chunk), (2 * chunk, 17))
 
 
