@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from attnc.codegen import latent, projecting
+from dataclasses import replace
+
+from attnc.codegen import latent, projecting, selecting
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.launching import launch, plan_text, rope_text
 from attnc.codegen.parts import Launch, Names, Part, merged
 from attnc.compiler.attributes import Attributes, LogPosition
 from attnc.compiler.graph import Graph, Mix, Project
 from attnc.compiler.kept import chunk_size
+from attnc.compiler.mixer import Scores
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.parameters import of_mix, place
 from attnc.compiler.spec import Model
@@ -17,8 +20,17 @@ from attnc.compiler.streams import of_softmax
 
 def hands_on(graph: Graph, layer: int) -> bool:
     """Whether a later layer takes over this layer's q and k."""
+    return _carries(graph, layer, "qk")
+
+
+def lends(graph: Graph, layer: int) -> bool:
+    """Whether a later layer takes over this layer's choice of keys."""
+    return _carries(graph, layer, "choice")
+
+
+def _carries(graph: Graph, layer: int, what: str) -> bool:
     return any(
-        data["carries"] == "qk" for name, _ in graph.nodes(layer) for _, _, data in graph.network.out_edges(name, data=True)
+        data["carries"] == what for name, _ in graph.nodes(layer) for _, _, data in graph.network.out_edges(name, data=True)
     )
 
 
@@ -41,10 +53,11 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         launch(mix, f"{class_name}.{at}" if many else class_name, model, visible) for at, (_, mix) in enumerate(mixes)
     )
     a = project.attributes
-    attend = [*project_lines(project, handed=hands_on(graph, layer)), *_launches(mixes, a)]
+    more = _choosing([mix for _, mix in mixes], model, lends(graph, layer))
+    attend = [*project_lines(project, handed=hands_on(graph, layer)), *_launches(mixes, a, more)]
     if a.kv_latent is not None:
         assert not many, "one launch reads a latent for all heads"
-        attend = [*projecting.begin(a, project.chained), *latent.body(a)]
+        attend = [*projecting.begin(a, project.chained), *latent.body(a, more)]
     body = [*attend, *projecting.output(a, project.chained)]
     origins = dict.fromkeys(str(group.origin) for _, mix in mixes for variant in mix.variants for group in variant.groups)
     plans = tuple(plan_text(mix, project, at, model) for at, (_, mix) in enumerate(mixes))
@@ -54,13 +67,20 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         template="attention.py.j2",
         summary=projecting.summary(a),
         origins=tuple(origins),
-        modules=(*modules(project, model), *_ropes(mixes), *_learned([mix for _, mix in mixes], model)),
+        modules=(
+            *modules(project, model),
+            *_ropes(mixes),
+            *_learned([mix for _, mix in mixes], model),
+            *_scorers([mix for _, mix in mixes], model),
+        ),
         body=tuple(body),
         plans=plans,
         slots=len(mixes),
         mixes=launches,
         launches={one.name: name for one, (name, _) in zip(launches, mixes, strict=True)} | _choices(graph, launches, mixes),
-        needs=_needs(project, a, [mix for _, mix in mixes], launches, plans),
+        needs=_needs(
+            project, a, [mix for _, mix in mixes], launches, plans, selecting.scorers([mix for _, mix in mixes], model)
+        ),
         source=project.qk_layer is not None,
         chained=project.chained and a.output_gate is not None,
     )
@@ -103,11 +123,32 @@ def project_lines(project: Project, handed: bool) -> list[str]:
 def _learned(mixes: list[Mix], model: Model) -> list[str]:
     """Learned tensors of the key sets."""
     weights = {weight.name: weight for mix in mixes for weight in of_mix(mix, model)}
-    return [f"self.{name} = nn.Parameter(torch.zeros{weight.shape!r})" for name, weight in weights.items()]
+    plain = {name: weight for name, weight in weights.items() if "." not in name}  # others are of modules
+    return [f"self.{name} = nn.Parameter(torch.zeros{weight.shape!r})" for name, weight in plain.items()]
 
 
-def _launches(mixes: list[tuple[str, Mix]], a: Attributes) -> list[str]:
-    """Positions, then each launch over its heads; several launches are joined along the heads."""
+def _scorers(mixes: list[Mix], model: Model) -> list[str]:
+    """The modules that score keys by weights of their own."""
+    lines = []
+    for one in selecting.scorers(mixes, model):
+        rope = rope_text(replace(mixes[0].attributes, rope_dim=one.rotated)) if one.rotated else None
+        texts = [*map(repr, one.arguments), *([rope] if rope else [])]
+        lines.append(f"self.{one.module} = {one.made}({', '.join(texts)})")
+    return lines
+
+
+def _choosing(mixes: list[Mix], model: Model, lent: bool) -> str:
+    """What launches are called with where content chooses keys, here or in a later layer."""
+    more = "".join(f", net=self.{one.module}(x, call)" for one in selecting.scorers(mixes, model))
+    more += ", lends=call.sources" if lent else ""
+    return more + (', source=call.sources["choice"]' if any(map(selecting.takes, mixes)) else "")
+
+
+def _launches(mixes: list[tuple[str, Mix]], a: Attributes, more: str) -> list[str]:
+    """Positions, then each launch over its heads; several launches are joined along the heads.
+
+    `more`: what they are called with beside.
+    """
     lines: list[str] = []
     outputs: list[str] = []
     ratio = a.heads // a.kv_heads
@@ -123,7 +164,8 @@ def _launches(mixes: list[tuple[str, Mix]], a: Attributes) -> list[str]:
         learned = _persistent(mix)
         outputs.append(f"o{suffix}")
         slot = "self.slot" if at == 0 else f"self.slot + {at}"
-        lines.append(f"o{suffix} = self.mixes[{at}]({q}, {k}, {v}, call.batch, call.slot({slot}){sink}{learned})  # [T, H, E]")
+        given = f"{q}, {k}, {v}, call.batch, call.slot({slot}){sink}{learned}{more}"
+        lines.append(f"o{suffix} = self.mixes[{at}]({given})  # [T, H, E]")
     if len(outputs) > 1:
         lines.append(f"o = torch.cat(({', '.join(outputs)}), dim=1)  # [T, H, E]")
     return lines
@@ -169,7 +211,12 @@ def _persistent(mix: Mix) -> str:
 
 
 def _needs(
-    project: Project, a: Attributes, mixes: list[Mix], launches: tuple[Launch, ...], plans: tuple[str, ...]
+    project: Project,
+    a: Attributes,
+    mixes: list[Mix],
+    launches: tuple[Launch, ...],
+    plans: tuple[str, ...],
+    scorers: list[Scores],
 ) -> dict[str, set[str]]:
     needs: dict[str, set[str]] = {"mix": {"Mix", "Variant"}, "intervals": {"HeadGroup"}, "cache": {"LayerPlan", "Slots"}}
     needs = merged([needs, projecting.needs(of_softmax(a, own_qk=project.qk_layer is None), a)])
@@ -177,6 +224,8 @@ def _needs(
         needs["cache"].add("State")
     if a.kv_latent is not None:
         needs = merged([needs, {"latent": {"Expand"}, "layers": {"RMSNorm"}}])
+    for scorer in scorers:
+        needs.setdefault(scorer.file, set()).add(scorer.made)
     for mix, one, plan in zip(mixes, launches, plans, strict=True):
         text = repr(one) + plan + (rope_text(mix.attributes) or "")
         for file, names in WORDS.items():

@@ -22,8 +22,11 @@ def modules(a: Attributes, model: Model) -> list[str]:
     ]
 
 
-def body(a: Attributes) -> list[str]:
-    """From x to o: q, the latent and the rotated key, then the launch, which makes keys and values of them."""
+def body(a: Attributes, more: str) -> list[str]:
+    """From x to o: q, the latent and the rotated key, then the launch, which makes keys and values of them.
+
+    `more`: what else the launch is called with.
+    """
     rotated, sink = a.rotated_key, "" if a.sink_logit is None else ", self.sink_logit"
     lines = [f"q = self.q_proj(x).unflatten(-1, ({a.heads}, {a.key_width}))  # [T, H, D]"]
     if rotated:
@@ -42,5 +45,5 @@ def body(a: Attributes) -> list[str]:
     return [
         *lines,
         f"expand = Expand(self.kv_b_proj, {a.kv_heads}, {a.head_dim}, {a.value_dim})",
-        f"o = self.mixes[0](q, latent, rotated, call.batch, call.slot(self.slot){sink}, expand=expand)  # [T, H, E]",
+        f"o = self.mixes[0](q, latent, rotated, call.batch, call.slot(self.slot){sink}, expand=expand{more})  # [T, H, E]",
     ]

@@ -53,11 +53,11 @@ class Classes:
     visible: Masks
     names: Names = field(default_factory=Names)
     parts: list[Part] = field(default_factory=list)
-    known: dict[tuple[int, bool], Part] = field(default_factory=dict)
+    known: dict[tuple[int, tuple[bool, bool]], Part] = field(default_factory=dict)
 
     def of_layer(self, layer: Layer) -> Part:
         """The class of a layer's mixer."""
-        handed = attending.hands_on(self.graph, layer.index)
+        handed = attending.hands_on(self.graph, layer.index), attending.lends(self.graph, layer.index)
         key = (id(layer.mixer), handed)  # layers of one rule hold the same mixer
         if key not in self.known:
             self.known[key] = self.write(layer.mixer, layer.index, "")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
 from attnc.compiler.families import Selector, Sublinear
 from attnc.compiler.graph import HeadGroup, Mix
-from attnc.compiler.mixer import Kind
+from attnc.compiler.mixer import Kind, Scores
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.part_names import part_names
 from attnc.compiler.plan import meets
@@ -47,7 +47,7 @@ def _value(value: object) -> str:
 
 def held_names(mix: Mix) -> dict[Kind, str]:
     """The kinds of a launch that choose while decoding, and the names below which a cache holds what stands for their units."""
-    kinds = dict.fromkeys(kind for _, kind in _decoding(mix))
+    kinds = dict.fromkeys(kind for _, kind in _decoding(mix) if not selector(kind).previous)
     names = part_names([kind.kind for kind in kinds])
     return dict(zip(kinds, names, strict=True))
 
@@ -62,9 +62,11 @@ def pooled_texts(mix: Mix, model: Model) -> list[str]:
         starts = [head for head in heads if head - 1 not in heads]
         ends = [head for head in heads if head + 1 not in heads]
         for one in MIXERS[kind.kind].growing(kind, mix.attributes, model):
-            pool = f', pool="{one.name}"' if one.name in ("min", "max") else ""
+            if one.step == 0:  # one for the sequence: a state
+                continue
+            pool = f', pool="{one.name}"' if one.name in ("min", "max", "indexer") else ""
             for first, last in zip(starts, ends, strict=True):
-                at = f"{first - mix.first}, {last - mix.first}"
+                at = "0, 0" if len(one.shape) == 1 else f"{first - mix.first}, {last - mix.first}"
                 found.append(
                     f'Pooled("{name}.{one.name}.{first}", {at}, {one.shape[-1]}, span={one.span}, step={one.step}{pool})'
                 )
@@ -77,7 +79,25 @@ def state_texts(mix: Mix, model: Model) -> list[str]:
     for kind, name in held_names(mix).items():
         states = MIXERS[kind.kind].state(kind, mix.attributes, model)
         found += [f'State("{name}.{key}", {shape!r}, torch.float32)' for key, shape in states.items()]
+        growing = MIXERS[kind.kind].growing(kind, mix.attributes, model)
+        found += [f'State("{name}.{one.name}", {one.shape!r}, torch.{one.dtype})' for one in growing if one.step == 0]
     return found
+
+
+def scorers(mixes: Sequence[Mix], model: Model) -> list[Scores]:
+    """What scores by weights of its own in some launches, each once."""
+    found = [MIXERS[kind.kind].scores(kind, mix.attributes, model) for mix in mixes for kind in choices(mix)]
+    return list({one.module: one for one in found if one is not None}.values())
+
+
+def choices(mix: Mix) -> list[Kind]:
+    """All that content chooses in a launch, each once."""
+    return list(dict.fromkeys(kind for variant in mix.variants for group in variant.groups for kind in group.choices))
+
+
+def takes(mix: Mix) -> bool:
+    """Whether a launch takes over the choice of an earlier layer."""
+    return any(selector(kind).previous for kind in choices(mix))
 
 
 def _decoding(mix: Mix) -> Iterator[tuple[HeadGroup, Kind]]:

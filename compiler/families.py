@@ -234,7 +234,7 @@ class Selector:
 
     unit: int = 1
     diagonals: bool = False
-    keys: Literal["own", "mean", "bounds", "joined"] = "own"
+    keys: Literal["own", "mean", "bounds", "joined", "indexer", "learned", "summary"] = "own"
     span: int = 1
     step: int = 1
     score: Literal["dot", "softmax"] = "dot"
@@ -251,6 +251,10 @@ class Selector:
     at_least: int = 1
     at_most: int | None = None
     overlap: Literal["ranked", "counted", "excluded"] = "ranked"
+    refresh: tuple[int | tuple[float, int], ...] = ()
+    dense: bool = False
+    all_seen: tuple[Literal["first", "last"], int] | None = None
+    previous: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.unit, self.span, self.step, self.many, self.every, self.at_least, *(self.lse or ()))

@@ -39,6 +39,7 @@ from attnc.compiler.spec import (
     Sum,
     When,
 )
+from attnc.compiler.taking import lenders, resolved
 from attnc.compiler.tuning import Router
 from attnc.compiler.unbuilt import refuse_unbuilt
 from attnc.compiler.value import Origin, Value
@@ -181,7 +182,7 @@ class Graph:
 def build(spec: Spec) -> Graph:
     """The graph of a whole spec, before any pass. Raises SpecError where something of it is not built yet."""
     refuse_unbuilt(spec)
-    return _Builder(spec).graph()
+    return _Builder(replace(spec, layers=resolved(spec))).graph()
 
 
 Segments = list[tuple[int, int, list[tuple[Attributes, tuple[Variant, ...]]]]]
@@ -201,6 +202,10 @@ class _Builder:
         source = ""
         for layer in self.spec.layers:
             source = self.lower(layer.mixer, layer, "", source)
+        for taker, lender in lenders(self.spec.layers).items():
+            self.network.add_edge(
+                _name(lender.layer.index, "", "project"), _name(taker, "", "project"), place=1, carries="choice"
+            )
         return Graph(self.network)
 
     def add(self, name: str, node: Node, *sources: str) -> str:

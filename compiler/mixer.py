@@ -113,6 +113,19 @@ class Lacking(NamedTuple):
     help: str
 
 
+class Scores(NamedTuple):
+    """A module that scores by weights of its own: its name, class and file in the runtime, what the class is made with, and
+    whether it reads the layer's input (else the queries and keys of the attention).
+    """
+
+    module: str
+    made: str
+    file: str
+    arguments: tuple[object, ...]
+    reads_input: bool
+    rotated: int = 0
+
+
 KindClass = type[Kind]
 
 
@@ -141,6 +154,10 @@ class Mixer:
     `chooses`    key sets that content chooses: the selector that says how, for kernels; chooses(kind).
     `formulas`   the same in plain tensors, functions that import only torch; the last one is called.
     `whole_layer` whether a choice can be made for all heads of a layer alone, as far as it is built: whole_layer(kind).
+    `scores`     the module by whose weights a choice scores: scores(kind, attributes, model) -> Scores, or None where q and k
+                 of the attention score.
+    `own_scores` whether a choice scores by keys of its own, which a cache must hold: own_scores(kind).
+    `lent`       a choice that takes another over, in its words: lent(kind, the other or None for that of a `full` layer).
     `decodes`    whether a choice can be made while decoding, as far as it is built: decodes(kind).
     `unbuilt`    what of the kind is declared and not built, beyond single values: unbuilt(kind) -> a Lacking for each.
     `kept`       what decoding keeps.
@@ -180,6 +197,9 @@ class Mixer:
     chooses: Callable[[Any], Selector] | None = None
     formulas: tuple[Callable[..., Any], ...] = ()
     whole_layer: Callable[[Any], bool] = lambda _kind: False
+    scores: Callable[[Any, Any, Any], Scores | None] = lambda _kind, _attributes, _model: None
+    own_scores: Callable[[Any], bool] = lambda _kind: False
+    lent: Callable[[Any, Any], Any] = lambda kind, _other: kind
     decodes: Callable[[Any], bool] = lambda _kind: True
     unbuilt: Callable[[Any], Iterable[Lacking]] = lambda _kind: ()
     kept: Callable[[Any], Kept] = lambda _kind: Kept()

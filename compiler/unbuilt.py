@@ -35,6 +35,7 @@ from attnc.compiler.spec import (
     Spec,
     When,
 )
+from attnc.compiler.taking import problems
 from attnc.compiler.value import Origin, Value
 from attnc.compiler.walk import alternatives, children, default_leaves, leaves, parts
 from attnc.dsl.diagnostic import Diagnostic, SpecError
@@ -72,7 +73,6 @@ BESIDE_LATENT: dict[str, object] = {
 BESIDE_CHOICE: dict[str, object] = {
     "score": "softmax",
     "positions": "absolute",
-    "kv_latent": None,
     "qk_from": None,
     "causal": True,
 }
@@ -112,6 +112,8 @@ def _findings(spec: Spec) -> list[Finding]:
             found |= dict.fromkeys(_of_mixer(layer.mixer, layer.origin, built))
             found |= dict.fromkeys(_of_decoding(layer.mixer, layer.origin))
     found |= dict.fromkeys(_taking_over(spec.layers))
+    for layer, what, expected, help_line in problems(spec.layers):
+        found[Finding(f"`from = previous` {what}", layer.origin, expected, help_line)] = None
     return list(found)[:MOST]
 
 
@@ -202,11 +204,24 @@ def _of_choice(mixer: Attention, at: Origin) -> Iterator[Finding]:
             shown = print_value(given) if isinstance(given, Value) else str(given).lower()
             what = f"`{key} = {shown}` beside `{chosen[0]}`"
             yield Finding(what, at, f"`{chosen[0]}` without `{key}`", f"leave `{key}` out")
+    for kind in mixer.keys if mixer.attributes.kv_latent is not None else ():
+        if kind.kind in chosen and not MIXERS[kind.kind].own_scores(kind):
+            what = f"`kv_latent = {mixer.attributes.kv_latent}` beside `{kind.kind}`"
+            expected = f"`{kind.kind}` with queries and keys of its own to score by"
+            yield Finding(what, at, expected, "leave `kv_latent` out, or write `keys = indexer(...)`")
 
 
 def _of_decoding(mixer: Mixer, at: Origin) -> Iterator[Finding]:
-    """Choices that are made of whole prompts alone."""
+    """Choices that are made of whole prompts alone, or that a cache holds nothing for where prompts make them."""
     for part in parts(mixer):
+        own = [
+            {kind for leaf in found if isinstance(leaf.mixer, Attention) for kind in leaf.mixer.keys if _scores(kind)}
+            for phase in ("prefill", "decode")
+            for found in (list(default_leaves(part.mixer, 0, 0, frozenset({phase}) & part.phases)),)
+        ]
+        for kind in own[0] - own[1]:
+            what = f"`{print_value(kind)}` in prompts alone"
+            yield Finding(what, getattr(part.mixer, "origin", at), "the same choice while decoding", "leave `phase` out")
         for leaf in default_leaves(part.mixer, 0, 0, frozenset({"decode"}) & part.phases):
             for kind in leaf.mixer.keys if isinstance(leaf.mixer, Attention) else ():
                 if not MIXERS[kind.kind].decodes(kind):
@@ -215,6 +230,11 @@ def _of_decoding(mixer: Mixer, at: Origin) -> Iterator[Finding]:
                     yield Finding(
                         what, where, "a choice of prompts alone", "write `when { phase == prefill: ..., else: full }`"
                     )
+
+
+def _scores(kind: Kind) -> bool:
+    """Whether a kind scores by keys of its own, which a cache must hold."""
+    return MIXERS[kind.kind].own_scores(kind)
 
 
 def _of_choosing_heads(mixer: Heads, at: Origin) -> Iterator[Finding]:

@@ -29,16 +29,19 @@ class Rows:
 
     last  [r], the position at which a row chooses
     row   [N], the row that each of the call's queries asks by; None: its own
+    weights  [H, r] of the heads of an indexer, whose scores add up; None: of heads of their own
     """
 
     q: Tensor
     at: Tensor
     last: Tensor
     row: Tensor | None = None
+    weights: Tensor | None = None
 
     def some(self, begin: int, end: int) -> Rows:
         """Some of the rows, whoever asks by them."""
-        return Rows(self.q[:, begin:end], self.at[begin:end], self.last[begin:end])
+        weights = None if self.weights is None else self.weights[:, begin:end]
+        return Rows(self.q[:, begin:end], self.at[begin:end], self.last[begin:end], weights=weights)
 
 
 def asking(selector: Selector, q: Tensor, past: int, stepwise: bool, earlier: Tensor | None) -> Rows:

@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .asking import asking, earlier_of
 from .attention_torch import torch_attention
 from .batch import Batch
+from .choices import Asker, lists_of
 from .intervals import Form, HeadGroup
 from .keys import KeyPart
-from .pooled import run_keys, text_keys
-from .selecting import Asked, choose
+from .pooled import text_keys
+from .selecting import Asked
 from .selector import Lists
 from .sizes import DECODE_TOKENS
-from .spans import Numbers, exact, head_spans, reach, visible
+from .spans import Numbers, exact, head_spans, joined, reach, visible
 from .storage import LayerCache
 
 QUERIES = 64
@@ -91,13 +91,9 @@ def _chosen(q: Tensor, parts: tuple[KeyPart, ...], span: _Span, batch: Batch, ca
         numbers = Numbers.of(span.group, batch.totals[s], span.form.causal)
         scale = span.scale.to(wide) if isinstance(span.scale, Tensor) else span.scale
         asked = Asked(past, past + batch.sizes[s], batch.totals[s], numbers, scale, span.cap)
-        lists = []
+        asker = Asker(queries, k[:, learned:], span.first, span.last, heads, s, batch, cache)
         with torch.no_grad():
-            for one in span.group.choices:
-                earlier = earlier_of(one, cache, batch, heads)
-                who = asking(one, queries, past, batch.phase == "decode", None if earlier is None else earlier[s])
-                keys = run_keys(one, k[:, learned:], span.first, span.last, s, batch, cache)
-                lists.append(choose(one, who, keys, asked))
+            lists = [lists_of(one, asker, asked) for one in span.group.choices]
         sink = None if span.sink is None else span.sink.to(wide)
         rows.append(_attend(queries.to(wide), k, v, learned, lists, asked, sink).transpose(0, 1))
     return torch.cat(rows).to(q.dtype) if rows else q.new_zeros(0, q.shape[1], parts[0].v_width)
@@ -105,7 +101,7 @@ def _chosen(q: Tensor, parts: tuple[KeyPart, ...], span: _Span, batch: Batch, ca
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, learned: int, lists: list[Lists], asked: Asked, sink: Tensor | None) -> Tensor:
     """q [H, N, D] of one sequence, k [G, L, D], v [G, L, E], the first of them `learned` -> [H, N, E]."""
-    bounded = all(one.selector.top_k is not None for one in lists)
+    bounded = all(one.selector.top_k is not None and (one.since is None or q.device.type == "cpu") for one in lists)
     listed = sum(one.index.shape[2] * one.selector.unit for one in lists)
     ratio = 1 if q.shape[1] <= DECODE_TOKENS else PREFILL_RATIO
     few = max(1, min(QUERIES, NUMBERS // max(1, listed * q.shape[2] * len(q))))
@@ -116,8 +112,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, learned: int, lists: list[Lists], a
         first, last = asked.past + begin, asked.past + end - 1
         i = torch.arange(first, last + 1, device=q.device)
         here = [one.of(begin, end) for one in lists]
-        j = _positions(reach(asked.numbers, first, last) if gathers else [(-learned, last + 1)], learned, last, q.device)
-        near = visible(asked.numbers, i[:, None], j[None, :]).unsqueeze(0)
+        stretches = [*reach(asked.numbers, first, last), *_newer(here, last)]
+        j = _positions(joined(stretches) if gathers else [(-learned, last + 1)], learned, last, q.device)
+        near = _shown(asked.numbers, here, i[:, None], j[None, :]).unsqueeze(0)
         keys = [_Keys(k[:, j + learned], v[:, j + learned], near if gathers else _with_lists(near, here, i, j, last + 1))]
         if gathers:
             keys += _gathered(k[:, learned:], v[:, learned:], here, i, asked.numbers)
@@ -127,6 +124,21 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, learned: int, lists: list[Lists], a
         outputs.append(o)
         begin = end
     return torch.cat(outputs, dim=1) if outputs else q.new_zeros(q.shape[0], 0, v.shape[2])
+
+
+def _newer(lists: list[Lists], last: int) -> list[tuple[int, int]]:
+    """Stretches of tokens that some lists show because they came later."""
+    found = [one.since for one in lists if one.since is not None]
+    return [(int(since.min()) + 1, last + 1) for since in found if len(since) and since.device.type == "cpu"]
+
+
+def _shown(numbers: Numbers, lists: list[Lists], i: Tensor, j: Tensor) -> Tensor:
+    """Which keys at positions j [..., n or 1, L] the queries at i [n, 1] see but for what content chooses."""
+    seen = visible(numbers, i, j)
+    for one in lists:
+        if one.since is not None:
+            seen = seen | ((j > one.since.unsqueeze(1)) & (j <= i) & (j >= 0))
+    return seen
 
 
 def _positions(stretches: list[tuple[int, int]], learned: int, last: int, device: torch.device) -> Tensor:
@@ -189,7 +201,7 @@ def _gathered(k: Tensor, v: Tensor, lists: list[Lists], i: Tensor, numbers: Numb
         j = i[:, None] - index if one.selector.diagonals else j
         seen = inside.repeat_interleave(unit, dim=-1) & (j <= i[:, None]) & (j >= 0) & (j < k.shape[1])
         j = j.clamp(0, k.shape[1] - 1)
-        seen = seen & ~visible(numbers, i[:, None], j)
+        seen = seen & ~_shown(numbers, lists, i[:, None], j)
         for other, table in before:
             seen = seen & ~table.gather(2, _unit(other, i, j))
         if len(lists) > 1:

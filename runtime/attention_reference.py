@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .asking import earlier_of
 from .batch import Batch
+from .choices import Asker
+from .choices_reference import chosen_by_formula
 from .intervals import Form, HeadGroup
 from .keys import KeyPart, Run
 from .rotary import Rope, angles, rotate_by
@@ -84,7 +85,8 @@ class Reference:
                 runs = [run for part in parts if part.counts[s] for run in part.read(first, last, s)]
                 if runs:
                     queries, found = tokens[:, heads].transpose(0, 1), keys(runs, repeat, wide)
-                    chosen = _chosen(queries, found, group, batch, s, (factor, cap), cache) if group.choices else None
+                    asker = Asker(queries, found[0][:, found[2] >= 0], first, last, heads, s, batch, cache)
+                    chosen = _chosen(asker, group, (factor, cap)) if group.choices else None
                     outputs.append(self._heads(queries, found, group, batch, s, (factor, cap, sink), chosen))
                 else:
                     outputs.append(q.new_zeros(heads.stop - heads.start, len(tokens), parts[0].v_width, dtype=wide))
@@ -135,29 +137,10 @@ class Reference:
         return torch.einsum("hnd,hnld->hnl", query, turned)
 
 
-def _chosen(
-    q: Tensor,
-    keys: tuple[Tensor, Tensor, Tensor],
-    group: HeadGroup,
-    batch: Batch,
-    s: int,
-    logit: tuple[float | Tensor, float | None],
-    cache: LayerCache | None,
-) -> tuple[Tensor, Tensor]:
-    """What content adds to the keys of the group's intervals [H, N, L], and where a score is NaN, so that nobody knows [H, N].
-
-    q [H, N, D] of sequence s; its keys [H, ...], those of the text from the first token on in order of position.
-    """
-    k, _, j = keys
-    i = torch.arange(q.shape[1], device=q.device) + batch.pasts[s]
-    found = []
+def _chosen(asker: Asker, group: HeadGroup, logit: tuple[float | Tensor, float | None]) -> tuple[Tensor, Tensor]:
+    """What content adds to the intervals' keys [H, N, L], and where a score is NaN, so that nobody knows [H, N]."""
     with torch.no_grad():
-        for one in group.choices:
-            assert one.reference is not None, "a selector that runs on the reference has a formula"
-            earlier = earlier_of(one, cache, batch, slice(None))
-            call = batch.phase == "decode", None if earlier is None else earlier[s]
-            found.append(one.reference(q, k[:, j >= 0], i, batch.totals[s], logit, call))
-    kept, broken = zip(*found, strict=True)
+        kept, broken = zip(*(chosen_by_formula(one, asker, logit) for one in group.choices), strict=True)
     return torch.stack(kept).any(dim=0), torch.stack(broken).any(dim=0)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .batch import Batch
 from .cache import Cache
 from .rotary import Rope, angles
+from .sources import Source
 from .storage import LayerCache
 
 
@@ -18,6 +19,7 @@ class Call:
     """What all layers of one call share.
 
     handed  tensors that one layer computes and a later one reads, such as q and k
+    sources what the nearest earlier layers lend to choices of later ones
     turns   cosines and sines of the call's positions, for each Rope once
     losses  what layers add to the training loss, by name
     alarms  what must be finite at the end of the call: a launch, its outputs, its weights (learning.py)
@@ -26,6 +28,7 @@ class Call:
     batch: Batch
     cache: Cache | None = None
     handed: dict[str, Tensor] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
     turns: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
     alarms: list[tuple[object, Tensor, list[Tensor]]] = field(default_factory=list)

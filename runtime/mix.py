@@ -22,9 +22,11 @@ from .intervals import Form, HeadGroup, HeadGroups, fixed_rows, has_shares
 from .keys import KeyPart
 from .latent import Expand
 from .pooled import keep
+from .scorers import Net
 from .selector import Selector
 from .sizes import alike
 from .softmax import ListProvider, Provider, begin, finish
+from .sources import Source
 from .storage import LayerCache
 
 COMPARE: dict[str, Callable[[int, int], bool]] = {
@@ -62,6 +64,31 @@ class Variant:
 
     groups: tuple[HeadGroup, ...]
     guards: tuple[Guard, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Lent:
+    """What a call brings to the choices of a launch."""
+
+    net: Net | None = None
+    source: Source | None = None
+
+    def select(self, sequences: list[int], index: Tensor) -> Lent:
+        """Of some sequences, whose tokens stand at `index`."""
+        net = None if self.net is None else self.net.select(index)
+        return Lent(net, None if self.source is None else self.source.select(sequences, index))
+
+    def bound(self, groups: tuple[HeadGroup, ...]) -> tuple[HeadGroup, ...]:
+        """The groups with choices that know it."""
+        if self.net is None and self.source is None:
+            return groups
+        return HeadGroups(replace(group, choices=tuple(map(self._bound, group.choices))) for group in groups)
+
+    def _bound(self, one: Selector) -> Selector:
+        if one.previous:
+            assert self.source is not None, "an earlier layer lends its choice"
+            return replace(one, source=self.source, net=self.source.net, held=self.source.held)
+        return replace(one, net=self.net) if one.keys == "indexer" else one
 
 
 class Mix:
@@ -121,38 +148,50 @@ class Mix:
         sink_logit: Tensor | None = None,
         persistent: KeyPart | None = None,
         expand: Expand | None = None,
+        net: Net | None = None,
+        lends: dict[str, Source] | None = None,
+        source: Source | None = None,
     ) -> Tensor:
         """Each sequence by the variant that its phase and length choose; a batch may hold several.
 
         With `expand`, k is a latent and v a rotated key, [T, 1, width], of which it makes keys and values. Under
-        `torch.autocast` in its dtype. Raises ValueError for q, k and v of several dtypes without it.
+        `torch.autocast` in its dtype. Raises ValueError for q, k and v of several dtypes without it. `net`: what scores by
+        weights of its own; `lends`: where it leaves what later layers choose by; `source`: what an earlier one has left.
         """
         casts = enabled(q)
         if casts:
             q, k, v = cast(q, k, v)
         parts = begin(k, v, batch, cache) if expand is None else latent.begin(k, v, expand, batch, cache)
         if cache is not None and cache.plan.pooled:
-            keep(cache, parts, batch)
+            keep(cache, parts, batch, net)
         turned = q
+        if lends is not None:
+            lends["choice"] = Source(q, parts, cache, next((one.held for one in self.selectors), ""), net)
         if persistent is not None:
             parts = (*parts, persistent)
         if casts:
             parts = cast_parts(parts)
         check_dtypes(q, parts)
         with off(q) if casts else nullcontext():
-            o = self._attend(q, parts, batch, sink_logit, cache)
+            o = self._attend(q, parts, batch, sink_logit, cache, Lent(net, source))
         finish(k, v, batch, cache)
         if cache is not None and self.chooses:
             remember(self.selectors, cache, turned, batch)
         return o
 
     def _attend(
-        self, q: Tensor, parts: tuple[KeyPart, ...], batch: Batch, sink_logit: Tensor | None, cache: LayerCache | None
+        self,
+        q: Tensor,
+        parts: tuple[KeyPart, ...],
+        batch: Batch,
+        sink_logit: Tensor | None,
+        cache: LayerCache | None,
+        lent: Lent,
     ) -> Tensor:
         chosen = [self.choose(batch.phase, length) for length in batch.totals] if self.variants[0].guards else [0]
         if alike(chosen) and chosen[0] >= 0:
-            return self._run(q, parts, chosen[0], batch, sink_logit, cache)
-        return self._apart(q, parts, batch, chosen, sink_logit, cache)
+            return self._run(q, parts, chosen[0], batch, sink_logit, cache, lent)
+        return self._apart(q, parts, batch, chosen, sink_logit, cache, lent)
 
     def _run(
         self,
@@ -162,10 +201,12 @@ class Mix:
         batch: Batch,
         sink_logit: Tensor | None,
         cache: LayerCache | None,
+        lent: Lent,
     ) -> Tensor:
         """All sequences by one variant."""
         groups = self.variants[number].groups
         if any(group.choices for group in groups):
+            groups = lent.bound(groups)
             choosing = self.choosing[batch.phase]
             return choosing(q, parts, groups, self.form, batch, self.scale, self.cap, sink_logit, cache)
         return self.providers[batch.phase](q, parts, groups, self.form, batch, self.scale, self.cap, sink_logit)
@@ -178,6 +219,7 @@ class Mix:
         chosen: list[int],
         sink_logit: Tensor | None,
         cache: LayerCache | None,
+        lent: Lent,
     ) -> Tensor:
         """The sequences of each variant together; zeros where `chosen` is -1."""
         o = q.new_zeros(*q.shape[:2], parts[0].v_width)
@@ -185,6 +227,6 @@ class Mix:
             sequences = [s for s, own in enumerate(chosen) if own == number]
             sub, index = batch.select([own == number for own in chosen])
             some = tuple(part.select(sequences) for part in parts)
-            out = self._run(q[index], some, number, sub, sink_logit, cache)
+            out = self._run(q[index], some, number, sub, sink_logit, cache, lent.select(sequences, index))
             o = o.index_copy(0, index, out.to(o.dtype))
         return o

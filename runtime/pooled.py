@@ -16,9 +16,10 @@ from .keys import KeyPart
 from .selector import Selector
 
 if TYPE_CHECKING:
+    from .scorers import Net
     from .storage import LayerCache
 
-Pool = Literal["mean", "min", "max"]
+Pool = Literal["mean", "min", "max", "indexer"]
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,18 @@ def text_keys(parts: tuple[KeyPart, ...], first: int, last: int, s: int) -> tupl
     return (torch.cat(k, dim=1), torch.cat(v, dim=1), learned) if len(found) > 1 else (k[0], v[0], learned)
 
 
-def keep(cache: LayerCache, parts: tuple[KeyPart, ...], batch: Batch) -> None:
-    """Pool the runs that this call's tokens complete, into the cache; `parts` hold the text up to the call's end."""
+def keep(cache: LayerCache, parts: tuple[KeyPart, ...], batch: Batch, net: Net | None = None) -> None:
+    """Pool the runs that this call's tokens complete, into the cache; `parts` hold the text up to the call's end.
+
+    `net`: the keys of an indexer, which are kept as they are.
+    """
     for one in cache.plan.pooled:
         storage = cache.pooled(one.name, batch)
+        if one.pool == "indexer":
+            assert net is not None, "an indexer brings its keys"
+            for s, new in enumerate(net.split(batch.sizes)):
+                storage[s][:, batch.pasts[s] : batch.pasts[s] + len(new.k)] = new.k.transpose(0, 1).to(storage[s].dtype)
+            continue
         for s, (past, size) in enumerate(zip(batch.pasts, batch.sizes, strict=True)):
             begun, done = runs(past, one.span, one.step), runs(past + size, one.span, one.step)
             if done > begun:
@@ -105,8 +114,20 @@ def run_keys(selector: Selector, k: Tensor, first: int, last: int, s: int, batch
     coarse = None if selector.lse is None else of("lse", "mean", *selector.lse)
     if selector.keys == "own":
         return RunKeys(k, lse=coarse)
+    if selector.keys == "indexer":
+        return RunKeys(indexer_keys(selector, k.shape[1], s, batch, cache))
     if selector.keys == "joined":
         return RunKeys(k[:, : k.shape[1] // span * span].reshape(len(k), -1, span * k.shape[2]))
     if selector.keys == "mean":
         return RunKeys(of("mean", "mean", span, step), lse=coarse)
     return RunKeys(of("min", "min", span, step), of("max", "max", span, step), coarse)
+
+
+def indexer_keys(selector: Selector, tokens: int, s: int, batch: Batch, cache: LayerCache | None) -> Tensor:
+    """The keys [1, tokens, D] that an indexer has made of all tokens of sequence s so far."""
+    assert selector.net is not None, "an indexer brings its keys"
+    if cache is None or not selector.held:
+        assert batch.pasts[s] == 0, "what an indexer made of earlier tokens is in the cache"
+        return selector.net.split(batch.sizes)[s].k.transpose(0, 1)
+    plan = next(one for one in cache.plan.pooled if one.name.startswith(f"{selector.held}.indexer"))
+    return cache.pooled(plan.name, batch)[s][:, :tokens]

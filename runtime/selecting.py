@@ -68,6 +68,9 @@ def unit_scores(
     runs = keys.k.shape[1]
     whole = _read_whole(at, runs, selector.span, selector.step)  # [r n, M]
     scores = _products(grouped, keys, q.dtype)
+    if rows.weights is not None:  # of an indexer's heads: [1, J, r, M] -> [1, 1, r, M]
+        scores = (scores.relu() * rows.weights.to(q.dtype).unsqueeze(-1)).sum(dim=1, keepdim=True)
+        scale, cap = 1.0, None
     if selector.score == "softmax":
         scale = scale / selector.span if selector.keys == "joined" else scale
         scores = _shares(scores, whole, grouped, keys, at, selector, (scale, cap))

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from .sizes import Share
+
+if TYPE_CHECKING:
+    from .scorers import Net
+    from .sources import Source
 
 Pool = Literal["sum", "max", "mean", "min"]
 
@@ -35,7 +39,8 @@ class Selector:
 
     diagonals   a unit is no token but a distance back from the query
     keys        what scores: each token's `own` key, the `mean` of every run of `span` tokens, its `bounds` in each channel, or
-                its keys `joined` to one, which as many queries score, joined in reverse; a run begins every `step` tokens
+                its keys `joined` to one, which as many queries score, joined in reverse; a run begins every `step` tokens.
+                `indexer`: queries and keys of its own; `learned`: pooled keys and queries through maps; `summary`: a layer's
     score       `dot`: the product with the query (of bounds: the largest that a key within them could have); `softmax`: its
                 share of the mass of all runs that have been read, or of coarser ones, lse = (span, step)
     shared      who shares a choice: nobody (`head`), a KV head's query heads (`group`) or all (`layer`); `heads`: how their
@@ -45,15 +50,21 @@ class Selector:
                 many for all, their scores added
     top_k, top_p, threshold  one of them: so many units, or a share of them; units with that share (0..1) of the mass; units
                 with more than that score. `at_least`, `at_most` bound their number
+    refresh     decoding keeps a choice for so many steps, or (cosine, steps): looks every so many steps whether the query still
+                has that cosine with the one that chose; the first to fire. Tokens after a choice stay visible until the next
+    dense       the step that chooses sees everything
+    all_seen    (`first` or `last`, n): so many queries of a text that see everything
+    previous    the queries and keys of the nearest earlier layer that hands its own on score
     overlap     units of which the intervals of the group show all that the query may see compete (`ranked`), come first
                 (`counted`), or are left out (`excluded`)
     held        the name below which a cache holds the runs' keys; empty where they are made anew
     reference   the same in plain tensors, from reference.py: see `Reference`
+    net, source  what a call brings: what scores by weights of its own, and whose queries and keys score
     """
 
     unit: int = 1
     diagonals: bool = False
-    keys: Literal["own", "mean", "bounds", "joined"] = "own"
+    keys: Literal["own", "mean", "bounds", "joined", "indexer", "learned", "summary"] = "own"
     span: int = 1
     step: int = 1
     score: Literal["dot", "softmax"] = "dot"
@@ -70,8 +81,14 @@ class Selector:
     at_least: int = 1
     at_most: int | None = None
     overlap: Literal["ranked", "counted", "excluded"] = "ranked"
+    refresh: tuple[int | tuple[float, int], ...] = ()
+    dense: bool = False
+    all_seen: tuple[Literal["first", "last"], int] | None = None
+    previous: bool = False
     held: str = ""
-    reference: Callable[..., Tensor] | None = field(default=None, compare=False)
+    reference: Callable[..., tuple[Tensor, Tensor]] | None = field(default=None, compare=False)
+    net: Net | None = field(default=None, compare=False)
+    source: Source | None = field(default=None, compare=False)
 
     def most(self, length: int, units: int) -> int:
         """How many units a query keeps at most, of so many in a sequence of `length` tokens."""
@@ -97,16 +114,17 @@ class Lists:
     index  [C, r, m] int32, numbers of units in rising order; from count on anything
     count  [C, r] int32; -1 where a candidate's score is NaN: then nothing can be chosen, and the output is NaN too
     row    [T], the row of each query; None: its own
+    since  [T], each query sees all tokens after this one too; None: of none
     """
 
     selector: Selector
     index: Tensor
     count: Tensor
     row: Tensor | None = None
+    since: Tensor | None = None
 
     def of(self, begin: int, end: int) -> Lists:
         """The lists of some of the queries, a row each."""
-        if self.row is None:
-            return Lists(self.selector, self.index[:, begin:end], self.count[:, begin:end])
-        row = self.row[begin:end]
-        return Lists(self.selector, self.index[:, row], self.count[:, row])
+        since = None if self.since is None else self.since[begin:end]
+        row = slice(begin, end) if self.row is None else self.row[begin:end]
+        return Lists(self.selector, self.index[:, row], self.count[:, row], since=since)

@@ -44,11 +44,18 @@ class Slots:
 
 @dataclass(frozen=True)
 class State:
-    """A tensor per sequence, [S, *shape], zeros at the start of a sequence; dtype: the least that it has in any cache."""
+    """A tensor per sequence, [S, *shape], zeros at the start of a sequence; dtype: the least that it has in any cache, or
+    integers.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
+
+    def kept_as(self, dtype: torch.dtype) -> torch.dtype:
+        """The number format in a cache of `dtype`; that of whole numbers is their own."""
+        own = self.dtype or dtype
+        return torch.promote_types(dtype, own) if own.is_floating_point else own
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,7 @@ class LayerCache:
         exact = torch.promote_types(dtype, plan.value_dtype or dtype)
         self.v = torch.empty(places * plan.value_width, dtype=exact, device=device)
         self.states = {
-            state.name: torch.zeros(rows, *state.shape, dtype=torch.promote_types(dtype, state.dtype or dtype), device=device)
-            for state in plan.states
+            state.name: torch.zeros(rows, *state.shape, dtype=state.kept_as(dtype), device=device) for state in plan.states
         }
         self._pooled = {
             one.name: torch.empty(rows, one.heads, runs(max_length, one.span, one.step), one.width, dtype=dtype, device=device)
@@ -235,6 +241,11 @@ class LayerCache:
         """Replace the state of the batch's sequences by value [S, *shape] at the end of the call: one that fails leaves it."""
         rows = slice(None) if batch.rows is None else self._chosen(batch)
         self._after.append((name, rows, value))
+
+    def put_state(self, name: str, s: int, value: Tensor, batch: Batch) -> None:
+        """Replace the state of sequence s of the batch by value [*shape] at the end of the call."""
+        row = s if batch.rows is None else batch.rows[s]
+        self._after.append((name, slice(row, row + 1), value.unsqueeze(0)))
 
     def pooled(self, name: str, batch: Batch) -> list[Tensor]:
         """[heads, runs, width] of each of the batch's sequences, to read and to write."""

@@ -27,6 +27,8 @@ class Asking:
     length: int
     scale: float
     cap: float | None = None
+    net: tuple | None = None
+    """an indexer's q [L, J, D], k [L, D] and weights [L, J]"""
 
 
 def chooses_at(kind, i: int, known: int, decodes: bool) -> int:
@@ -128,6 +130,8 @@ def unit_scores(kind, asking: Asking) -> dict[int, float]:
         return _of_distances(kind, asking)
     if getattr(kind.score, "word", "") == "antidiagonal":
         return _of_antidiagonals(kind, asking)
+    if asking.net is not None:
+        return _of_indexer(kind, asking)
     runs = complete(*_steps(kind, size), asking.last)
     by_head = [_head_scores(kind, runs, h, asking) for h in range(len(asking.q))]
     scores = [_pooled(kind, [found[m] for found in by_head]) for m in range(len(runs))]
@@ -154,6 +158,19 @@ def _of_distances(kind, asking: Asking) -> dict[int, float]:
         back: _pooled(kind, [sum(scores[p - back] for p, scores in line if p >= back) for line in lines])
         for back in range(asking.last + 1)
     }
+
+
+def _of_indexer(kind, asking: Asking) -> dict[int, float]:
+    """DeepSeek-V3.2: a token's score is the sum over heads of weight x relu(q . k)."""
+    q, k, weights = asking.net
+    scores = []
+    for s in range(asking.last + 1):
+        heads = range(q.shape[1])
+        scores.append(sum(float(weights[asking.last, j]) * max(0.0, float(q[asking.last, j] @ k[s])) for j in heads))
+    if kind.score != "dot":
+        scores = [1 / sum(math.exp(other - own) for other in scores) for own in scores]
+    size, fold = unit_size(kind), max if kind.fold == "max" else sum
+    return {u: fold(scores[u * size : (u + 1) * size]) for u in range((asking.last + 1) // size)}
 
 
 def _of_antidiagonals(kind, asking: Asking) -> dict[int, float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from chosen import Asking, chooses_at, chosen
+from chosen_model import content
 from formulas import block, convolved, l2, layer_norm, mask, rms, rotated, score_weights, silu
 from memory_formulas import memory
 from plain_formulas import FORMULAS
@@ -37,6 +37,8 @@ class Text:
     """What has been computed of one text so far: per part of the model all keys, values, routes and inputs of convolutions."""
 
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    choices: dict[tuple, list] = field(default_factory=dict)
+    """decode steps of choices that are kept for a while"""
 
     def joined(self, name, new):
         """All rows so far with the new ones [n, ...] below."""
@@ -111,6 +113,10 @@ class _Call:
     """attentions of this layer that took theirs over"""
     given: torch.Tensor | None = None
     """what the output gate of the mixer at hand reads"""
+    lent: tuple = ()
+    """how the nearest earlier layer that makes a choice makes it, and its q and k"""
+    seen_inputs: set = field(default_factory=set)
+    """of which indexers the text has this call's inputs already"""
 
     def logits(self, tokens):
         m = self.spec.model
@@ -247,32 +253,21 @@ class _Call:
             g = h // ratio
             leaf = owner(mixer, g, self.step.phase, self.step.length)
             sink = self.weights[f"{at}.sink_logit"][h] if leaf.attributes.sink_logit else None
-            more = self.chosen(leaf, mixer, h, asked, k)
+            more = self.content(leaf, mixer, at, h, asked, k, x)
             outputs.append(self.head(leaf, at, g, q[:, h], k[:, g], v[:, g], sink, more))
+        self.lends(mixer, asked, k)
         return self.output(at, shape, torch.stack(outputs, dim=1), x)
 
-    def chosen(self, leaf, mixer, h, q, k):
-        """bool [n, L], what content adds to the keys of head h; q [L, H, D], k [L, G, D]. None where nothing chooses."""
-        kinds = [kind for kind in leaf.keys if kind.kind == "routed"]
-        if not kinds:
-            return None
-        a, n = leaf.attributes, len(q) - self.past
-        ratio = a.heads // a.kv_heads
-        rest = tuple(kind for kind in leaf.keys if kind.kind not in ("routed", "persistent"))
-        seen = torch.zeros(n, len(k), dtype=torch.bool)
-        for kind in kinds:
-            per = getattr(kind.per, "word", "head")
-            first, last = {"head": (h, h + 1), "group": (h // ratio * ratio, (h // ratio + 1) * ratio)}.get(per, (0, a.heads))
-            heads = [o for o in range(first, last) if owner(mixer, o // ratio, self.step.phase, self.step.length) is leaf]
-            queries = torch.stack([self.turned(a, q[:, o]) for o in heads])
-            keys = torch.stack([self.turned(a, k[:, o // ratio]) for o in heads])
-            factor = (self.spec.model.score_scale or 1 / math.sqrt(a.head_dim)) / a.temperature
-            for t in range(n):
-                i = self.past + t
-                last = chooses_at(kind, i, self.past + n, self.step.phase == "decode")
-                asking = Asking(queries, keys, i, last, self.step.length, factor, self.spec.model.score_cap)
-                seen[t] |= torch.tensor(chosen(kind, asking, rest))
-        return seen
+    def content(self, leaf, mixer, at, h, q, k, x):
+        """What content adds to the keys of head h: see chosen_model.py."""
+        ratio = leaf.attributes.heads // leaf.attributes.kv_heads
+        return content(self, leaf, lambda o: owner(mixer, o // ratio, self.step.phase, self.step.length), at, h, q, k, x)
+
+    def lends(self, mixer, q, k):
+        """A layer that is full or chooses for itself lends its choice to the next ones."""
+        making = [kind for kind in owner(mixer, 0, self.step.phase, self.step.length).keys if kind.kind in ("full", "routed")]
+        if making and not getattr(making[0], "from_", None):
+            self.lent = (making[0] if making[0].kind == "routed" else None), q, k
 
     def turned(self, a, x):
         """x [L, D], of all tokens so far, turned by their positions."""
@@ -289,6 +284,7 @@ class _Call:
         weight = norm.centre + self.weights[f"{at}.kv_a_layernorm.weight"]
         c = self.text.joined(f"{at}.latent", rms(down[:, : a.kv_latent], weight, norm.epsilon))
         turned = self.text.joined(f"{at}.rotated", down[:, a.kv_latent :])
+        asked = self.text.joined(f"{at}.q", q[..., : a.head_dim])  # an indexer scores; who asks is only counted
         up = self.linear(f"{at}.kv_b_proj", c).reshape(len(c), a.kv_heads, a.head_dim + a.value_dim)
         outputs = []
         for h in range(a.heads):
@@ -297,7 +293,8 @@ class _Call:
             sink = self.weights[f"{at}.sink_logit"][h] if leaf.attributes.sink_logit else None
             query = torch.cat((q[:, h, a.head_dim :], q[:, h, : a.head_dim]), dim=1)
             key, value = torch.cat((turned, up[:, g, : a.head_dim]), dim=1), up[:, g, a.head_dim :]
-            outputs.append(self.head(leaf, at, g, query, key, value, sink))
+            more = self.content(leaf, mixer, at, h, asked, asked, x)
+            outputs.append(self.head(leaf, at, g, query, key, value, sink, more))
         return self.output(at, a, torch.stack(outputs, dim=1), x)
 
     def heads(self, at, letter, x, heads, width, a):

@@ -156,9 +156,10 @@ def test_recurrent_cells():
 
 
 def test_choices_that_hold_for_several_steps():
-    """InfiniteHiP, 27 layers: 256, 256 and 128 chosen blocks for the layer, and the mean query of each stage's block."""
+    """InfiniteHiP, 27 layers: 256, 256 and 128 chosen blocks for the layer,
+    the mean query of each stage's block, and when it chose."""
     plain = 32 * 1000 * 8 * (128 + 128) * 2
-    assert shipped("infinite-hip", 1000) == plain + 27 * ((256 + 256 + 128) * 4 + 3 * 32 * 128 * 4)
+    assert shipped("infinite-hip", 1000) == plain + 27 * ((256 + 256 + 128) * 4 + 3 * (32 * 128 + 1) * 4)
 
 
 def test_detected_sinks_have_slots_beside_the_first_ones():

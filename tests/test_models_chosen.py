@@ -56,6 +56,21 @@ SPECS = {
         "all: heads { 0: window(4), 1: routed(blocks(2), top_k = 25%, keys = mean(3, stride = 2), fold = sum, score = softmax),"
         " 2: block_local(4) | routed(tokens, top_k = sublinear(3, from = 10, exponent = 0.5), overlap = excluded) }"
     ),
+    "dsa": spec_text(
+        "all: routed(tokens, top_k = 5, keys = indexer(heads = 3, head_dim = 6), per = layer)", ", kv_latent = 12, rope_dim = 4"
+    ),
+    "hylra": spec_text(
+        "0: full\n1: sink(2) | window(3) | routed(tokens, top_k = 4, from = previous)\n"
+        "2: block_local(4) | routed(blocks(4), top_k = 2, keys = mean(4, stride = 2), score = softmax)\n"
+        "3: block_local(4) | routed(blocks(4), top_k = 3, from = previous, per = head, overlap = counted)"
+    ),
+    "recycled": spec_text(
+        "all: when { phase == decode: routed(tokens, top_k = 4, score = softmax, per = group(max),"
+        " refresh = [every(7), cosine(0.3, every = 2)], on_refresh = dense), else: full }"
+    ),
+    "a choice holds, some see all": spec_text(
+        "all: window(2) | routed(blocks(3), top_k = 2, refresh = every(3), dense_queries = first(5))"
+    ),
     "sala": spec_text(
         "0: when { length < 12: full, else: sink(4) | window(8, aligned = 4) | routed(blocks(4), top_k = 5,"
         " keys = mean(4, stride = 2), score = softmax(lse = mean(8, stride = 4)), fold = max, overlap = counted) }\n"

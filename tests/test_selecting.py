@@ -136,13 +136,14 @@ def formula_keys(kind, rest, q, k, past: int, decodes: bool) -> torch.Tensor:
 
         return shown(numbers, i, j)
 
+    call = decodes, earlier(kind, q, past), None
     found, broken = formula.chosen_keys(
         q[:, past:],
         k.repeat_interleave(HEADS // GROUPS, 0),
         torch.arange(past, tokens),
         visible,
         logit=(WIDTH**-0.5, None),
-        asks=(("joined", one.many, one.span) if joined else (one.asks, one.many, one.every), (decodes, earlier(kind, q, past))),
+        asks=(("joined", one.many, one.span) if joined else (one.asks, one.many, one.every), call),
         unit="diagonals" if one.diagonals else one.unit,
         runs=(one.keys, one.span, one.step),
         score=(one.score, one.lse),

@@ -9,7 +9,7 @@ from attnc.compiler.mixers.routed.formula import FORMULAS
 from attnc.compiler.mixers.routed.keep import growing, kept, state, weights
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.routed.rules import rules
-from attnc.compiler.mixers.routed.selector import selector, unbuilt
+from attnc.compiler.mixers.routed.selector import lent, scores, selector, unbuilt
 from attnc.compiler.mixers.routed.units import Blocks, Clusters, Indexer, Mean
 from attnc.compiler.value import Share
 
@@ -29,8 +29,11 @@ MIXER = Mixer(
     chooses=selector,
     formulas=FORMULAS,
     decodes=lambda kind: not isinstance(kind.score, Antidiagonal),
-    whole_layer=lambda kind: kind.queries != "each" or isinstance(kind.per, PerLayer),
+    whole_layer=lambda kind: kind.queries != "each" or isinstance(kind.per, PerLayer) or kind.refresh != "always",
     unbuilt=unbuilt,
+    scores=scores,
+    own_scores=lambda kind: isinstance(kind.keys, Indexer) and kind.from_ is None,
+    lent=lent,
     kept=kept,
     weights=weights,
     state=state,

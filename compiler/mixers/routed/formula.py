@@ -113,12 +113,12 @@ def kept_units(scores: Any, candidates: Any, shown: Any, amount: Any, bounds: An
 def asking_rows(q: Any, i: Any, asks: Any, call: Any) -> Any:
     """Queries q [H, N, D] at positions i -> a row for each that asks: (its queries [H, n, D], their positions [n], for whom).
 
-    asks: (word, many, every); call: (whether it decodes, what earlier calls asked or None). `joined`: a block's groups of
+    asks: (word, many, every); call: (whether it decodes, what earlier calls asked or None, ...). `joined`: a block's groups of
     `every` queries ask, each read backwards as one.
     """
     import torch
 
-    (word, many, every), (stepwise, earlier) = asks, call
+    (word, many, every), (stepwise, earlier, _) = asks, call
     queries = range(len(i))
     if word == "each":
         return [(q[:, t : t + 1], i[t : t + 1], [t]) for t in queries]
@@ -168,6 +168,18 @@ def row_scores(rows: Any, k: Any, *, runs: Any, score: Any, logit: Any, diagonal
     return torch.stack(found, dim=1)
 
 
+def indexer_scores(net: Any, at: Any, score: str) -> Any:
+    """An indexer's queries [J, N, D] at positions at [N], keys [L, D] and weights [J, N] -> scores of tokens [1, N, L]."""
+    import torch
+
+    q, k, weights = net
+    scores = (torch.clamp(q @ k.T, min=0) * weights[:, :, None]).sum(dim=0, keepdim=True)
+    if score == "dot":
+        return scores
+    hidden = torch.arange(len(k), device=k.device) > at[:, None]
+    return torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
+
+
 def chosen_keys(
     q: Any,
     k: Any,
@@ -205,12 +217,16 @@ def chosen_keys(
     unit = 1 if diagonals else unit
     at = i[[who[-1] for _, _, who in rows]]
     row = [r for t in range(len(i)) for r, (_, _, who) in enumerate(rows) if t in who]
-    scores = row_scores(rows, k, runs=runs, score=score, logit=logit, diagonals=diagonals)
+    if runs[0] == "indexer":
+        scores = indexer_scores(asks[1][2], at, score[0])
+    else:
+        scores = row_scores(rows, k, runs=runs, score=score, logit=logit, diagonals=diagonals)
     whole = torch.arange(scores.shape[2], device=k.device) * runs[2] + runs[1] <= at[:, None] + 1
     shared, group, pool = heads
     together = {"head": 1, "group": group, "layer": len(q)}[shared]
     pools: dict[str, Any] = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "min": torch.amin}
-    scores = pools[pool](scores.reshape(len(q) // together, together, *scores.shape[1:]), dim=1)
+    if runs[0] != "indexer":  # which has no heads of the attention's
+        scores = pools[pool](scores.reshape(len(q) // together, together, *scores.shape[1:]), dim=1)
     scores, candidates = unit_scores(scores, whole, at, unit=unit, units=units, runs=runs[1:], fold=fold)
     j = torch.arange(units * unit, device=k.device)
     may = j <= at[:, None]
@@ -224,4 +240,4 @@ def chosen_keys(
     return kept.repeat_interleave(together, dim=0), broken.repeat_interleave(together, dim=0)
 
 
-FORMULAS = (pooled_runs, asking_rows, run_scores, row_scores, unit_scores, kept_units, chosen_keys)
+FORMULAS = (pooled_runs, asking_rows, run_scores, row_scores, indexer_scores, unit_scores, kept_units, chosen_keys)

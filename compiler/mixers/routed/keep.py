@@ -119,6 +119,8 @@ def state(kind: Routed, attributes: Any, model: Any) -> dict[str, tuple[int, ...
     triggers = kind.refresh if isinstance(kind.refresh, tuple) else (kind.refresh,)
     if any(isinstance(one, Cosine) for one in triggers):
         found["asked"] = (heads, width)
+    if kind.refresh != "always" and not kind.evict:
+        found["chosen_at"] = (1,)
     if isinstance(kind.score, Estimated):
         features = feature_width(kind.score.feature, width)
         found |= {"estimate": (heads, features, 2 * width), "estimate_sum": (heads, features)}
@@ -130,13 +132,17 @@ def state(kind: Routed, attributes: Any, model: Any) -> dict[str, tuple[int, ...
 
 
 def weights(kind: Routed, attributes: Any, model: Any) -> tuple[Weight, ...]:
-    """The indexer's maps, learned pools' maps, hash projections and cluster centres."""
+    """The indexer's maps and norm, learned pools' maps, hash projections and cluster centres."""
+    if kind.from_ is not None:
+        return ()
     heads, width = attributes.kv_heads, attributes.head_dim
     found: list[Weight] = []
     match kind.keys:
         case Indexer(heads=own, head_dim=inner):
             found.append(Weight(name="indexer.q_proj.weight", shape=(own * inner, model.dim)))
             found.append(Weight(name="indexer.k_proj.weight", shape=(inner, model.dim)))
+            found.append(Weight(name="indexer.k_norm.weight", shape=(inner,), start=1.0))
+            found.append(Weight(name="indexer.k_norm.bias", shape=(inner,), start=0.0))
             found.append(Weight(name="indexer.weight_proj.weight", shape=(own, model.dim)))
         case LearnedPool(pool=pool):
             found.append(Weight(name="selector.q_proj.weight", shape=(heads, width, width)))

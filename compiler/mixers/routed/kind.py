@@ -62,7 +62,7 @@ class Routed(Kind):
     threshold: Annotated[float | None, Bounds(-1e6, 1e6), Budgeted("tuned")] = None
     at_least: Units = 1
     at_most: Annotated[int | None, Bounds(1, 2**24)] = None
-    keys: Annotated[Keys, NotBuilt("centre", "descent", "last", TwoStep, LearnedPool, Hash, Indexer, Summary)] = derived(
+    keys: Annotated[Keys, NotBuilt("centre", "descent", "last", TwoStep, LearnedPool, Hash, Summary)] = derived(
         default_factory=_default_keys
     )
     queries: Annotated[Literal["each", "all"] | QueryBlock | Last, NotBuilt("all")] = "each"
@@ -76,9 +76,9 @@ class Routed(Kind):
     overlap: Literal["ranked", "counted", "excluded"] = "ranked"
     search: Annotated[Literal["flat"] | Tree, NotBuilt()] = "flat"
     within: Annotated[tuple[Kind, ...] | None, NotBuilt()] = None
-    from_: Annotated[Literal["previous"] | None, NotBuilt()] = None
-    refresh: Annotated[Literal["always", "once"] | Every | Cosine | tuple[Every | Cosine, ...], NotBuilt()] = "always"
-    on_refresh: Annotated[Literal["sparse", "dense"], NotBuilt()] = "sparse"
+    from_: Literal["previous"] | None = None
+    refresh: Literal["always", "once"] | Every | Cosine | tuple[Every | Cosine, ...] = "always"
+    on_refresh: Literal["sparse", "dense"] = "sparse"
     evict: Annotated[bool, NotBuilt()] = False
-    dense_queries: Annotated[First | Last | None, NotBuilt()] = None
+    dense_queries: First | Last | None = None
     selection: Literal["causal", "noncausal"] = "causal"

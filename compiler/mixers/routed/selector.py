@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from attnc.compiler.mixer import Lacking
-from attnc.compiler.mixers.routed.choice import Antidiagonal, Last, LogGaussian, PerLayer, QueryBlock, SoftmaxScore, Sublinear
+from attnc.compiler.mixer import Lacking, Scores
+from attnc.compiler.mixers.routed.choice import (
+    Antidiagonal,
+    Cosine,
+    Last,
+    LogGaussian,
+    PerLayer,
+    QueryBlock,
+    SoftmaxScore,
+    Sublinear,
+)
 from attnc.compiler.mixers.routed.kind import Routed
-from attnc.compiler.mixers.routed.units import Mean, unit_size
+from attnc.compiler.mixers.routed.units import Indexer, Mean, unit_size
 from attnc.compiler.print_value import print_value
 from attnc.compiler.value import Share
 
@@ -37,7 +47,7 @@ def selector(kind: Routed) -> Selector:
     return families.Selector(
         unit=unit,
         diagonals=kind.unit == "diagonals",
-        keys="joined" if joined else "mean" if isinstance(kind.keys, Mean) else "bounds" if kind.keys == "minmax" else "own",
+        keys=_keys(kind),
         span=span,
         step=step,
         score="softmax" if joined or isinstance(kind.score, SoftmaxScore) else "dot",
@@ -54,7 +64,53 @@ def selector(kind: Routed) -> Selector:
         at_least=kind.at_least,
         at_most=kind.at_most,
         overlap=kind.overlap,
+        refresh=_refresh(kind),
+        dense=kind.on_refresh == "dense",
+        all_seen=None if kind.dense_queries is None else (kind.dense_queries.word, kind.dense_queries.n),
+        previous=kind.from_ is not None,
     )
+
+
+ONCE = 2**24
+"""Steps that no text has."""
+
+
+def _refresh(kind: Routed) -> tuple[int | tuple[float, int], ...]:
+    """Steps that a choice holds, and cosines with their steps; nothing where every query chooses."""
+    if kind.refresh == "always":
+        return ()
+    given = kind.refresh if isinstance(kind.refresh, tuple) else (kind.refresh,)
+    return tuple(
+        ONCE if one == "once" else (float(one.x), one.every) if isinstance(one, Cosine) else one.n
+        for one in given
+        if one != "always"
+    )
+
+
+def _keys(kind: Routed) -> Literal["own", "mean", "bounds", "joined", "indexer"]:
+    if isinstance(kind.score, Antidiagonal):
+        return "joined"
+    if isinstance(kind.keys, Indexer):
+        return "indexer"
+    return "mean" if isinstance(kind.keys, Mean) else "bounds" if kind.keys == "minmax" else "own"
+
+
+def lent(kind: Routed, other: Routed | None) -> Routed:
+    """A choice that takes another over: how many units, for whom and when are its own, and how they score is the other's."""
+    if other is None:  # the largest weights of a `full` layer
+        return replace(kind, keys="own", score=SoftmaxScore(), fold="sum")
+    made = {key: getattr(other, key) for key in ("keys", "queries", "score", "fold", "score_rope")}
+    return replace(kind, **made)
+
+
+def scores(kind: Routed, attributes: Any, model: Any) -> Scores | None:
+    """What scores by weights of its own."""
+    if not isinstance(kind.keys, Indexer) or kind.from_ is not None:
+        return None
+    one = kind.keys
+    turned = attributes.rope is not None and kind.score_rope == "same"
+    rotated = min(attributes.rope_dim, one.head_dim) // 2 * 2 if turned else 0
+    return Scores("indexer", "Indexer", "scorers", (model.dim, one.heads, one.head_dim), reads_input=True, rotated=rotated)
 
 
 def unbuilt(kind: Routed) -> Iterator[Lacking]:
@@ -65,3 +121,36 @@ def unbuilt(kind: Routed) -> Iterator[Lacking]:
     if kind.unit == "diagonals" and kind.keys != "own":
         expected = "`keys` of the tokens themselves"
         yield Lacking(f"`keys = {print_value(kind.keys)}` of `routed(diagonals)`", expected, "leave `keys` out")
+    if isinstance(kind.keys, Indexer):
+        yield from _of_indexer(kind)
+    if kind.from_ is not None and kind.refresh != "always":
+        what = "`refresh` of a `routed` that takes a choice over"
+        yield Lacking(what, "a choice of its own", "leave `refresh` or `from` out")
+    if kind.refresh != "always":
+        yield from _of_refresh(kind)
+
+
+def _of_indexer(kind: Routed) -> Iterator[Lacking]:
+    """An indexer scores tokens, for all heads alike, each query for itself."""
+    per, queries = print_value(kind.per), print_value(kind.queries)
+    lacking = {
+        f"`per = {per}` of `routed` by an indexer": (not isinstance(kind.per, PerLayer), "write `per = layer`"),
+        f"`queries = {queries}` of `routed` by an indexer": (kind.queries != "each", "leave `queries` out"),
+        "`routed(diagonals)` by an indexer": (kind.unit == "diagonals", "write `routed(tokens, ...)`"),
+        "`pool` of an indexer of `routed`": (isinstance(kind.keys, Indexer) and kind.keys.pool is not None, "leave `pool` out"),
+    }
+    for what, (there, help_line) in lacking.items():
+        if there:
+            yield Lacking(what, "scores of tokens, one choice for all heads, by each query", help_line)
+
+
+def _of_refresh(kind: Routed) -> Iterator[Lacking]:
+    """A choice that is kept has a number of units, and is made by each query for itself."""
+    given = kind.refresh if isinstance(kind.refresh, tuple) else (kind.refresh,)
+    shown = ", ".join(one if isinstance(one, str) else print_value(one) for one in given)
+    if kind.queries != "each":
+        yield Lacking(f"`refresh = {shown}` of `routed` whose queries ask together", "`queries = each`", "leave `queries` out")
+    if not isinstance(kind.top_k, int):
+        yield Lacking(f"`refresh = {shown}` of `routed` without a fixed number of units", "`top_k = n`", "write `top_k = n`")
+    if kind.unit == "diagonals":
+        yield Lacking(f"`refresh = {shown}` of `routed(diagonals)`", "tokens, columns or blocks", "leave `refresh` out")

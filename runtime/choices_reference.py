@@ -1,0 +1,88 @@
+"""What content adds to the keys of a reference: formulas of reference.py, in plain tensors over all keys.
+
+Legend: N queries of a sequence; H query heads; L keys of its text; D width; C choosers; U units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .asking import earlier_of
+from .choices import Asker, all_seen, held_lists, holds
+from .pooled import indexer_keys, text_keys
+from .selector import Lists, Selector
+
+Logit = tuple[float | Tensor, float | None]
+"""Scale, and soft cap or None."""
+
+
+def chosen_by_formula(one: Selector, asker: Asker, logit: Logit) -> tuple[Tensor, Tensor]:
+    """(which keys of its text each query keeps [H, N, L], where a score is NaN, so that nobody knows [H, N]).
+
+    The asker's keys are repeated for its query heads.
+    """
+    heads, tokens, length = len(asker.q), asker.q.shape[1], asker.k.shape[1]
+    if one.source is not None:
+        asker = _lent(one, asker)
+    i = torch.arange(tokens, device=asker.q.device) + asker.past
+    if holds(one, asker):
+        lists = held_lists(one, asker, lambda begin, end: _as_lists(one, asker, logit, begin, end))
+        kept, broken = _as_mask(lists, i, heads, length), (lists.count < 0).repeat_interleave(heads // len(lists.count), dim=0)
+        since = lists.since
+    else:
+        kept, broken = _formula(one, asker, logit, 0, tokens)
+        since = None
+    if one.all_seen is not None:
+        since = all_seen(one, asker, since)
+    if since is not None:
+        j = torch.arange(length, device=i.device)
+        kept = kept | ((j > since.unsqueeze(1)) & (j <= i.unsqueeze(1)))
+    return kept, broken
+
+
+def _lent(one: Selector, asker: Asker) -> Asker:
+    """The queries and keys of the layer that lends its choice."""
+    source = one.source
+    assert source is not None, "asked only where a layer lends its choice"
+    q = torch.split(source.q[:, asker.heads], list(asker.batch.sizes))[asker.s].transpose(0, 1)
+    k, _, learned = text_keys(source.parts, asker.first, asker.last, asker.s)
+    k = k[:, learned:].repeat_interleave(len(q) // len(k), dim=0)
+    return replace(asker, q=q.to(asker.q.dtype), k=k.to(asker.k.dtype), cache=source.cache)
+
+
+def _formula(one: Selector, asker: Asker, logit: Logit, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    """The formula, of some of the queries."""
+    assert one.reference is not None, "a selector that runs on the reference has a formula"
+    i = torch.arange(begin, end, device=asker.q.device) + asker.past
+    earlier = earlier_of(one, asker.cache, asker.batch, asker.heads)
+    net: tuple[Tensor, Tensor, Tensor] | None = None
+    if one.net is not None:
+        own, wide = one.net.split(asker.batch.sizes)[asker.s], asker.q.dtype
+        k = indexer_keys(one, asker.past + asker.q.shape[1], asker.s, asker.batch, asker.cache)[0]
+        net = own.q[begin:end].transpose(0, 1).to(wide), k.to(wide), own.weights[begin:end].t().to(wide)
+    call = asker.decodes, None if earlier is None else earlier[asker.s], net
+    found: tuple[Tensor, Tensor] = one.reference(asker.q[:, begin:end], asker.k, i, asker.batch.totals[asker.s], logit, call)
+    return found
+
+
+def _as_lists(one: Selector, asker: Asker, logit: Logit, begin: int, end: int) -> Lists:
+    """The choice of one query as lists: of each chooser the units of which it keeps the first token."""
+    kept, broken = _formula(one, asker, logit, begin, end)
+    assert asker.cache is not None, "a choice is kept in a cache"
+    choosers = asker.cache.states[f"{one.held}.chosen"].shape[1]
+    first = kept[:: len(kept) // choosers, :, :: one.unit]  # [C, 1, U]
+    count = first.sum(dim=-1, dtype=torch.int32)
+    index = torch.where(first, torch.arange(first.shape[2], device=kept.device), first.shape[2]).sort(dim=-1).values
+    return Lists(one, index.to(torch.int32), count.masked_fill(broken[:: len(kept) // choosers], -1))
+
+
+def _as_mask(lists: Lists, i: Tensor, heads: int, length: int) -> Tensor:
+    """Lists [C, N, K] as keys [heads, N, L]."""
+    unit = lists.selector.unit
+    table = torch.zeros(*lists.index.shape[:2], -(-length // unit) + 1, dtype=torch.bool, device=i.device)
+    table.scatter_(2, torch.where(lists.index >= 0, lists.index, -(-length // unit)).long(), True)
+    kept = table[..., :-1].repeat_interleave(unit, dim=2)[..., :length]
+    return kept.repeat_interleave(heads // len(kept), dim=0) & (torch.arange(length, device=i.device) <= i.unsqueeze(1))
