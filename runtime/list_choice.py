@@ -5,6 +5,7 @@ Legend: T new tokens of S sequences; H query heads, G KV heads; C choosers; r ro
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Literal
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .asking import asking, earlier_of
 from .batch import Batch
-from .intervals import Form, HeadGroup, rows
+from .intervals import Form, HeadGroup, HeadGroups, rows
 from .keys import KeyPart
 from .list_launch import LaunchLists, asked_by, row_begins
 from .operators import device_of
@@ -63,8 +64,7 @@ def chosen_by_kernels(
     units = -(-longest // selector.unit)
     wanted = _wanted(tuple(_amount(selector, length) for length in batch.totals), q.device)
     most = min(units, largest([_amount(selector, length) for length in batch.totals]))
-    whole = HeadGroup(0, group.last - group.first, group.sink, group.near, group.strides, group.powers)
-    table = rows((whole,), form, batch)
+    table = rows(_alone(group), form, batch)
     if asks.dtype != runs[0].dtype:
         asks = asks.float()
     with device_of(q):
@@ -73,6 +73,12 @@ def chosen_by_kernels(
             (begins, many, most_rows), units, max(1, most),
         )  # fmt: skip
     return LaunchLists(index, count, begins, many, most_rows)
+
+
+@lru_cache(maxsize=64)
+def _alone(group: HeadGroup) -> HeadGroups:
+    """The group by itself, which keeps its numbers."""
+    return HeadGroups((replace(group, first=0, last=group.last - group.first),))
 
 
 def _amount(selector: Selector, length: int) -> int:
