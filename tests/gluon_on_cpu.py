@@ -24,6 +24,10 @@ class Deadlock(AssertionError):
     """All parties wait."""
 
 
+class Overrun(AssertionError):
+    """More parties arrive at a barrier in one phase than it counts."""
+
+
 class Value(torch.Tensor):
     """Numbers in registers; scalars too."""
 
@@ -85,7 +89,8 @@ class Barrier:
     def arrive(self, count: int = 0, received: int = 0) -> None:
         self.left -= count
         self.bytes -= received
-        assert self.left >= 0, "more arrivals than the barrier counts"
+        if self.left < 0:
+            raise Overrun
         if self.left == 0 and self.bytes == 0:
             self.left = self.count
             self.done += 1
