@@ -70,7 +70,7 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         modules=(
             *modules(project, model),
             *_ropes(mixes),
-            *_learned([mix for _, mix in mixes], model),
+            *learned([mix for _, mix in mixes], model),
             *_scorers([mix for _, mix in mixes], model),
         ),
         body=tuple(body),
@@ -78,7 +78,7 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         slots=len(mixes),
         mixes=launches,
         launches={one.name: name for one, (name, _) in zip(launches, mixes, strict=True)} | _choices(graph, launches, mixes),
-        needs=_needs(
+        needs=needs(
             project, a, [mix for _, mix in mixes], launches, plans, selecting.scorers([mix for _, mix in mixes], model)
         ),
         source=project.qk_layer is not None,
@@ -120,7 +120,7 @@ def project_lines(project: Project, handed: bool) -> list[str]:
     return lines
 
 
-def _learned(mixes: list[Mix], model: Model) -> list[str]:
+def learned(mixes: list[Mix], model: Model) -> list[str]:
     """Learned tensors of the key sets."""
     weights = {weight.name: weight for mix in mixes for weight in of_mix(mix, model)}
     plain = {name: weight for name, weight in weights.items() if "." not in name}  # others are of modules
@@ -210,7 +210,7 @@ def _persistent(mix: Mix) -> str:
     return ", persistent=persistent_keys(self.persistent_key, self.persistent_value, call.batch.sequences)" if learned else ""
 
 
-def _needs(
+def needs(
     project: Project,
     a: Attributes,
     mixes: list[Mix],
@@ -218,6 +218,7 @@ def _needs(
     plans: tuple[str, ...],
     scorers: list[Scores],
 ) -> dict[str, set[str]]:
+    """Runtime file -> what a class with projections and launches over keys needs from there."""
     needs: dict[str, set[str]] = {"mix": {"Mix", "Variant"}, "intervals": {"HeadGroup"}, "cache": {"LayerPlan", "Slots"}}
     needs = merged([needs, projecting.needs(of_softmax(a, own_qk=project.qk_layer is None), a)])
     if any("State(" in plan for plan in plans):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import jinja2
 
-from attnc.codegen import applying, attending, composing, plain, routing, scanning, spacing, teaching
+from attnc.codegen import applying, attending, composing, plain, routing, scanning, segmenting, spacing, teaching
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
@@ -19,7 +19,7 @@ from attnc.compiler.graph import Graph
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.planned import Choice, Plan
 from attnc.compiler.selectors import ranges
-from attnc.compiler.spec import Chain, Choose, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
+from attnc.compiler.spec import Chain, Choose, Context, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
 from attnc.compiler.walk import is_softmax
 
 Entry = tuple[int, Part, int, str]
@@ -75,6 +75,8 @@ class Classes:
                 part = self.write(first.mixer, layer, f"{scope}.{first.name}" if scope else first.name)
                 if not scope:
                     part = self.alone(first.name, first.mixer, part)
+            case Context():
+                part = self.context(mixer, layer, scope)
             case Route():
                 part = routing.routed(self.graph, layer, scope, self.names, self.spec.model, self.visible)
             case _:
@@ -96,6 +98,14 @@ class Classes:
             write = plain.plain
         part = write(self.graph, layer, scope, self.names, self.spec.model)
         return part if scope else self.alone(mixer.kind.kind, mixer, part)
+
+    def context(self, mixer: Context, layer: int, scope: str) -> Part:
+        """A context, after the class of its memory; alone in a layer its weights lie below its own name."""
+        own = scope or mixer.node
+        memory = teaching.taught(self.graph, layer, f"{own}.{mixer.name}", self.names, self.spec.model, asked=True)
+        self.parts.append(memory)
+        part = segmenting.context(self.graph, layer, own, mixer, memory, self.names, self.spec.model, self.visible)
+        return part if scope else self.alone(own, mixer, part)
 
     def alone(self, name: str, mixer: Mixer, part: Part) -> Part:
         """The class that holds one part under its name."""

@@ -42,6 +42,7 @@ class Part:
     `launches`  launch name -> graph node
     `needs`     runtime file -> names that it imports from there
     `source`    whether it takes the slot of an earlier launch whose keys it reads
+    `more`      lines of further methods
     `chained`   whether its output gate reads `given`, what the chain around it reads, beside x
     """
 
@@ -59,6 +60,7 @@ class Part:
     needs: dict[str, set[str]] = field(default_factory=dict)
     source: bool = False
     chained: bool = False
+    more: tuple[str, ...] = ()
 
 
 class Names:

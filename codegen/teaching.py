@@ -14,8 +14,8 @@ from attnc.compiler.taught import Taught
 RATES = ("lr", "momentum", "decay")
 
 
-def taught(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> Part:
-    """The class of an Apply node whose kind says what it teaches."""
+def taught(graph: Graph, layer: int, scope: str, names: Names, model: Model, *, asked: bool = False) -> Part:
+    """The class of an Apply node whose kind says what it teaches. `asked`: a context asks it before it learns."""
     found = ((name, node) for name, node in graph.nodes(layer) if isinstance(node, Apply) and node.scope == scope)
     name, node = next(found)
     declared = MIXERS[node.kind.kind]
@@ -44,8 +44,27 @@ def taught(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> 
         slots=1,
         chained=node.chained and node.attributes.output_gate is not None,
         launches={class_name: name},
-        needs=_needs(node, one, "\n".join((*modules, *body))),
+        needs=merged([_needs(node, one, "\n".join((*modules, *body))), *([{"context": {"retrieve"}}] if asked else [])]),
+        more=tuple(_asking(node, one)) if asked else (),
     )
+
+
+ASKED = "asked_q_conv"
+"""The state of the convolution of what a memory is asked, apart from that of what it learns from."""
+
+
+def _asking(node: Apply, one: Taught) -> list[str]:
+    """A method that reads the net without teaching it."""
+    lines = [*projecting.begin(node.attributes, chained=False)]
+    lines += projecting.project({"q": one.streams["q"]}, node.attributes, AXES)
+    lines = [line.replace('"q_conv")', f'"{ASKED}")') for line in lines]
+    if rope_text(node.attributes) is not None:
+        lines.append("q = rotate_by(q, *call.angles(self.rope))")
+    norm = f", self.{one.norm}()" if one.family.norm else ""
+    lines.append(f"o = retrieve(self.scan, q, call, self.slot{norm})  # [T, H, E]")
+    head = "def retrieve(self, x: Tensor, call: Call) -> Tensor:  # [T, W] -> [T, W]"
+    doc = '    """What it returns at the weights that the segment began with; nothing is learned."""'
+    return [head, doc, *(f"    {line}" for line in (*lines, *projecting.output(node.attributes)))]
 
 
 def _summary(node: Apply, one: Taught) -> str:

@@ -56,7 +56,7 @@ class _Rows:
         if isinstance(self.part.mixer, Mixing):
             yield from self._of_mixing(self.part.mixer)
         elif isinstance(self.part.mixer, Context):
-            yield self._of_context(self.part.mixer)
+            yield from self._of_context(self.part.mixer)
         else:
             yield from self._of_softmax()
         if attributes.input_ema is not None:
@@ -108,11 +108,11 @@ class _Rows:
         if recent:
             yield self._fixed(f"{name}.recent", recent, self.dtype)
 
-    def _of_context(self, context: Context) -> CacheRow:
-        """Keys and values of the segment, and of what the memory returned for each of its tokens."""
-        a = context.attributes
-        shapes = {key: (a.kv_heads, 2 * context.segment, width) for key, width in (("k", a.head_dim), ("v", a.value_dim))}
-        return self._fixed(f"{self.name}.segment", shapes, self.dtype)
+    def _of_context(self, context: Context) -> Iterator[CacheRow]:
+        """What a context keeps beside its memory's states."""
+        exact, own = context_states(context, self.model)
+        yield self._fixed(f"{self.name}.segment", own, self.dtype)
+        yield self._fixed(f"{self.name}.begun", exact, self._exact)
 
     @property
     def _exact(self) -> str:
@@ -215,6 +215,26 @@ class _Rows:
             tokens_kept=0,
             shapes={key: tuple(shape) for key, shape in shapes.items()},
         )
+
+
+Sizes = dict[str, tuple[int, ...]]
+
+
+def context_states(context: Context, model: Model) -> tuple[Sizes, Sizes]:
+    """(in float32: the memory's weights as the segment began; in the model's dtype: keys and values of the unfinished segment
+    and of what the memory returned for its tokens, and the last inputs of the convolution of what the memory is asked).
+    """
+    a, memory = context.attributes, context.memory
+    taught = MIXERS[memory.kind.kind].taught
+    assert taught is not None, "a context holds a memory"
+    one = taught(memory.kind, memory.attributes, model)
+    own: Sizes = {
+        f"segment_{key}": (2, context.segment - 1, a.kv_heads, width) for key, width in (("k", a.head_dim), ("v", a.value_dim))
+    }
+    if memory.attributes.short_conv is not None:
+        heads, width = one.streams["q"]
+        own["asked_q_conv"] = (memory.attributes.short_conv - 1, heads * width)
+    return {f"begun.{name}": shape for name, shape in one.shapes.items()}, own
 
 
 def conv_shapes(attributes: Attributes) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import networkx as nx
 
@@ -27,6 +27,7 @@ from attnc.compiler.spec import (
     Chain,
     Choose,
     Condition,
+    Context,
     Gate,
     HeadCase,
     Heads,
@@ -196,6 +197,7 @@ class _Builder:
         self.spec = spec
         self.network: nx.DiGraph[str] = nx.DiGraph(order=[], model=spec.model)
         self.known: dict[int, tuple[Attributes, Segments]] = {}
+        self.contexts: dict[int, Attention] = {}
         self.groups: dict[tuple[int, ...], HeadGroup] = {}
 
     def graph(self) -> Graph:
@@ -229,6 +231,8 @@ class _Builder:
                 for name, part in zip(names, parts, strict=True):
                     source = self.lower(part, layer, _join(scope, name), source, mixer.gated and part is parts[-1])
                 return source
+            case Context():
+                return self.context(mixer, layer, scope or mixer.node, source)
             case Mixing(kind=kind, attributes=attributes, origin=origin):
                 apply = Apply(layer=index, scope=scope, kind=kind, attributes=attributes, origin=origin, chained=chained)
                 return self.add(_name(index, scope, kind.kind), apply, source)
@@ -238,6 +242,19 @@ class _Builder:
                 return self.lower(first.mixer, layer, _join(scope, first.name), source, chained)
             case _:
                 return self.attend(mixer, index, scope, source, chained)
+
+    def context(self, mixer: Context, layer: Layer, scope: str, source: str) -> str:
+        """One set of projections over blocks of a segment; the memory, which it asks first, learns from what comes out."""
+        index = layer.index
+        if id(mixer) not in self.contexts:
+            keys = [_made("block_local", mixer.segment)]
+            keys += [_made("persistent", mixer.persistent)] if mixer.persistent else []
+            self.contexts[id(mixer)] = Attention(keys=tuple(keys), attributes=mixer.attributes, origin=mixer.origin)
+        heads = self.attend(self.contexts[id(mixer)], index, scope, source, chained=False)
+        memory = self.lower(mixer.memory, layer, _join(scope, mixer.name), heads)
+        names = ("attention", mixer.name)
+        node = Combine(layer=index, scope=scope, how="gate", names=names, by="product")
+        return self.add(_name(index, scope, "gate"), node, heads, memory)
 
     def route(self, mixer: Route, index: int, scope: str, source: str, chained: bool) -> str:
         leaves = [alternative.mixer for alternative in mixer.alternatives]
@@ -381,6 +398,12 @@ def _kv_heads(mixer: Mixer) -> int:
             return _kv_heads(inner)
         case _:
             raise AssertionError(f"{mixer.node} does not share projections")
+
+
+def _made(kind: str, n: int) -> Kind:
+    """A key set of one size."""
+    numbers: Any = {"n": n}
+    return MIXERS[kind].parameters(**numbers)
 
 
 def _join(scope: str, name: str) -> str:

@@ -16,8 +16,8 @@ from attnc.compiler.attributes import Attributes
 from attnc.compiler.data import to_data
 from attnc.compiler.mixer import Kind
 from attnc.compiler.reduced_heads import HeadMap
-from attnc.compiler.spec import Attention, Condition, Layer, Mixer, Mixing, Model, Spec, When
-from attnc.compiler.walk import attentions, children, rebuilt
+from attnc.compiler.spec import Attention, Condition, Context, Layer, Mixer, Mixing, Model, Spec, When
+from attnc.compiler.walk import attentions, children, every, rebuilt
 
 NARROW = 32
 """The widest head of a reduced spec."""
@@ -39,10 +39,11 @@ def reduce(spec: Spec, tokens: int = 64) -> tuple[Spec, tuple[str, ...]]:
     layers = _distinct(spec.layers)
     mixers = [layer.mixer for layer in layers]
     counts = _token_map(mixers, spec.model.context, tokens)
-    widths = _width_map([leaf.attributes for mixer in mixers for leaf in _leaves(mixer)])
+    around = [one.attributes for one in _contexts(mixers)]
+    widths = _width_map([leaf.attributes for mixer in mixers for leaf in _leaves(mixer)] + around)
     heads = HeadMap(mixers)
     small = [heads.of(mixer, lambda leaf: _leaf(leaf, counts, widths, tokens)) for mixer in mixers]
-    small = [_conditions(mixer, counts) for mixer in small]
+    small = [_counted(mixer, counts) for mixer in small]
     model = _model(spec, len(layers), mixers[0], small[0], counts)
     defaults = _defaults(spec.defaults, next(_leaves(small[0])).attributes)
     changes = [("layers", spec.model.layers, len(layers)), ("dim", spec.model.dim, model.dim)]
@@ -101,6 +102,11 @@ def _leaves(mixer: Mixer) -> Iterator[Attention | Mixing]:
         yield from _leaves(one)
 
 
+def _contexts(mixers: Iterable[Mixer]) -> Iterator[Context]:
+    for mixer in mixers:
+        yield from (one for one in every(mixer) if isinstance(one, Context))
+
+
 def _token_map(mixers: list[Mixer], context: int | None, tokens: int) -> dict[int, int]:
     """Token counts -> reduced ones: divided by one power of two, and kept apart where that would make two equal."""
     kinds = [kind for mixer in mixers for leaf in _leaves(mixer) if isinstance(leaf, Attention) for kind in leaf.keys]
@@ -108,7 +114,8 @@ def _token_map(mixers: list[Mixer], context: int | None, tokens: int) -> dict[in
         (kind, key, getattr(kind, key)) for kind in kinds if kind.kind not in NOT_TOKENS for key in COUNTS if hasattr(kind, key)
     ]
     inside = [one for kind in kinds for one in reduced_kinds.within(kind)]
-    reaches = [size for _, _, size in sizes if isinstance(size, int)]
+    segments = {one.segment: set(_chunk(one.memory.kind)) for one in _contexts(mixers)}
+    reaches = [size for _, _, size in sizes if isinstance(size, int)] + list(segments)
     units = [size for kind, key, size in sizes if isinstance(size, int) and (key == "aligned" or kind.kind in UNITS)]
     units += [size for word, key, size in inside if word in reduced_kinds.UNITS and key == "n"]
     counted = [size for _, _, size in inside]
@@ -122,7 +129,7 @@ def _token_map(mixers: list[Mixer], context: int | None, tokens: int) -> dict[in
     blocks = any(kind.kind in ("stride", "power_of_two") or (key == "aligned" and size != 1) for kind, key, size in sizes)
     ones = any(key == "n" and size == 1 for _, key, size in sizes)  # 1 stays 1, and alone
     smallest = 2 if blocks or ones or chunks else 1
-    return _increasing(sorted(wanted), divisor, smallest, _aligned(kinds), tokens // 2)
+    return _increasing(sorted(wanted), divisor, smallest, _aligned(kinds) | segments, tokens // 2)
 
 
 def _chunk(kind: Kind) -> Iterator[int]:
@@ -242,8 +249,8 @@ def _kind(kind: Kind, counts: dict[int, int], tokens: int) -> Kind:
     return reduced_kinds.reduced(replace(kind, **update), counts, tokens)
 
 
-def _conditions(mixer: Mixer, counts: dict[int, int]) -> Mixer:
-    """Lengths in conditions mapped like all counts of tokens."""
+def _counted(mixer: Mixer, counts: dict[int, int]) -> Mixer:
+    """Lengths in conditions, and segments of contexts, mapped like all counts of tokens."""
 
     def mapped(condition: Condition | None) -> Condition | None:
         if condition is None or not isinstance(condition.right, int):
@@ -253,4 +260,6 @@ def _conditions(mixer: Mixer, counts: dict[int, int]) -> Mixer:
     if isinstance(mixer, When):
         cases = tuple(replace(c, condition=mapped(c.condition)) for c in mixer.cases)
         mixer = replace(mixer, cases=cases)
-    return rebuilt(mixer, lambda inner: _conditions(inner, counts))
+    if isinstance(mixer, Context):
+        mixer = replace(mixer, segment=counts[mixer.segment])
+    return rebuilt(mixer, lambda inner: _counted(inner, counts))

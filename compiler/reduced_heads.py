@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from attnc.compiler.spec import Attention, Heads, Mixer, Mixing
+from attnc.compiler.spec import Attention, Context, Heads, Mixer, Mixing
 from attnc.compiler.walk import children, rebuilt
 
 Leaf = Attention | Mixing
@@ -47,6 +47,10 @@ class HeadMap:
             heads = a.heads // a.kv_heads * kv_heads
             fewer = replace(a, kv_heads=kv_heads, heads=heads, qk_heads=max(1, heads * a.qk_heads // a.heads))
             return change(replace(mixer, attributes=fewer))
+        if isinstance(mixer, Context):
+            softmax = self._of(Attention(keys=(), attributes=mixer.attributes, origin=mixer.origin), layer, change)
+            assert isinstance(softmax, Attention), "a leaf stays what it is"
+            mixer = replace(mixer, attributes=softmax.attributes)
         if isinstance(mixer, Heads):
             cut = _cut(layer, next(_kv_heads(mixer)))
             starts = dict(zip(cut, self._cuts[cut], strict=True))
@@ -64,7 +68,7 @@ class HeadMap:
 
 
 def _kv_heads(mixer: Mixer) -> Iterator[int]:
-    if isinstance(mixer, Attention | Mixing):
+    if isinstance(mixer, Attention | Mixing | Context):
         yield mixer.attributes.kv_heads
     for inner in children(mixer):
         yield from _kv_heads(inner)

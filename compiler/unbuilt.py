@@ -79,6 +79,19 @@ BESIDE_CHOICE: dict[str, object] = {
 """The only value, beside a key set that content chooses, that each of these attributes can have so far."""
 
 
+BESIDE_CONTEXT: dict[str, object] = {
+    "score": "softmax",
+    "positions": "absolute",
+    "kv_latent": None,
+    "short_conv": None,
+    "share_qk": False,
+    "qk_from": None,
+    "activation": None,
+    "input_ema": None,
+}
+"""The only value, in the softmax of a context, that each of these attributes can have so far."""
+
+
 class Finding(NamedTuple):
     """One thing that is not built yet: what, where, and what to write instead. `what` is a sentence without its end.
 
@@ -161,7 +174,7 @@ def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
         case Change(kind=kind):
             yield from _of_kind(kind, at, built)
         case Context() | Select():
-            yield Finding(f"`{mixer.node}`", at, f"a layer without `{mixer.node}`", f"write a mixer without `{mixer.node}`")
+            yield from _of_wrapped(mixer, at, built)
         case Heads() | When() | Choose() | Route():
             yield from _of_block(mixer, at, built)
             if isinstance(mixer, Heads):
@@ -171,6 +184,14 @@ def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
             yield from _of_several(mixer, at)
     for inner in children(mixer)[: 1 if isinstance(mixer, Choose) else None]:
         yield from _of_mixer(inner, at, built)
+
+
+def _of_wrapped(mixer: Context | Select, at: Origin, built: set[int]) -> Iterator[Finding]:
+    if isinstance(mixer, Select):
+        yield Finding("`select`", at, "a layer without `select`", "write a mixer without `select`")
+        return
+    yield from _of_values(mixer.attributes, "a mixer", at, built)
+    yield from _beside(mixer.attributes, BESIDE_CONTEXT, "context", at)
 
 
 def _of_several(mixer: Chain | Gate, at: Origin) -> Iterator[Finding]:
@@ -198,17 +219,22 @@ def _of_latent(mixer: Attention, at: Origin) -> Iterator[Finding]:
 def _of_choice(mixer: Attention, at: Origin) -> Iterator[Finding]:
     """What keys that content chooses cannot have beside them so far."""
     chosen = [kind.kind for kind in mixer.keys if MIXERS[kind.kind].chooses is not None]
-    for key, value in BESIDE_CHOICE.items() if chosen else ():
-        given = getattr(mixer.attributes, key)
-        if given != value:
-            shown = print_value(given) if isinstance(given, Value) else str(given).lower()
-            what = f"`{key} = {shown}` beside `{chosen[0]}`"
-            yield Finding(what, at, f"`{chosen[0]}` without `{key}`", f"leave `{key}` out")
+    if chosen:
+        yield from _beside(mixer.attributes, BESIDE_CHOICE, chosen[0], at)
     for kind in mixer.keys if mixer.attributes.kv_latent is not None else ():
         if kind.kind in chosen and not MIXERS[kind.kind].own_scores(kind):
             what = f"`kv_latent = {mixer.attributes.kv_latent}` beside `{kind.kind}`"
             expected = f"`{kind.kind}` with queries and keys of its own to score by"
             yield Finding(what, at, expected, "leave `kv_latent` out, or write `keys = indexer(...)`")
+
+
+def _beside(attributes: Attributes, only: dict[str, object], word: str, at: Origin) -> Iterator[Finding]:
+    """Attributes that have another value than the only one that is built beside something."""
+    for key, value in only.items():
+        given = getattr(attributes, key)
+        if given != value:
+            shown = print_value(given) if isinstance(given, Value) else str(given).lower()
+            yield Finding(f"`{key} = {shown}` beside `{word}`", at, f"`{word}` without `{key}`", f"leave `{key}` out")
 
 
 def _of_decoding(mixer: Mixer, at: Origin) -> Iterator[Finding]:

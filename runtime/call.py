@@ -34,8 +34,13 @@ class Call:
     alarms: list[tuple[object, Tensor, list[Tensor]]] = field(default_factory=list)
 
     def slot(self, index: int) -> LayerCache | None:
-        """The storage of launch `index`, or None without a cache."""
-        return None if self.cache is None else self.cache.layer(index)
+        """The storage of launch `index`, or None without a cache. ValueError for the cache of a smaller model."""
+        if self.cache is None:
+            return None
+        try:
+            return self.cache.layer(index)
+        except IndexError:
+            raise ValueError(f"the cache is of another model: it has no storage for launch {index}") from None
 
     def angles(self, rope: Rope, every: int = 1) -> tuple[Tensor, Tensor]:
         """Cosines and sines [T, rotated / 2] at the call's positions; `every` > 1: at the numbers of their chunks instead."""

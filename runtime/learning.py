@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from .autocast import cast, enabled, off, word
 from .batch import Batch
 from .call import Call
+from .chunks import Chunks
 from .fast import Learned, Lessons, Rule, Stream, Teach, Weights, start_of
+from .nets import forward, plain
 from .storage import LayerCache
 
 Formula = Callable[..., tuple[Tensor, Weights, Weights]]
@@ -144,6 +146,19 @@ class FastWeights:
         if cache is not None:
             self._store(after, [rates[name] for name in gates], lessons, stream, cache)
         return o
+
+    def read(self, q: Tensor, weights: Weights, batch: Batch, norm: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """What the nets of weights, name -> [S, H, outputs, inputs], return for q [T, H, D], [T, H, E]; nothing is learned."""
+        if not batch.tokens:
+            return q.new_zeros(0, q.shape[1], list(weights.values())[-1].shape[-2])
+        wide = next(iter(weights.values())).dtype
+        own = None if norm is None else (norm[0].to(wide), norm[1].to(wide))
+        with off(q) if enabled(q) else nullcontext():
+            chunks = Chunks.of(batch, batch.max_new)
+            (count,) = chunks.counts
+            known = {name: chunks.sorted(w)[:count] for name, w in weights.items()}
+            rows = forward(tuple(known), plain(known), chunks.rows(q.to(wide)), self.rule, own)
+            return chunks.tokens_of(rows).to(q.dtype)
 
     def _before(self, lessons: Lessons, batch: Batch, cache: LayerCache | None) -> Learned:
         """What sequences have learned; one that begins knows what all begin with."""

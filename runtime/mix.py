@@ -169,15 +169,28 @@ class Mix:
             lends["choice"] = Source(q, parts, cache, next((one.held for one in self.selectors), ""), net)
         if persistent is not None:
             parts = (*parts, persistent)
-        if casts:
-            parts = cast_parts(parts)
-        check_dtypes(q, parts)
-        with off(q) if casts else nullcontext():
-            o = self._attend(q, parts, batch, sink_logit, cache, Lent(net, source))
+        o = self.over(q, parts, batch, sink_logit, cache, Lent(net, source))
         finish(k, v, batch, cache)
         if cache is not None and self.chooses:
             remember(self.selectors, cache, turned, batch)
         return o
+
+    def over(
+        self,
+        q: Tensor,
+        parts: tuple[KeyPart, ...],
+        batch: Batch,
+        sink_logit: Tensor | None = None,
+        cache: LayerCache | None = None,
+        lent: Lent | None = None,
+    ) -> Tensor:
+        """The same over given parts of keys; nothing is stored."""
+        casts = enabled(q)
+        if casts:
+            (q,), parts = cast(q), cast_parts(parts)
+        check_dtypes(q, parts)
+        with off(q) if casts else nullcontext():
+            return self._attend(q, parts, batch, sink_logit, cache, lent or Lent())
 
     def _attend(
         self,

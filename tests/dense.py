@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from chosen_model import content
 from formulas import block, convolved, l2, layer_norm, mask, rms, rotated, score_weights, silu
 from memory_formulas import memory
-from plain_formulas import FORMULAS
+from plain_formulas import FORMULAS, context
 from space_formulas import ssm
 from state_formulas import linear
 
@@ -184,6 +184,8 @@ class _Call:
             case "choose" if mixer.alternatives[0].mixer.node == "mixing":
                 first = mixer.alternatives[0]
                 return self.mixer(first.mixer, at, f"{scope}.{first.name}" if scope else first.name, self.given, given)
+            case "context":
+                return context(self, mixer, f"{at}.mixer.{scope or 'context'}", x)
             case "route":
                 return self.route(mixer, f"{at}.mixer.{scope}" if scope else f"{at}.self_attn", x)
             case _:

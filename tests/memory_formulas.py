@@ -14,6 +14,19 @@ from formulas import rotated, silu
 
 def memory(call, mixer, at, x):
     """x [n, W] -> [n, W]."""
+    a = mixer.attributes
+    o = torch.stack([head(mixer.kind, *given)[0] for given in heads_of(call, mixer, at, x)], dim=1)
+    return call.output(at, a, o[-len(x) :], x)
+
+
+def weights_after(call, mixer, at, x):
+    """What each head has learned of x, whole chunks: (its weights, its norm)."""
+    found = heads_of(call, mixer, at, x) if len(x) else heads_of(call, mixer, at, x.new_zeros(1, x.shape[1]))
+    return [(head(mixer.kind, *given)[1] if len(x) else given[0], given[1]) for given in found]
+
+
+def heads_of(call, mixer, at, x):
+    """What `head` is given of each head, over all tokens so far."""
     kind, a = mixer.kind, mixer.attributes
     heads = {"q": (a.heads, a.head_dim), "k": (a.kv_heads, a.head_dim), "v": (a.kv_heads, a.value_dim)}
     q, k, v = (call.heads(at, name, x, *sizes, a) for name, sizes in heads.items())
@@ -24,13 +37,11 @@ def memory(call, mixer, at, x):
     gates = [call.text.joined(f"{at}.{name}", gate(call, kind, a, at, name, x)) for name in ("lr", "momentum", "decay")]
     names = ["gate", "up", "down"] if getattr(kind.net, "word", "") == "swiglu" else []
     names = names or sorted(name.rpartition(".")[2] for name in call.weights if name.startswith(f"{at}.net.map_"))
-    outputs = []
     for h in range(a.heads):
         g = h * a.kv_heads // a.heads
         w = [call.weights[f"{at}.net.{name}"][h] for name in names]
         norm = [call.weights[f"{at}.net_norm.{part}"][h] for part in ("weight", "bias")] if kind.norm else None
-        outputs.append(head(kind, w, norm, q[:, h], k[:, g], v[:, g], [rate[:, h] for rate in gates]))
-    return call.output(at, a, torch.stack(outputs, dim=1)[-len(x) :], x)
+        yield w, norm, q[:, h], k[:, g], v[:, g], [rate[:, h] for rate in gates]
 
 
 def gate(call, kind, a, at, name, x):
@@ -46,7 +57,7 @@ def gate(call, kind, a, at, name, x):
 
 
 def head(kind, start, norm, q, k, v, gates):
-    """One head's outputs [L, E]; `start` the weights that the text begins with."""
+    """One head's outputs [L, E], and its weights after the last token; `start`: those that the text begins with."""
     lr, momentum, decay = gates
     w, s = start, [torch.zeros_like(one) for one in start]
     outputs, begun, seen, kept = [], w, w, 1
@@ -62,7 +73,7 @@ def head(kind, start, norm, q, k, v, gates):
         s = [momentum[t] * old - lr[t] * new for old, new in zip(s, u, strict=True)]
         w = [(1 - decay[t]) * old + new for old, new in zip(w, s, strict=True)]
         outputs.append(net(kind, w if kind.read == "after_write" else seen, norm, q[t])[0])
-    return torch.stack(outputs)
+    return torch.stack(outputs), w
 
 
 def norms(w):

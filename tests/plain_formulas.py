@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 
 import torch
+from formulas import rms, rotated
+from memory_formulas import memory, net, weights_after
 
 
 def recurrent(call, mixer, at, x):
@@ -69,3 +71,61 @@ def finished(call, mixer, at, y, out=""):
 
 
 FORMULAS = {"recurrent": recurrent, "feedback": feedback}
+
+
+def context(call, mixer, at, x):
+    """Titans' memory as context, segment by segment: what the memory has learned is found anew for each from all outputs."""
+    a, m, name = mixer.attributes, mixer.memory, f"{at}.{mixer.name}"
+    text, anew = call.text.joined(f"{at}.x", x), []
+    length, size = len(text), mixer.segment
+
+    def fresh(given):
+        one = type(call)(call.spec, call.weights, type(call.text)(), call.step, 0, call.dtype)
+        one.given = given
+        return one
+
+    q = fresh(text).heads(at, "q", text, a.heads, a.head_dim, a)
+    asked = fresh(text).heads(name, "q", text, m.attributes.heads, m.attributes.head_dim, m.attributes)
+    if m.attributes.rope is not None:
+        asked = torch.stack([rotated(asked[:, h], torch.arange(length), m.attributes) for h in range(asked.shape[1])], dim=1)
+    for begin in range(0, length, size):
+        here = slice(begin, min(begin + size, length))
+        known = weights_after(fresh(text), m, name, torch.cat(anew) if anew else text[:0])
+        h = torch.stack(
+            [net(m.kind, *own, asked[t, g])[0] for t in range(*here.indices(length)) for g, own in enumerate(known)]
+        )
+        h = fresh(text[here]).output(name, m.attributes, h.reshape(-1, m.attributes.heads, m.attributes.value_dim), text[here])
+        both = torch.cat((h, text[here]))
+        k, v = (
+            fresh(both).heads(at, one, both, a.kv_heads, width, a) for one, width in (("k", a.head_dim), ("v", a.value_dim))
+        )
+        outputs = [segment_head(call, mixer, at, n, q[here, n], k, v, begin) for n in range(a.heads)]
+        anew.append(fresh(text[here]).output(at, a, torch.stack(outputs, dim=1), text[here]))
+    y = torch.cat(anew)
+    product = torch.ones_like(y)
+    for part, one in (("attention", y), (mixer.name, memory(fresh(y), m, name, y))):
+        product = product * rms(one, call.weights[f"{at}.gate.{part}_norm.weight"], call.spec.model.norm.epsilon)
+    return product[-len(x) :]
+
+
+def segment_head(call, mixer, at, head, q, k, v, begin):
+    """One head of a segment: each query sees learned keys, and of both halves of k and v the tokens up to its own."""
+    a, n = mixer.attributes, len(q)
+    g, outputs = head * a.kv_heads // a.heads, []
+    places = torch.arange(begin, begin + n)
+    turned = q if a.rope is None else rotated(q, places, a)
+    keys = k[:, g] if a.rope is None else torch.cat([rotated(half, places, a) for half in k[:, g].chunk(2)])
+    for t in range(n):
+        seen = [*range(t + 1), *range(n, n + t + 1)]
+        own_k, own_v = keys[seen], v[seen, g]
+        if mixer.persistent:
+            own_k = torch.cat((call.weights[f"{at}.persistent_key"][:, g], own_k))
+            own_v = torch.cat((call.weights[f"{at}.persistent_value"][:, g], own_v))
+        logits = call.scaled((turned[t] @ own_k.T)[None], a)[0]
+        if a.sink_logit:
+            logits, own_v = (
+                torch.cat((logits, call.weights[f"{at}.sink_logit"][head : head + 1])),
+                torch.cat((own_v, 0 * own_v[:1])),
+            )
+        outputs.append(torch.softmax(logits, dim=0) @ own_v)
+    return torch.stack(outputs)

@@ -105,8 +105,10 @@ def test_fast_weights():
     exact = (2 * net + 3 * 63 * 16) * 4
     recent = (63 * 16 * (64 + 64) + 3 * 3 * 16 * 64) * 2
     assert shipped("titans-lmm", 1000) == 24 * (exact + recent)
-    # as context: besides, keys and values of a segment of 512 and of what the memory returned for it
-    assert shipped("titans-mac", 1000) == 24 * (exact + recent + 2 * 512 * 16 * (64 + 64) * 2)
+    # as context: besides, keys and values of a segment's 511 tokens and of what the memory returned for them, 3 inputs of the
+    # convolution of what it was asked, and its weights as the segment began
+    segment = (2 * 511 * 16 * (64 + 64) + 3 * 16 * 64) * 2
+    assert shipped("titans-mac", 1000) == 24 * (exact + recent + segment + 4 * net)
 
 
 def test_a_gated_net_as_memory():

@@ -84,7 +84,7 @@ def test_the_formula_is_that_of_gradients_written_out(name):
     o, _, _ = fast_weights(q, k, v, rates, start, rule_of(kind), norm)
     for h in range(HEADS):
         w, own = [one[h] for one in start.values()], None if norm is None else [one[h] for one in norm]
-        want = memory_formulas.head(kind, w, own, q[:, h], k[:, h], v[:, h], [rate[:, h] for rate in rates])
+        want = memory_formulas.head(kind, w, own, q[:, h], k[:, h], v[:, h], [rate[:, h] for rate in rates])[0]
         torch.testing.assert_close(o[:, h], want, rtol=1e-11, atol=1e-11)
 
 

@@ -23,6 +23,15 @@ MODELS = {
         "  2: gate(window(3) { activation = gelu, output_gate = silu }, feedback(gain = -0.5), by = softmax)\n"
         "  3: (window(2) >> ssm(s4d, state = 2) { output_gate = silu }) { activation = silu } }"
     ),
+    "contexts": (
+        "mix ltm = memory(mlp(expand = 2), chunk = 2, lr = learned, momentum = learned, decay = learned)"
+        " { short_conv = 3, qk_norm = l2, output_norm = rms, output_gate = silu }\n"
+        "mix fast = memory(linear, chunk = 6, lr = 0.1, read = after_write, residual = true, norm = layer)"
+        " { kv_heads = 1, rope = 100, qk_norm = l2 }\n"
+        "layers { 0: context(ltm, segment = 8, persistent = 2)\n"
+        "  1: gate(window(3), context(fast, segment = 6) { qk_norm = rms, output_norm = rms, sink_logit = learned,"
+        " output_gate = sigmoid, temperature = 2 }, by = softmax) }"
+    ),
 }
 
 
@@ -77,7 +86,7 @@ def small(layers, folder):
     return attnc.load(folder)
 
 
-@pytest.mark.parametrize("layers", ["recurrent(gru)", "feedback"])
+@pytest.mark.parametrize("layers", ["recurrent(gru)", "feedback", "context(memory(mlp, chunk = 2), segment = 4)"])
 def test_a_cache_is_restored_and_one_of_another_model_is_refused(layers, tmp_path):
     model = small(f"layers {{ all: {layers} }}", tmp_path / "out").bfloat16()
     texts = torch.randint(0, 32, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -36,7 +36,7 @@ NOT_BUILT = {
     "  2: heads { 0: full { share_qk = true }, else: full } { kv_heads = 8 }\n"
     "  else: choose(per = layer) { a: full, b: full { qk_from = previous } } }",
     "wrapped": "mix ltm = memory(linear, chunk = 8)\nlayers { 0: insert(landmark, every = 4) >> full, else: "
-    "context(ltm, segment = 16) }",
+    "context(ltm, segment = 16) { short_conv = 3 } }",
     "latents": "layers { 0: full { kv_latent = 8, qk_norm = rms, short_conv = 3 }\n"
     "  1: persistent(2) | full { kv_latent = 8, init_qk = normal }\n"
     "  2: heads { 0: full { rope = none }, else: window(4) } { kv_latent = 8 }\n"
