@@ -131,15 +131,20 @@ def _scorers(mixes: list[Mix], model: Model) -> list[str]:
     """The modules that score keys by weights of their own."""
     lines = []
     for one in selecting.scorers(mixes, model):
-        rope = rope_text(replace(mixes[0].attributes, rope_dim=one.rotated)) if one.rotated else None
-        texts = [*map(repr, one.arguments), *([rope] if rope else [])]
+        a = mixes[0].attributes
+        if one.reads_input:
+            ropes = [rope_text(replace(a, rope_dim=one.rotated)) or ""] if one.rotated else []
+        else:
+            ropes = [rope_text(a) or "None", (rope_text(a) or "None") if one.rotated else "None"]
+        texts = [*map(repr, one.arguments), *ropes]
         lines.append(f"self.{one.module} = {one.made}({', '.join(texts)})")
     return lines
 
 
 def _choosing(mixes: list[Mix], model: Model, lent: bool) -> str:
     """What launches are called with where content chooses keys, here or in a later layer."""
-    more = "".join(f", net=self.{one.module}(x, call)" for one in selecting.scorers(mixes, model))
+    found = selecting.scorers(mixes, model)
+    more = "".join(f", net=self.{one.module}{'(x, call)' if one.reads_input else ''}" for one in found)
     more += ", lends=call.sources" if lent else ""
     return more + (', source=call.sources["choice"]' if any(map(selecting.takes, mixes)) else "")
 

@@ -64,7 +64,7 @@ def pooled_texts(mix: Mix, model: Model) -> list[str]:
         for one in MIXERS[kind.kind].growing(kind, mix.attributes, model):
             if one.step == 0:  # one for the sequence: a state
                 continue
-            pool = f', pool="{one.name}"' if one.name in ("min", "max", "indexer") else ""
+            pool = f', pool="{one.name}"' if one.name in ("min", "max", "indexer", "learned") else ""
             for first, last in zip(starts, ends, strict=True):
                 at = "0, 0" if len(one.shape) == 1 else f"{first - mix.first}, {last - mix.first}"
                 found.append(

@@ -115,7 +115,8 @@ class Lacking(NamedTuple):
 
 class Scores(NamedTuple):
     """A module that scores by weights of its own: its name, class and file in the runtime, what the class is made with, and
-    whether it reads the layer's input (else the queries and keys of the attention).
+    whether it reads the layer's input (else the queries and keys of the attention). `rotated`: how many channels of what it
+    makes are turned; for one that reads q and k, whether any are.
     """
 
     module: str

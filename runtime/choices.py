@@ -16,6 +16,7 @@ from torch import Tensor
 from .asking import Rows, asking, earlier_of
 from .batch import Batch
 from .pooled import run_keys, text_keys
+from .scorers import LearnedPool
 from .selecting import Asked, choose
 from .selector import Lists, Selector
 
@@ -83,6 +84,10 @@ def _made(one: Selector, asker: Asker, asked: Asked) -> Lists:
 
 def rows_of(one: Selector, asker: Asker) -> Rows:
     """Who asks for a sequence."""
+    if isinstance(one.net, LearnedPool):
+        rows = asking(one, one.net.plain(asker.q, asker.past), asker.past, asker.decodes, None)
+        heads = asker.last - asker.first + 1
+        return replace(rows, q=one.net.queries(rows.q[:, :, 0], rows.last, one.many, asker.first, heads).unsqueeze(2))
     if one.net is not None:
         net = one.net.split(asker.batch.sizes)[asker.s]
         return replace(asking(one, net.q.transpose(0, 1), asker.past, asker.decodes, None), weights=net.weights.t())

@@ -13,6 +13,8 @@ from torch import Tensor
 from .asking import earlier_of
 from .choices import Asker, all_seen, held_lists, holds
 from .pooled import indexer_keys, text_keys
+from .rotary import rotate, undo
+from .scorers import LearnedPool
 from .selector import Lists, Selector
 
 Logit = tuple[float | Tensor, float | None]
@@ -58,14 +60,33 @@ def _formula(one: Selector, asker: Asker, logit: Logit, begin: int, end: int) ->
     assert one.reference is not None, "a selector that runs on the reference has a formula"
     i = torch.arange(begin, end, device=asker.q.device) + asker.past
     earlier = earlier_of(one, asker.cache, asker.batch, asker.heads)
-    net: tuple[Tensor, Tensor, Tensor] | None = None
-    if one.net is not None:
+    net: tuple[object, ...] | None = None
+    if isinstance(one.net, LearnedPool):
+        net = _maps(one.net, asker)
+    elif one.net is not None:
         own, wide = one.net.split(asker.batch.sizes)[asker.s], asker.q.dtype
         k = indexer_keys(one, asker.past + asker.q.shape[1], asker.s, asker.batch, asker.cache)[0]
         net = own.q[begin:end].transpose(0, 1).to(wide), k.to(wide), own.weights[begin:end].t().to(wide)
     call = asker.decodes, None if earlier is None else earlier[asker.s], net
     found: tuple[Tensor, Tensor] = one.reference(asker.q[:, begin:end], asker.k, i, asker.batch.totals[asker.s], logit, call)
     return found
+
+
+def _maps(net: LearnedPool, asker: Asker) -> tuple[object, ...]:
+    """(maps of queries and of keys for each query head, pools, how q and k are turned back, how what is mapped is turned)."""
+    heads = asker.last - asker.first + 1
+    maps = (
+        one.weight[asker.first : asker.last + 1].to(asker.q.dtype).repeat_interleave(len(asker.q) // heads, dim=0)
+        for one in (net.q_proj, net.k_proj)
+    )
+
+    def back(x: Tensor, positions: Tensor) -> Tensor:
+        return undo(x.transpose(0, 1), positions, net.rope).transpose(0, 1)
+
+    def turn(x: Tensor, positions: Tensor) -> Tensor:
+        return rotate(x.transpose(0, 1), positions, net.turned).transpose(0, 1)
+
+    return (*maps, net.pools, back, turn)
 
 
 def _as_lists(one: Selector, asker: Asker, logit: Logit, begin: int, end: int) -> Lists:

@@ -88,7 +88,7 @@ class Lent:
         if one.previous:
             assert self.source is not None, "an earlier layer lends its choice"
             return replace(one, source=self.source, net=self.source.net, held=self.source.held)
-        return replace(one, net=self.net) if one.keys == "indexer" else one
+        return replace(one, net=self.net) if one.keys in ("indexer", "learned") else one
 
 
 class Mix:

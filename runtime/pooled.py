@@ -13,13 +13,13 @@ from torch import Tensor
 
 from .batch import Batch
 from .keys import KeyPart
+from .scorers import Indexed, LearnedPool, Net
 from .selector import Selector
 
 if TYPE_CHECKING:
-    from .scorers import Net
     from .storage import LayerCache
 
-Pool = Literal["mean", "min", "max", "indexer"]
+Pool = Literal["mean", "min", "max", "indexer", "learned"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def keep(cache: LayerCache, parts: tuple[KeyPart, ...], batch: Batch, net: Net |
     for one in cache.plan.pooled:
         storage = cache.pooled(one.name, batch)
         if one.pool == "indexer":
-            assert net is not None, "an indexer brings its keys"
+            assert isinstance(net, Indexed), "an indexer brings its keys"
             for s, new in enumerate(net.split(batch.sizes)):
                 storage[s][:, batch.pasts[s] : batch.pasts[s] + len(new.k)] = new.k.transpose(0, 1).to(storage[s].dtype)
             continue
@@ -84,7 +84,11 @@ def keep(cache: LayerCache, parts: tuple[KeyPart, ...], batch: Batch, net: Net |
             if done > begun:
                 k, _, learned = text_keys(parts, one.first, one.last, s)
                 fresh = k[:, learned + begun * one.step : learned + (done - 1) * one.step + one.span]
-                storage[s][:, begun:done] = pool_runs(fresh, one.span, one.step, one.pool).to(storage[s].dtype)
+                if isinstance(net, LearnedPool) and one.pool == "learned":
+                    found = net.keys(fresh, begun * one.step, one.span, one.first)
+                else:
+                    found = pool_runs(fresh, one.span, one.step, one.pool)
+                storage[s][:, begun:done] = found.to(storage[s].dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +122,10 @@ def run_keys(selector: Selector, k: Tensor, first: int, last: int, s: int, batch
         return RunKeys(indexer_keys(selector, k.shape[1], s, batch, cache))
     if selector.keys == "joined":
         return RunKeys(k[:, : k.shape[1] // span * span].reshape(len(k), -1, span * k.shape[2]))
+    if selector.keys == "learned":
+        assert isinstance(selector.net, LearnedPool), "learned keys have maps"
+        held = cache is not None and bool(selector.held)
+        return RunKeys(of("learned", "learned", span, step) if held else selector.net.keys(k, 0, span, first))
     if selector.keys == "mean":
         return RunKeys(of("mean", "mean", span, step), lse=coarse)
     return RunKeys(of("min", "min", span, step), of("max", "max", span, step), coarse)
@@ -125,7 +133,7 @@ def run_keys(selector: Selector, k: Tensor, first: int, last: int, s: int, batch
 
 def indexer_keys(selector: Selector, tokens: int, s: int, batch: Batch, cache: LayerCache | None) -> Tensor:
     """The keys [1, tokens, D] that an indexer has made of all tokens of sequence s so far."""
-    assert selector.net is not None, "an indexer brings its keys"
+    assert isinstance(selector.net, Indexed), "an indexer brings its keys"
     if cache is None or not selector.held:
         assert batch.pasts[s] == 0, "what an indexer made of earlier tokens is in the cache"
         return selector.net.split(batch.sizes)[s].k.transpose(0, 1)

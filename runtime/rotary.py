@@ -139,3 +139,14 @@ def rotate_by(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second, rest = x[..., :half].to(wide), x[..., half : 2 * half].to(wide), x[..., 2 * half :]
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
     return torch.cat((turned, rest.expand(*turned.shape[:-1], -1)), dim=-1) if rest.shape[-1] else turned
+
+
+def undo(x: Tensor, positions: Tensor, rope: Rope | None) -> Tensor:
+    """x [T, heads, D] as it was before `rotate` turned it at positions [T]."""
+    if rope is None:
+        return x
+    cos, sin = angles(rope, positions)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = cos.to(wide), sin.to(wide)
+    length = cos.square() + sin.square()  # not quite 1, as both are rounded; with YaRN its factor squared
+    return rotate_by(x, cos / length, -sin / length)

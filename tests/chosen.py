@@ -29,6 +29,8 @@ class Asking:
     cap: float | None = None
     net: tuple | None = None
     """an indexer's q [L, J, D], k [L, D] and weights [L, J]"""
+    maps: tuple | None = None
+    """for each head q [H, P, D] and k [H, L, D] before they are turned, maps of both, and what turns x [n, D] at places [n]"""
 
 
 def chooses_at(kind, i: int, known: int, decodes: bool) -> int:
@@ -130,6 +132,8 @@ def unit_scores(kind, asking: Asking) -> dict[int, float]:
         return _of_distances(kind, asking)
     if getattr(kind.score, "word", "") == "antidiagonal":
         return _of_antidiagonals(kind, asking)
+    if asking.maps is not None:
+        return _of_maps(kind, asking)
     if asking.net is not None:
         return _of_indexer(kind, asking)
     runs = complete(*_steps(kind, size), asking.last)
@@ -171,6 +175,28 @@ def _of_indexer(kind, asking: Asking) -> dict[int, float]:
         scores = [1 / sum(math.exp(other - own) for other in scores) for own in scores]
     size, fold = unit_size(kind), max if kind.fold == "max" else sum
     return {u: fold(scores[u * size : (u + 1) * size]) for u in range((asking.last + 1) // size)}
+
+
+def _of_maps(kind, asking: Asking) -> dict[int, float]:
+    """SeerAttention: a block's mean query and pooled keys, each mapped, then turned at the block's first position."""
+    q, k, q_maps, k_maps, turned = asking.maps
+    size, many = unit_size(kind), getattr(kind.queries, "n", 1)
+    begin = asking.last // many * many
+    pools = {"mean": lambda x: x.mean(0), "sum": lambda x: x.sum(0), "max": lambda x: x.amax(0), "min": lambda x: x.amin(0)}
+    heads = []
+    for h in range(len(q)):
+        rows = [q[h, p] for p in range(begin, asking.last + 1, getattr(kind.queries, "stride", 1))]
+        query = turned((q_maps[h] @ torch.stack(rows).mean(0))[None], torch.tensor([begin]))[0]
+        scores = []
+        for u in range((asking.last + 1) // size):
+            block = k[h, u * size : (u + 1) * size]
+            key = k_maps[h] @ torch.cat([pools[pool](block) for pool in kind.keys.pool])
+            scores.append(float(query @ turned(key[None], torch.tensor([u * size]))[0]))
+        if kind.score != "dot":
+            logits = [logit(score, asking) for score in scores]
+            scores = [1 / sum(math.exp(other - own) for other in logits) for own in logits]
+        heads.append(scores)
+    return {u: _pooled(kind, [scores[u] for scores in heads]) for u in range(len(heads[0]))}
 
 
 def _of_antidiagonals(kind, asking: Asking) -> dict[int, float]:

@@ -31,6 +31,8 @@ def content(call, leaf, owner_of, at, h, q, k, x):
             last = chooses_at(own, i, len(q), call.step.phase == "decode")
             ask = Asking(*asking, i, last, call.step.length, *_logit(call, a))
             ask.net = net
+            if getattr(own.keys, "word", "") == "learned":
+                ask.maps = _maps(call, a, kind, at, h, asked, keys)
 
             def now(ask=ask, own=own):
                 return torch.tensor(chosen(own, ask, rest))
@@ -51,6 +53,16 @@ def _asking(call, a, kind, h, q, k, mine):
     first, last = {"head": (h, h + 1), "group": (h // ratio * ratio, (h // ratio + 1) * ratio)}.get(per, (0, a.heads))
     heads = [o for o in range(first, last) if mine(o)]
     return torch.stack([call.turned(a, q[:, o]) for o in heads]), torch.stack([call.turned(a, k[:, o // ratio]) for o in heads])
+
+
+def _maps(call, a, kind, at, h, q, k):
+    """What SeerAttention's gate is made of, for the heads that share the choice of head h."""
+    ratio, per = a.heads // a.kv_heads, getattr(kind.per, "word", "head")
+    first, last = {"head": (h, h + 1), "group": (h // ratio * ratio, (h // ratio + 1) * ratio)}.get(per, (0, a.heads))
+    maps = [call.weights[f"{at}.selector.{letter}_proj.weight"] for letter in "qk"]
+    queries = torch.stack([q[:, o] for o in range(first, last)])
+    keys, q_maps, k_maps = (torch.stack([x[o // ratio] for o in range(first, last)]) for x in (k.transpose(0, 1), *maps))
+    return queries, keys, q_maps, k_maps, lambda x, places: x if a.rope is None else rotated(x, places, a)
 
 
 def _lent(call, kind):

@@ -64,6 +64,11 @@ SPECS = {
         "2: block_local(4) | routed(blocks(4), top_k = 2, keys = mean(4, stride = 2), score = softmax)\n"
         "3: block_local(4) | routed(blocks(4), top_k = 3, from = previous, per = head, overlap = counted)"
     ),
+    "seer": spec_text(
+        "0: when { phase == decode: full, else: block_local(4) | routed(blocks(4), threshold = 0.3, keys ="
+        " learned(pool = [max, min, mean]), queries = block(4), score = softmax, per = head, selection = noncausal) }\n"
+        "1: block_local(3) | routed(blocks(3), top_k = 2, keys = learned(pool = [mean]), score = softmax)"
+    ),
     "recycled": spec_text(
         "all: when { phase == decode: routed(tokens, top_k = 4, score = softmax, per = group(max),"
         " refresh = [every(7), cosine(0.3, every = 2)], on_refresh = dense), else: full }"

@@ -10,7 +10,7 @@ from attnc.compiler.mixers.routed.keep import growing, kept, state, weights
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.routed.rules import rules
 from attnc.compiler.mixers.routed.selector import lent, scores, selector, unbuilt
-from attnc.compiler.mixers.routed.units import Blocks, Clusters, Indexer, Mean
+from attnc.compiler.mixers.routed.units import Blocks, Clusters, Indexer, LearnedPool, Mean
 from attnc.compiler.value import Share
 
 MIXER = Mixer(
@@ -28,8 +28,15 @@ MIXER = Mixer(
     ),
     chooses=selector,
     formulas=FORMULAS,
-    decodes=lambda kind: not isinstance(kind.score, Antidiagonal),
-    whole_layer=lambda kind: kind.queries != "each" or isinstance(kind.per, PerLayer) or kind.refresh != "always",
+    decodes=lambda kind: (
+        not (isinstance(kind.score, Antidiagonal) or (isinstance(kind.keys, LearnedPool) and kind.queries != "each"))
+    ),
+    whole_layer=lambda kind: (
+        kind.queries != "each"
+        or isinstance(kind.per, PerLayer)
+        or isinstance(kind.keys, LearnedPool)
+        or kind.refresh != "always"
+    ),
     unbuilt=unbuilt,
     scores=scores,
     own_scores=lambda kind: isinstance(kind.keys, Indexer) and kind.from_ is None,

@@ -168,6 +168,24 @@ def row_scores(rows: Any, k: Any, *, runs: Any, score: Any, logit: Any, diagonal
     return torch.stack(found, dim=1)
 
 
+def learned_rows(q: Any, k: Any, i: Any, net: Any, asks: Any, unit: int, stepwise: bool) -> Any:
+    """SeerAttention's gate: (rows of mapped queries, as of asking_rows; a mapped key for each complete block [H, M, D])."""
+    import torch
+
+    q_maps, k_maps, pools, back, turn = net
+    plain = back(k, torch.arange(k.shape[1], device=k.device))
+    means: dict[str, Any] = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin}
+    blocks = [plain[:, begin : begin + unit] for begin in range(0, k.shape[1] - unit + 1, unit)]
+    sides = [torch.cat([means[pool](block, dim=1) for pool in pools], dim=-1) for block in blocks]
+    mapped = [torch.einsum("hoi,hi->ho", k_maps, side) for side in sides]
+    stacked = torch.stack(mapped, dim=1) if mapped else k[:, :0]
+    keys = turn(stacked, torch.arange(len(blocks), device=k.device) * unit)
+    rows = []
+    for own, at, who in asking_rows(back(q, i), i, asks, (stepwise, None, None)):
+        rows.append((turn(torch.einsum("hoi,hni->hno", q_maps, own), at // asks[1] * asks[1]), at, who))
+    return rows, keys
+
+
 def indexer_scores(net: Any, at: Any, score: str) -> Any:
     """An indexer's queries [J, N, D] at positions at [N], keys [L, D] and weights [J, N] -> scores of tokens [1, N, L]."""
     import torch
@@ -210,7 +228,12 @@ def chosen_keys(
 
     length = k.shape[1]
     units = length if unit == "diagonals" else -(-length // unit)
-    rows = asking_rows(q, i, asks[0], asks[1])
+    learned = runs[0] == "learned"
+    if learned:
+        rows, k = learned_rows(q, k, i, asks[1][2], asks[0], unit, asks[1][0])
+        runs = ("own", *runs[1:])
+    else:
+        rows = asking_rows(q, i, asks[0], asks[1])
     if not rows:
         return torch.zeros(*q.shape[:2], length, dtype=torch.bool, device=q.device), q.new_zeros(q.shape[:2]) > 0
     diagonals = unit == "diagonals"
@@ -240,4 +263,14 @@ def chosen_keys(
     return kept.repeat_interleave(together, dim=0), broken.repeat_interleave(together, dim=0)
 
 
-FORMULAS = (pooled_runs, asking_rows, run_scores, row_scores, indexer_scores, unit_scores, kept_units, chosen_keys)
+FORMULAS = (
+    pooled_runs,
+    asking_rows,
+    run_scores,
+    row_scores,
+    learned_rows,
+    indexer_scores,
+    unit_scores,
+    kept_units,
+    chosen_keys,
+)

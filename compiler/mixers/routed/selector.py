@@ -18,7 +18,7 @@ from attnc.compiler.mixers.routed.choice import (
     Sublinear,
 )
 from attnc.compiler.mixers.routed.kind import Routed
-from attnc.compiler.mixers.routed.units import Indexer, Mean, unit_size
+from attnc.compiler.mixers.routed.units import Indexer, LearnedPool, Mean, unit_size
 from attnc.compiler.print_value import print_value
 from attnc.compiler.value import Share
 
@@ -37,7 +37,7 @@ def selector(kind: Routed) -> Selector:
         amount: int | Share | families.Sublinear | None = families.Sublinear(top_k.k, top_k.from_, float(top_k.exponent))
     else:
         amount = top_k
-    span, step = (unit, unit) if kind.keys == "minmax" or isinstance(kind.keys, Mean) else (1, 1)
+    span, step = (unit, unit) if kind.keys == "minmax" or isinstance(kind.keys, Mean | LearnedPool) else (1, 1)
     if isinstance(kind.keys, Mean) and kind.keys.n is not None and kind.keys.stride is not None:
         span, step = kind.keys.n, kind.keys.stride
     joined = isinstance(kind.score, Antidiagonal)
@@ -87,11 +87,13 @@ def _refresh(kind: Routed) -> tuple[int | tuple[float, int], ...]:
     )
 
 
-def _keys(kind: Routed) -> Literal["own", "mean", "bounds", "joined", "indexer"]:
+def _keys(kind: Routed) -> Literal["own", "mean", "bounds", "joined", "indexer", "learned"]:
     if isinstance(kind.score, Antidiagonal):
         return "joined"
     if isinstance(kind.keys, Indexer):
         return "indexer"
+    if isinstance(kind.keys, LearnedPool):
+        return "learned"
     return "mean" if isinstance(kind.keys, Mean) else "bounds" if kind.keys == "minmax" else "own"
 
 
@@ -105,10 +107,13 @@ def lent(kind: Routed, other: Routed | None) -> Routed:
 
 def scores(kind: Routed, attributes: Any, model: Any) -> Scores | None:
     """What scores by weights of its own."""
-    if not isinstance(kind.keys, Indexer) or kind.from_ is not None:
-        return None
     one = kind.keys
     turned = attributes.rope is not None and kind.score_rope == "same"
+    if isinstance(one, LearnedPool) and kind.from_ is None:
+        arguments = (attributes.kv_heads, attributes.head_dim, one.pool)
+        return Scores("selector", "LearnedPool", "scorers", arguments, reads_input=False, rotated=turned)
+    if not isinstance(one, Indexer) or kind.from_ is not None:
+        return None
     rotated = min(attributes.rope_dim, one.head_dim) // 2 * 2 if turned else 0
     return Scores("indexer", "Indexer", "scorers", (model.dim, one.heads, one.head_dim), reads_input=True, rotated=rotated)
 
@@ -123,6 +128,8 @@ def unbuilt(kind: Routed) -> Iterator[Lacking]:
         yield Lacking(f"`keys = {print_value(kind.keys)}` of `routed(diagonals)`", expected, "leave `keys` out")
     if isinstance(kind.keys, Indexer):
         yield from _of_indexer(kind)
+    if isinstance(kind.score, Antidiagonal) and isinstance(kind.keys, LearnedPool):
+        yield Lacking("`keys = learned` of `routed` by antidiagonals", "`score = softmax`", "write `score = softmax`")
     if kind.from_ is not None and kind.refresh != "always":
         what = "`refresh` of a `routed` that takes a choice over"
         yield Lacking(what, "a choice of its own", "leave `refresh` or `from` out")

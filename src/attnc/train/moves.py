@@ -13,7 +13,7 @@ LATENT = {"kv_a_proj_with_mqa": ("k", "v"), "kv_b_proj": ("k", "v")}
 """`kv_latent`: the projections that keys and values share."""
 
 NORM = re.compile(r"norm\.(?:weight|bias)$")
-ROUTER = re.compile(r"\.(?:router|join|indexer)\.")
+ROUTER = re.compile(r"\.(?:router|join|indexer|selector)\.")
 MEMORY = re.compile(r"\.memory\b")
 NET = re.compile(r"^(model\.layers\.\d+\.mixer\..+\.)net\.(?:map_\d|gate|up|down)$")
 """A memory's net, and before it where its tensors lie, whatever the mix is called."""

@@ -21,6 +21,7 @@ from attnc.compiler.recipe import Lagrangian, Recipe
 from attnc.compiler.spec import Spec
 from attnc.dsl import SpecError
 from attnc.train import terms
+from attnc.train.scores import taught_scores, teaches_scores
 from attnc.train.teacher import attention_maps, outputs
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ class Router:
 
 @dataclass
 class Objective:
-    """The terms of a recipe. `multiplier`: that of the lagrangian, which every step moves."""
+    """The terms of a recipe. `multiplier`: that of the lagrangian, which every step moves; `scores`: attention teaches those of
+    choices, and no other model is needed.
+    """
 
     recipe: Recipe
     routers: tuple[Router, ...]
     teacher: BuiltModel | None
+    scores: bool = False
     multiplier: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     @classmethod
@@ -62,6 +66,8 @@ class Objective:
         if "attention" in words and (routed := next(_routers(spec), None)):
             message = f"`attention` compares maps of attention, and {routed.module} routes tokens, which has none"
             raise SpecError([complaint("A570", message, file, "take `attention` out of `distill`")])
+        if teaches_scores(spec):
+            return cls(recipe, routers, None, scores=True)
         return cls(recipe, routers, teach() if recipe.teacher else None)
 
     @staticmethod
@@ -86,6 +92,11 @@ class Objective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum and its terms, of a batch [B, N] that is this `share` of a step, which asks `asked` targets."""
         words = set(self.words())
+        if self.scores:
+            with taught_scores(model) as apart:
+                call(tokens)
+            term = share * torch.stack(apart).mean()
+            return self._weighed({"attention": term}, share), {"attention": term}
         with ExitStack() as watching:
             layers = watching.enter_context(outputs(model)) if "hidden" in words else []
             maps = watching.enter_context(attention_maps(model)) if "attention" in words else {}
