@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from attnc.codegen.triton.versions import INTERPRETS, assembler, compile_kernel, descriptor
+from attnc.codegen.triton.versions import INTERPRETS, compile_kernel, descriptor
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
@@ -124,8 +123,8 @@ def _compile(
     aligned = {name for name, of in types.items() if of.startswith("*")}
     if all(constants.get(width, 16) % 16 == 0 for width in ("D", "E", "K", "V")):
         aligned |= _STRIDES & set(types)
-    compiled = compile_kernel(kernel, types, constants, frozenset(aligned), target)
-    registers, spills, scratch = _amd(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _nvidia(compiled.asm, target)
+    compiled, said = compile_kernel(kernel, types, constants, frozenset(aligned), target)
+    registers, spills, scratch = _amd(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _nvidia(said)
     return Resources(
         kernel=kernel.__name__,
         target=target,
@@ -140,15 +139,8 @@ def _compile(
     )
 
 
-def _nvidia(asm: dict[str, Any], target: str) -> tuple[int, int, int]:
+def _nvidia(log: str) -> tuple[int, int, int]:
     """Registers, spilled bytes and stack of a thread, as the assembler that Triton brings along says."""
-    arch = re.search(r"\.target (sm_\w+)", asm["ptx"])
-    assert arch is not None
-    with tempfile.TemporaryDirectory(prefix="attnc-") as folder:
-        ptx = Path(folder) / "kernel.ptx"
-        ptx.write_text(asm["ptx"], encoding="utf-8")
-        command = [assembler(target), "-v", f"--gpu-name={arch[1]}", str(ptx), "-o", str(Path(folder) / "kernel.cubin")]
-        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr  # noqa: S603
     registers, frame, stores = (
         int(_only(pattern, log))
         for pattern in (r"Used (\d+) registers", r"(\d+) bytes stack frame", r"(\d+) bytes spill stores")

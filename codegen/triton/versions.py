@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any
 
 import triton
@@ -25,13 +27,6 @@ def gpu_target(target: str) -> Any:
     return GPUTarget("hip", target, 64)
 
 
-def assembler(target: str) -> str:
-    """The ptxas that Triton itself uses for an NVIDIA target: which of those it brings along differs between versions."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    return str(get_ptxas(int(target[3:])).path)
-
-
 def descriptor(dtype: str, rows: int, columns: int) -> str:
     """The type of what tells a copy of [rows, 1, columns] two-byte elements where a tensor lies, in lines of 128 bytes."""
     layout = "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3)"
@@ -40,9 +35,11 @@ def descriptor(dtype: str, rows: int, columns: int) -> str:
 
 def compile_kernel(
     kernel: Any, signature: dict[str, str], constants: dict[str, Any], aligned: frozenset[str], target: str
-) -> Any:
-    """Compile a jitted function without a GPU. `aligned` names the arguments that are multiples of 16, `constants` also holds
-    the OPTIONS.
+) -> tuple[Any, str]:
+    """Compile a jitted function without a GPU: Triton's kernel, and what NVIDIA's assembler says of it, where it is one.
+    `aligned` names the arguments that are multiples of 16, `constants` also holds the OPTIONS.
+
+    Triton's cache knows no such words, so the kernel is compiled again; that is quicker than to assemble it once more.
     """
     options = {name: value for name, value in constants.items() if name in OPTIONS}
     values = {name: value for name, value in constants.items() if name not in options}
@@ -50,4 +47,8 @@ def compile_kernel(
     attributes = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in aligned}
     made = GluonASTSource if kernel.is_gluon() else ASTSource
     source = made(kernel, {**signature, **dict.fromkeys(values, "constexpr")}, values, attributes)
-    return triton.compile(source, target=gpu_target(target), options=options)
+    compilation, nvidia = triton.knobs.compilation, triton.knobs.nvidia
+    with compilation.scope(), nvidia.scope(), contextlib.redirect_stdout(io.StringIO()) as said:
+        compilation.always_compile = nvidia.dump_ptxas_log = target.startswith("sm_")
+        compiled = triton.compile(source, target=gpu_target(target), options=options)
+    return compiled, said.getvalue()
