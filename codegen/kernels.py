@@ -6,9 +6,9 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 
-from attnc.codegen.triton import channels, scan
+from attnc.codegen.triton import channels, fast, scan
 from attnc.codegen.triton import emit as triton
-from attnc.compiler import channel_providers, scan_providers
+from attnc.compiler import channel_providers, fast_providers, scan_providers
 from attnc.compiler.attributes import Softplus
 from attnc.compiler.families import FAMILIES, Channels, FastWeights, Recurrence, Softmax
 from attnc.compiler.graph import Apply, Graph, Mix
@@ -24,7 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-{channel_imports}from ..runtime.launch import Kernels
+{channel_imports}{net_imports}from ..runtime.launch import Kernels
 {state_imports}from ..runtime.softplus import SoftplusKernels
 from ..runtime.tuning import blocks
 
@@ -39,11 +39,11 @@ FILES = {{
 SOFTPLUS = {{
 {softplus}
 }}
-{channels}{states}
+{channels}{states}{nets}
 
-def kernel(launch: str) -> {of_channels}{of_states}Kernels | SoftplusKernels | None:
+def kernel(launch: str) -> {others}Kernels | SoftplusKernels | None:
     """The kernels of a launch, or None where it has none; their files are imported now, which needs triton."""
-{first_channels}{first_states}    files = [_file(name) for name in (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))]
+{first}    files = [_file(name) for name in (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))]
     if not files:
         return None
     return SoftplusKernels.of(files) if launch in SOFTPLUS else Kernels.of(*files)
@@ -56,11 +56,11 @@ def _file(name: str) -> ModuleType:
     return file
 '''
 
-NO_STATES = {"state_imports": "", "states": "", "of_states": "", "first_states": ""}
+NO_STATES = {"state_imports": "", "states": "", "others": "", "first": ""}
 WITH_STATES = {
     "state_imports": "from ..runtime.recurrence import Scan\nfrom ..runtime.scan_kernels import scan_kernels\n",
-    "of_states": "Scan | ",
-    "first_states": """    if launch in STATES:
+    "others": "Scan | ",
+    "first": """    if launch in STATES:
         return scan_kernels([_file(name) for name in STATES[launch]])
 """,
 }
@@ -70,17 +70,31 @@ STATES = {{
 {rows}
 }}
 """
-NO_CHANNELS = {"channel_imports": "", "channels": "", "of_channels": "", "first_channels": ""}
+NO_CHANNELS = {"channel_imports": "", "channels": "", "others": "", "first": ""}
 WITH_CHANNELS = {
     "channel_imports": "from ..runtime.channel_kernels import channel_kernels\nfrom ..runtime.channels import ChannelScan\n",
-    "of_channels": "ChannelScan | ",
-    "first_channels": """    if launch in CHANNELS:
+    "others": "ChannelScan | ",
+    "first": """    if launch in CHANNELS:
         return channel_kernels(import_module(f".{CHANNELS[launch]}", __package__))
 """,
 }
 CHANNELS = """
 # the same of launches of channel states: one file each
 CHANNELS = {{
+{rows}
+}}
+"""
+NO_NETS = {"net_imports": "", "nets": "", "others": "", "first": ""}
+WITH_NETS = {
+    "net_imports": "from ..runtime.fast import Teach\nfrom ..runtime.fast_kernels import fast_kernels\n",
+    "others": "Teach | ",
+    "first": """    if launch in NETS:
+        return fast_kernels(_file(NETS[launch]))
+""",
+}
+NETS = """
+# the same of launches of fast weights: one file each
+NETS = {{
 {rows}
 }}
 """
@@ -102,13 +116,14 @@ def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, s
                 softplus.append(_over_lines(launch, names))
             else:
                 rows.append(f'    "{launch}": ({names[0]}),')
-    channel_index, files = _of_channels(graph, launches)
-    state_index, more = _of_states(graph, launches)
-    files |= more
+    others = [of(graph, launches) for of in (_of_channels, _of_states, _of_nets)]
+    files = {name: text for _, made in others for name, text in made.items()}
     for kernel, number in numbers.items():
         for skeleton in FAMILIES["softmax"]:
             files[f"{skeleton}_{number}.py"] = triton.emit(skeleton, kernel)
-    index = INDEX.format(rows="\n".join(rows), softplus="\n".join(softplus), **channel_index, **state_index)
+    joined = {key: "".join(one[key] for one, _ in others) for key in ("others", "first")}
+    parts = {key: value for one, _ in others for key, value in one.items()}
+    index = INDEX.format(rows="\n".join(rows), softplus="\n".join(softplus), **(parts | joined))
     return {"__init__.py": index, **files}
 
 
@@ -138,6 +153,17 @@ def _of_states(graph: Graph, launches: Mapping[str, str]) -> tuple[dict[str, str
     return index, files
 
 
+def _of_nets(graph: Graph, launches: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What the index says of launches of fast weights, and their files."""
+    numbers: dict[str, str] = {}
+    rows = []
+    for launch, family in _families(graph, launches):
+        for name, text in of_states(family).items() if isinstance(family, FastWeights) else ():
+            rows.append(f'    "{launch}": "{numbers.setdefault(text, f"{name}_{len(numbers)}")}",')
+    index = WITH_NETS | {"nets": NETS.format(rows="\n".join(rows))} if rows else NO_NETS
+    return index, {f"{name}.py": text for text, name in numbers.items()}
+
+
 def _families(graph: Graph, launches: Mapping[str, str]) -> Iterator[tuple[str, Channels | FastWeights | Recurrence]]:
     """The launches of states, and the members of the families that they are."""
     for launch, node in launches.items():
@@ -153,6 +179,8 @@ def of_states(served: Channels | FastWeights | Recurrence) -> dict[str, str]:
         return {channels.SKELETON: channels.emit(served)}
     if isinstance(served, Recurrence) and scan_providers.unkept(served) is None:
         return scan.files(served)
+    if isinstance(served, FastWeights) and fast_providers.unkept(served) is None:
+        return {fast.skeleton_of(served): fast.emit_fast(served)}
     return {}
 
 

@@ -2,7 +2,7 @@
 
 | name | is |
 |---|---|
-| triton | generated kernels |
+| triton | generated kernels from chunk to chunk, plain PyTorch for many chunks side by side |
 | torch | all tokens of a chunk at once, chunk after chunk, in plain PyTorch in fp32 |
 | reference | the formula token by token, its gradients by autograd |
 """
@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from attnc.compiler.cost import Work, Workload, seconds
@@ -24,6 +25,12 @@ BLOCK = 64
 
 LAUNCHES, LAUNCHES_PER_WEIGHT, LAUNCHES_PER_BLOCK = 30, 12, 12
 REFERENCE_LAUNCHES_PER_TOKEN = 60
+
+MOST_MAPS, MOST_WIDTH, MOST_NORMED = 2, 128, 64
+"""What generated kernels take: maps of a net, widths of keys and values, and those of one map with a norm."""
+
+GROUP, LAUNCHES_PER_GROUP = 2048, 40
+"""Tokens that are read and learned side by side, and PyTorch's launches for them."""
 
 
 class Nets(NamedTuple):
@@ -99,8 +106,34 @@ def learned(task: Task) -> Work:
     )
 
 
+def unkept(family: FastWeights) -> str | None:
+    """Why there are no generated kernels of a member, if there are none."""
+    widest = max(family.key_width, family.value_width)
+    if family.gated or family.depth > MOST_MAPS:
+        return f"generated kernels take nets of up to {MOST_MAPS} maps" if not family.gated else "no kernels of gated nets"
+    if family.after_decay or family.weight_norm:
+        return "no kernels of " + ("errors after decay" if family.after_decay else "weights that keep their norms")
+    most = MOST_NORMED if family.norm and family.depth == 1 else MOST_WIDTH
+    return f"generated kernels take widths of up to {most}" + " with a norm" * (most < MOST_WIDTH) if widest > most else None
+
+
 def _triton(task: Task) -> Price | str:
-    return "generated kernels need a GPU" if not task.device.is_gpu else "no kernels of fast weights are generated yet"
+    """One map is one launch a group of chunks, two are two launches a chunk; the rest is plain PyTorch, a group at a time.
+
+    Training goes there twice, and back.
+    """
+    nets, family, device = task.nets, task.nets.family, task.device
+    reason = unkept(family)
+    if reason is not None or not device.is_gpu:
+        return reason or "generated kernels need a GPU"
+    if task.phase == "decode":
+        return "few tokens are read by plain PyTorch"
+    groups = max(1.0, min(task.chunks**0.5, task.load.length * task.load.batch / GROUP))
+    launches = (1 if family.depth == 1 else 2) * (groups if family.depth == 1 else task.chunks) + LAUNCHES_PER_GROUP * groups
+    work = replace(learned(task), launches=int(launches * task.passes))
+    efficiency = device.efficiency["triton"][task.phase]
+    price = seconds(work, device, efficiency, matrix=task.load.width == 2)
+    return Price(provider="triton", seconds=price, how=f"chunks of {nets.chunk}")
 
 
 def _torch(task: Task) -> Price | str:

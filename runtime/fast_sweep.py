@@ -30,7 +30,8 @@ BLOCK = 64
 class Tokens(NamedTuple):
     """k [R, H, C, D]; v [R, H, C, E]; lr [R, H, C]; logarithms of 1 - decay and of the momentum [R, H, C], or None.
 
-    whole  [R], which chunks have all of their tokens and are written; None: all
+    whole   [R], which chunks have all of their tokens and are written; None: all
+    narrow  whether keys and values came in 16 bits
     """
 
     k: Tensor
@@ -39,6 +40,7 @@ class Tokens(NamedTuple):
     stays: Tensor | None = None
     momentum: Tensor | None = None
     whole: Tensor | None = None
+    narrow: bool = False
 
     def block(self, here: slice) -> Tokens:
         """Those at some places of their chunks."""

@@ -133,7 +133,8 @@ def _taught(
     def repeated(x: Tensor) -> Tensor:
         return x.to(wide).repeat_interleave(group.tokens.lr.shape[1] // x.shape[1], dim=1)
 
-    tokens = group.tokens._replace(k=repeated(group.tokens.k), v=repeated(group.tokens.v))
+    narrow = group.tokens.k.element_size() == 2
+    tokens = group.tokens._replace(k=repeated(group.tokens.k), v=repeated(group.tokens.v), narrow=narrow)
     before, after = sweep(rule, start, known, tokens, group.counts, group.learns, norm)
     return None if group.queries is None else _read(rule, start, before, tokens, group.queries.to(wide), norm), after
 

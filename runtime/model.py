@@ -259,6 +259,10 @@ class BuiltModel(nn.Module):
                 return torch_teach
             case "reference":
                 return nets.reference
+            case "triton":
+                assert self.kernels is not None, "generated kernels come with a built folder"
+                found: Teach = self.kernels(nets.name) or nets.reference
+                return found
             case _:
                 raise ValueError(f"there is no provider {planned!r} of fast weights")
 
@@ -292,9 +296,9 @@ def _way_of_states(wanted: str, planned: Planned, launch: States) -> Planned:
     match launch:
         case MatrixStates():
             own = {"torch", "reference", "triton", "fla"}
-        case ChannelStates():
+        case ChannelStates() | FastWeights():
             own = {"torch", "reference", "triton"}
-        case FastWeights() | PlainLaunch():
+        case PlainLaunch():
             own = {"torch", "reference"}
     return wanted if wanted in own else planned
 

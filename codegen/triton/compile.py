@@ -36,9 +36,12 @@ _POINTERS = {
         *("lse", "lse_grad", "delta", "scale", "scale_grad", "sink_logit", "part_o", "part_norm", "k_pieces", "v_pieces"),
         *("decay", "before", "sum_before", "after", "sum_after", "sums", "norms", "strengths", "totals", "fades", "deltas"),
         *("sum_after_grad", "sum_before_grad", "sums_grad", "decay_grad", "erase_grad", "scores"),
+        *("writes", "pushes", "stays", "speed", "slows", "weight", "bias", "known", "known_moment", "kept", "kept_moment"),
+        *("after_moment", "kept_grad", "kept_moment_grad", "after_moment_grad", "rows_grad", "rows_moment_grad"),
+        *("known_grad", "known_moment_grad", "raws", "parts", "within", "by", "by_moment"),
     },
-    "i32": {"rows", "stored", "base", "pinned", "ring", "index", "counts", "wanted", "interval_rows"},
-    "i64": {"row_begin", "offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},
+    "i32": {"rows", "stored", "base", "pinned", "ring", "index", "counts", "wanted", "interval_rows", "chunks"},
+    "i64": {"begins", "row_begin", "offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},
 }
 _NUMBERS = {"cap": "fp32", "factor": "fp32"}
 _STRIDES = frozenset(

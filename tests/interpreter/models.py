@@ -66,7 +66,8 @@ def compare(spec: str, learns: tuple[str, ...] = (), each: bool = True) -> None:
             ("kernels", "triton", torch.float32),
         ):
             model.use(way).to(dtype)
-            on_kernels = all(provider is not mix.reference for mix in model.launches() for provider in mix.providers.values())
+            launches = model.launches() or model.scans()
+            on_kernels = all(provider is not one.reference for one in launches for provider in one.providers.values())
             assert on_kernels == (way == "triton")
             found[name] = step(model, tokens) | {"decoded": decoded(model, tokens)}
     exact, own, kernels = found.values()
@@ -123,3 +124,13 @@ def test_keys_and_values_of_one_latent() -> None:
 
 def test_branches_that_a_gate_weighs() -> None:
     compare(text("all: gate(full, window(4) { sink_logit = learned }, by = softmax)"), ("gate", "sink_logit"))
+
+
+def test_memories() -> None:
+    """Tokens that wait in the cache are learned by the kernels when their chunk is full."""
+    compare(
+        text(
+            "  0: memory(mlp(expand = 1), chunk = 8, momentum = learned, decay = learned) { qk_norm = l2 }\n"
+            "  1: memory(linear, chunk = 4, residual = true, norm = layer, read = after_write)"
+        )
+    )

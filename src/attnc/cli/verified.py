@@ -20,7 +20,7 @@ from attnc.compiler.show import numbers_text
 from attnc.compiler.spec import Model, Phase
 from attnc.compiler.value import Value
 
-FORWARD = ("scan_chunks", "scan_forward", "channel_scan")
+FORWARD = ("scan_chunks", "scan_forward", "channel_scan", *FAMILIES["fast"])
 RUN: dict[Phase, tuple[str, ...]] = {
     "train": ("softmax_prefill", *BACKWARD, *FORWARD, "scan_backward", "scan_gradients", "scan_flows"),
     "prefill": ("softmax_prefill", *FORWARD),

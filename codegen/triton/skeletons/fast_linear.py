@@ -1,0 +1,222 @@
+"""Fast weights of one map, chunk by chunk: one program for a sequence, a head and, without a norm, a block of value channels.
+
+A program carries its part of weights W and momentum S, turned, in fp32 through the chunks of a group:
+
+    d = gradient of |M(k) - v|^2 by W k at the W that the chunk began with
+    W <- stays W + speed S - K^T (writes d);  S <- slows S - K^T (pushes d)
+
+and leaves both as they were before each chunk. The way back carries their gradients from the last chunk to the first, and
+leaves those of what was known after each chunk: all other gradients are of single chunks.
+
+Legend: R rows, the chunks of `size` tokens of several sequences, first ones before second ones; sequences with more chunks
+stand first. heads; M = V K numbers of a map.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from attnc.codegen.triton.skeletons.fast_parts import (
+    architecture,
+    error,
+    error_back,
+    product,
+    read_norm,
+    read_rows,
+    read_turned,
+    tile_of,
+)
+
+KEY_WIDTH = 64
+VALUE_WIDTH = 64
+MOMENTUM = False
+NORM = False  # a layer norm of each head
+RESIDUAL = False  # the net's input is added
+PRODUCTS = {2: "tf32", 4: "ieee"}  # bytes of an element of q, k and v: how products round
+BLOCKS = {  # (architecture, bytes of an element): tokens of a tile, value channels of a block, warps, pipeline stages
+    ("any", 2): (16, 16, 4, 1),
+    ("any", 4): (16, 16, 4, 1),
+}
+
+KNOWN = {}  # device -> its row of BLOCKS
+
+
+@triton.jit(do_not_specialize=["heads", "size"])
+def sweep_kernel(
+    k, v, writes, pushes, stays, speed, slows, weight, bias, known, known_moment, kept, kept_moment, after, after_moment,
+    begins, chunks, heads, size,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, TILE: tl.constexpr,
+    MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    blocks: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
+    program = tl.program_id(0)
+    block = program % blocks
+    head = program // blocks % heads
+    rank = program // (blocks * heads)
+    c = tl.arange(0, BLOCK_K)
+    d = block * BLOCK_V + tl.arange(0, BLOCK_V)
+    tile = d[None, :] * K + c[:, None]
+    inside = (c < K)[:, None] & (d < V)[None, :]
+    own = (rank * heads + head).to(tl.int64) * (V * K) + tile
+    state = tl.load(known + own, mask=inside, other=0.0)
+    moment = state
+    if MOMENTUM:
+        moment = tl.load(known_moment + own, mask=inside, other=0.0)
+    of_weight, of_bias = read_norm(weight, bias, head, d, V, NORM)
+    for chunk in range(tl.load(chunks + rank)):
+        place = (tl.load(begins + chunk) + rank) * heads + head  # int64
+        to = place * (V * K) + tile
+        tl.store(kept + to, state, mask=inside)
+        then = state * tl.load(stays + place)
+        then_moment = moment
+        if MOMENTUM:
+            tl.store(kept_moment + to, moment, mask=inside)
+            then += moment * tl.load(speed + place)
+            then_moment = moment * tl.load(slows + place)
+        for begin in range(0, size, TILE):
+            index = begin + tl.arange(0, TILE)
+            key = read_rows(k + place * size * K, index, size, c, K)
+            value = read_rows(v + place * size * V, index, size, d, V)
+            x = value
+            if RESIDUAL:
+                x = read_rows(k + place * size * K, index, size, d, K)
+            raw = product(key, state, PRECISION)
+            wrong = error(raw, x, value, of_weight, of_bias, (d < V)[None, :], V, NORM, RESIDUAL)
+            turned = read_turned(k + place * size * K, index, size, c, K)
+            amount = tl.load(writes + place * size + index, mask=index < size, other=0.0)[:, None]
+            then -= product(turned, amount * wrong, PRECISION)
+            if MOMENTUM:
+                amount = tl.load(pushes + place * size + index, mask=index < size, other=0.0)[:, None]
+                then_moment -= product(turned, amount * wrong, PRECISION)
+        state = then
+        moment = then_moment
+    tl.store(after + own, state, mask=inside)
+    if MOMENTUM:
+        tl.store(after_moment + own, moment, mask=inside)
+
+
+@triton.jit(do_not_specialize=["heads", "size"])
+def back_kernel(
+    k, v, writes, pushes, stays, speed, slows, weight, bias, kept, kept_grad, kept_moment_grad, after_grad, after_moment_grad,
+    rows_grad, rows_moment_grad, known_grad, known_moment_grad, begins, chunks, heads, size,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, TILE: tl.constexpr,
+    MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    blocks: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
+    program = tl.program_id(0)
+    block = program % blocks
+    head = program // blocks % heads
+    rank = program // (blocks * heads)
+    c = tl.arange(0, BLOCK_K)
+    d = block * BLOCK_V + tl.arange(0, BLOCK_V)
+    tile = d[None, :] * K + c[:, None]
+    inside = (c < K)[:, None] & (d < V)[None, :]
+    own = (rank * heads + head).to(tl.int64) * (V * K) + tile
+    by = tl.load(after_grad + own, mask=inside, other=0.0)
+    by_moment = by
+    if MOMENTUM:
+        by_moment = tl.load(after_moment_grad + own, mask=inside, other=0.0)
+    of_weight, of_bias = read_norm(weight, bias, head, d, V, NORM)
+    own_chunks = tl.load(chunks + rank)
+    for step in range(own_chunks):
+        place = (tl.load(begins + (own_chunks - 1 - step)) + rank) * heads + head  # int64
+        to = place * (V * K) + tile
+        tl.store(rows_grad + to, by, mask=inside)
+        state = tl.load(kept + to, mask=inside, other=0.0)
+        then = by * tl.load(stays + place) + tl.load(kept_grad + to, mask=inside, other=0.0)
+        then_moment = by_moment
+        if MOMENTUM:
+            tl.store(rows_moment_grad + to, by_moment, mask=inside)
+            then_moment = by * tl.load(speed + place) + by_moment * tl.load(slows + place)
+            then_moment += tl.load(kept_moment_grad + to, mask=inside, other=0.0)
+        for begin in range(0, size, TILE):
+            index = begin + tl.arange(0, TILE)
+            key = read_rows(k + place * size * K, index, size, c, K)
+            amount = tl.load(writes + place * size + index, mask=index < size, other=0.0)[:, None]
+            by_wrong = -amount * product(key, by, PRECISION)
+            if MOMENTUM:
+                amount = tl.load(pushes + place * size + index, mask=index < size, other=0.0)[:, None]
+                by_wrong -= amount * product(key, by_moment, PRECISION)
+            by_raw = 2.0 * by_wrong
+            if NORM:
+                value = read_rows(v + place * size * V, index, size, d, V)
+                x = value
+                if RESIDUAL:
+                    x = read_rows(k + place * size * K, index, size, d, K)
+                raw = product(key, state, PRECISION)
+                by_raw = error_back(by_wrong, raw, x, value, of_weight, of_bias, (d < V)[None, :], V, NORM, RESIDUAL)
+            then += product(read_turned(k + place * size * K, index, size, c, K), by_raw, PRECISION)
+        by = then
+        by_moment = then_moment
+    tl.store(known_grad + own, by, mask=inside)
+    if MOMENTUM:
+        tl.store(known_moment_grad + own, by_moment, mask=inside)
+
+
+def settings(size, row, element_size):
+    """The kernels' compile-time arguments for chunks of `size` tokens."""
+    tokens, block, warps, stages = row
+    wide = max(16, triton.next_power_of_2(VALUE_WIDTH))
+    return {
+        "K": KEY_WIDTH,
+        "V": VALUE_WIDTH,
+        "BLOCK_K": max(16, triton.next_power_of_2(KEY_WIDTH)),
+        "BLOCK_V": wide if NORM else min(block, wide),
+        "TILE": tile_of(size, tokens),
+        "MOMENTUM": MOMENTUM,
+        "NORM": NORM,
+        "RESIDUAL": RESIDUAL,
+        "PRECISION": PRODUCTS[element_size],
+        "num_warps": warps,
+        "num_stages": stages,
+        "enable_fp_fusion": True,
+    }
+
+
+def variants(architecture, element_size):
+    """Every kernel that `sweep` and `go_back` may launch, with its compile-time arguments."""
+    row = BLOCKS[architecture, element_size]
+    tiles = dict.fromkeys(tile_of(size, row[0]) for size in (16, 32, 64))
+    return tuple((kernel, settings(size, row, element_size)) for kernel in (sweep_kernel, back_kernel) for size in tiles)
+
+
+def arguments(given, blocks):
+    """(tensors of the chunks, compile-time arguments, programs)."""
+    rows = blocks or BLOCKS[architecture(given.k.device), given.element_size]
+    compiled = settings(given.k.shape[2], rows, given.element_size)
+    tensors = tuple(given.k if x is None else x for x in given.tensors)
+    return tensors, compiled, triton.cdiv(VALUE_WIDTH, compiled["BLOCK_V"]) * given.k.shape[1]
+
+
+def sweep(given, known, known_moment, *, blocks=None):
+    """What sequences know before each chunk [R, heads, M] and after the last [S, heads, M]; each with momentum, or None.
+
+    given: the chunks (runtime/fast_kernels.py); known, known_moment [S, heads, M], the latter None without momentum;
+    blocks = (tokens, value channels, warps, stages) instead of the table's. There is nothing else to keep: the last is None.
+    """
+    tensors, compiled, programs = arguments(given, blocks)
+    kept = known.new_empty(len(given.k), *known.shape[1:])
+    after = torch.empty_like(known)
+    kept_moment, after_moment = (torch.empty_like(x) if MOMENTUM else kept for x in (kept, known))
+    moment = known_moment if MOMENTUM else known
+    sweep_kernel[(programs * len(known),)](
+        *tensors, known, moment, kept, kept_moment, after, after_moment, given.begins, given.chunks,
+        given.k.shape[1], given.k.shape[2], **compiled,
+    )  # fmt: skip
+    return kept, kept_moment if MOMENTUM else None, after, after_moment if MOMENTUM else None, None
+
+
+def go_back(given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_moment_grad, *, blocks=None):
+    """Gradients of what is known after each chunk [R, heads, M] and of what was known before the first [S, heads, M].
+
+    kept: what sequences knew before each chunk; raw is None here; the others: gradients of the results of `sweep`.
+    """
+    tensors, compiled, programs = arguments(given, blocks)
+    rows, known = torch.empty_like(kept), torch.empty_like(after_grad)
+    rows_moment, known_moment = (torch.empty_like(x) if MOMENTUM else kept for x in (rows, known))
+    held = (kept_moment_grad, after_grad, after_moment_grad) if MOMENTUM else (kept, after_grad, kept)
+    back_kernel[(programs * len(known),)](
+        *tensors, kept, kept_grad, *held, rows, rows_moment, known, known_moment, given.begins, given.chunks,
+        given.k.shape[1], given.k.shape[2], **compiled,
+    )  # fmt: skip
+    return rows, rows_moment if MOMENTUM else None, known, known_moment if MOMENTUM else None

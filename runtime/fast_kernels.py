@@ -1,0 +1,230 @@
+"""The generated kernels of a launch of fast weights: a `Sweep` from chunk to chunk, with its gradients.
+
+What a sequence knows before each chunk is found by the kernels, one chunk after another, and so are its gradients on the way
+back. All else concerns single chunks and is done for many of them side by side, by plain PyTorch (fast_torch.py): what tokens
+read, and gradients of what tokens bring, from those of what was known after their chunk.
+
+The kernels are `torch.ops.attnc.fast_HASH_sweep` and `..._back`, HASH of the file's text.
+
+Legend: R rows, the chunks of C tokens of S sequences, first ones before second ones; H heads; M numbers of a net, flat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .fast import Learned, Rule, Teach, Weights
+from .fast_sweep import Sweep, Swept, Tokens, amounts_of, slopes_of, written
+from .fast_torch import teach_by
+from .nets import Norm
+from .operators import NAMESPACE, device_of
+
+GIVEN = (
+    "Tensor k, Tensor v, Tensor writes, Tensor? pushes, Tensor stays, Tensor? speed, Tensor? slows, Tensor? weight, "
+    "Tensor? bias, int[] counts, int element_size"
+)
+SCHEMAS = {
+    "sweep": f"({GIVEN}, Tensor known, Tensor? known_moment) -> Tensor[]",
+    "back": (
+        f"({GIVEN}, Tensor kept, Tensor raw, Tensor kept_grad, Tensor? kept_moment_grad, Tensor after_grad, "
+        "Tensor? after_moment_grad) -> Tensor[]"
+    ),
+}
+"""What the operators take, and give in the order of a kernel file's `sweep` and `go_back`; what is not there is empty."""
+
+
+class Given(NamedTuple):
+    """What kernel files read of a group of chunks.
+
+    tensors       k [R, H, C, D]; v [R, H, C, E]; `Amounts`; weight and bias [H, E] of the norm; dense, in fp32, or None
+    begins        the first row of each chunk, int64
+    chunks        [S], how many chunks each sequence has, int32
+    counts        how many sequences have each chunk
+    element_size  bytes of an element of q, k and v as they came
+    """
+
+    tensors: tuple[Tensor | None, ...]
+    begins: Tensor
+    chunks: Tensor
+    counts: tuple[int, ...]
+    element_size: int
+
+    @property
+    def k(self) -> Tensor:
+        """The keys."""
+        keys = self.tensors[0]
+        assert keys is not None, "there are keys"
+        return keys
+
+
+def fast_kernels(module: ModuleType) -> Teach:
+    """The provider `triton`, a `Teach` (fast.py), of a launch's kernel file."""
+    return teach_by(kernel_sweep(module))
+
+
+def kernel_sweep(module: ModuleType) -> Sweep:
+    """A `Sweep` of a kernel file; it has no second derivative."""
+    operators = define(name_of(module), module)
+
+    def sweep(
+        rule: Rule, _start: Weights, known: Learned, tokens: Tokens, counts: tuple[int, ...], learns: int, norm: Norm
+    ) -> Swept:
+        if tokens.k.dtype == torch.float64:
+            raise ValueError("generated kernels have no float64: use('torch')")
+        tokens = _learned(tokens, counts, learns)
+        amounts = amounts_of(tokens)
+        if amounts.stays is None:
+            amounts = amounts._replace(stays=torch.ones_like(amounts.writes[..., 0]))
+        shapes = {name: w.shape[2:] for name, w in known.weights.items()}
+        now, moment = _flat(known.weights), None if known.moment is None else _flat(known.moment)
+        plain = [
+            None if x is None else x.detach().contiguous() for x in (tokens.k, tokens.v, *amounts, *(norm or (None, None)))
+        ]
+        given = (*plain, list(counts), 2 if tokens.narrow else 4)
+        with torch.no_grad():
+            *found, raw = operators[0](
+                *given, now.detach().contiguous(), None if moment is None else moment.detach().contiguous()
+            )
+        sources = (now, moment, tokens.k, tokens.v, *amounts, *(norm or ()))
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources):
+            before = Learned(_nets(found[0], shapes), None if moment is None else _nets(found[1], shapes))
+            after = written(before, amounts, slopes_of(rule, before.weights, tokens, norm))
+            alone = (_flat(after.weights), None if after.moment is None else _flat(after.moment))
+            found = list(_Chain.apply(operators[1], given, raw, *alone, now, moment, *found))  # type: ignore[no-untyped-call]
+        kept, kept_moment, then, then_moment = (
+            None if moment is None and n % 2 else _nets(x, shapes) for n, x in enumerate(found)
+        )
+        assert kept is not None, "weights are known before each chunk"
+        assert then is not None, "and after"
+        return Swept(Learned(kept, kept_moment), Learned(then, then_moment))
+
+    return sweep
+
+
+def _learned(tokens: Tokens, counts: tuple[int, ...], learns: int) -> Tokens:
+    """Chunks that are not learned from are not whole."""
+    if learns == len(counts):
+        return tokens
+    rows = sum(counts[:learns])
+    whole = torch.ones_like(tokens.lr[:, 0, 0], dtype=torch.bool) if tokens.whole is None else tokens.whole
+    return tokens._replace(whole=torch.cat((whole[:rows], torch.zeros_like(whole[rows:]))))
+
+
+def _flat(weights: Weights) -> Tensor:
+    parts = [w.flatten(2) for w in weights.values()]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _nets(flat: Tensor, shapes: dict[str, torch.Size]) -> Weights:
+    parts = torch.split(flat, [shape.numel() for shape in shapes.values()], dim=2)
+    return {name: part.view(*part.shape[:2], *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+class _Chain(torch.autograd.Function):
+    """What is known before each chunk and after the last, as the kernels found it, with gradients.
+
+    Of `alone`, what each chunk makes of what was known before it, only the gradients are asked: what flows on from there
+    reaches what the chunk's tokens brought. What was known before it stands still there: the kernels have gone back along it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, back: Any, given: tuple[Any, ...], raw: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        *_, moment, kept, kept_moment, after, after_moment = tensors
+        ctx.back, ctx.given, ctx.momentum = back, given[-2:], moment is not None
+        ctx.save_for_backward(*given[:-2], raw, kept)
+        return kept, kept_moment, after, after_moment  # type: ignore[return-value]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *given, raw, kept = ctx.saved_tensors
+        of = [grad.contiguous() if ctx.momentum or n % 2 == 0 else None for n, grad in enumerate(grads)]
+        rows, rows_moment, known, known_moment = ctx.back(*given, *ctx.given, kept, raw, *of)
+        if not ctx.momentum:
+            rows_moment = known_moment = None
+        return None, None, None, rows, rows_moment, known, known_moment, None, None, None, None
+
+
+def name_of(module: ModuleType) -> str:
+    """A name for the operators of a kernel file: of its text, and of this one, which knows what operators take."""
+    texts = [Path(str(file)).read_bytes() for file in (module.__file__, __file__)]
+    return "fast_" + hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+
+
+def define(name: str, module: ModuleType) -> tuple[Any, Any]:
+    """The operators `name`_sweep and `name`_back; the first that asks for a name defines them, for the life of the process."""
+    if not hasattr(torch.ops.attnc, f"{name}_sweep"):
+        functions = {"sweep": (_sweep(module), _fake_sweep(module)), "back": (_back(module), _fake_back)}
+        for kind, (function, fake) in functions.items():
+            title = f"{NAMESPACE}::{name}_{kind}"
+            torch.library.define(title, SCHEMAS[kind], tags=(torch.Tag.pt2_compliant_tag,))
+            torch.library.impl(title, "default", function)
+            torch.library.register_fake(title, fake)
+    found = [getattr(torch.ops.attnc, f"{name}_{kind}").default for kind in ("sweep", "back")]
+    return found[0], found[1]
+
+
+@lru_cache(maxsize=256)
+def _places(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`begins` and `chunks` of a `Given`."""
+    begins = torch.tensor([sum(counts[:c]) for c in range(len(counts))], dtype=torch.int64, device=device)
+    own = [sum(count > rank for count in counts) for rank in range(counts[0])]
+    return begins, torch.tensor(own, dtype=torch.int32, device=device)
+
+
+def _given(parts: Sequence[Any], sequences: int) -> Given:
+    *tensors, counts, element_size = parts
+    begins, chunks = _places(tuple(counts), tensors[0].device)
+    chunks = torch.cat((chunks, chunks.new_zeros(sequences - len(chunks)))) if sequences > len(chunks) else chunks
+    return Given(tuple(tensors), begins, chunks, tuple(counts), element_size)
+
+
+def _full(like: Tensor, found: Sequence[Tensor | None]) -> list[Tensor]:
+    return [like.new_empty(0) if x is None else x for x in found]
+
+
+def _sweep(module: ModuleType) -> Any:
+    def sweep(*parts: Any) -> list[Tensor]:
+        *given, known, moment = parts
+        with device_of(known):
+            return _full(known, module.sweep(_given(given, len(known)), known, moment))
+
+    return sweep
+
+
+def _back(module: ModuleType) -> Any:
+    def back(*parts: Any) -> list[Tensor]:
+        *given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_moment_grad = parts
+        grads = kept_grad, kept_moment_grad, after_grad, after_moment_grad
+        with device_of(kept):
+            return _full(kept, module.go_back(_given(given, len(after_grad)), kept, raw, *grads))
+
+    return back
+
+
+def _fake_sweep(module: ModuleType) -> Any:
+    """Results without numbers: what compilers ask for."""
+    keeps = hasattr(module, "HIDDEN")
+
+    def fake(*parts: Any) -> list[Tensor]:
+        k, v, *_, known, moment = parts
+        kept, none = known.new_empty(len(k), *known.shape[1:]), known.new_empty(0)
+        kept_moment, after_moment = (none, none) if moment is None else (torch.empty_like(kept), torch.empty_like(known))
+        return [kept, kept_moment, torch.empty_like(known), after_moment, torch.empty_like(v) if keeps else none]
+
+    return fake
+
+
+def _fake_back(*parts: Any) -> list[Tensor]:
+    *_, kept, _, _, kept_moment_grad, after_grad, after_moment_grad = parts
+    none = kept.new_empty(0)
+    of_moment = (none, none) if kept_moment_grad is None else (torch.empty_like(kept), torch.empty_like(after_moment_grad))
+    return [torch.empty_like(kept), of_moment[0], torch.empty_like(after_grad), of_moment[1]]

@@ -1,0 +1,67 @@
+"""Emitted kernels of fast weights as text, who is refused them, and what they use when compiled ahead."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+
+import pytest
+from fast_cases import FORMS
+
+from attnc.codegen.triton.emit import functions_of
+from attnc.codegen.triton.fast import emit_fast, skeleton_of
+from attnc.codegen.triton.fast_blocks import blocks
+from attnc.compiler.families import FastWeights
+from attnc.compiler.fast_providers import unkept
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_an_emitted_file_stands_alone(name: str) -> None:
+    """It parses, imports torch and triton alone, calls only what it defines, and is the same twice."""
+    text = emit_fast(FORMS[name])
+    assert text == emit_fast(FORMS[name])
+    tree = ast.parse(text)
+    imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    assert imported == ["torch", "triton", "triton.language"]
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert called <= {
+        *functions_of(text),
+        "Launches",
+        "max",
+        "min",
+        "len",
+        "tuple",
+        "range",
+        "sum",
+        "enumerate",
+        "reversed",
+        "set",
+    }
+    assert max(map(len, text.splitlines())) <= 128
+    assert "PRODUCTS = {2: 'bf16', 4: 'ieee'}" in emit_fast(FORMS[name], "bf16")
+
+
+def test_who_has_no_kernels_is_told_why() -> None:
+    reasons = {
+        "no kernels of gated nets": FastWeights(gated=True, hidden=64),
+        "generated kernels take nets of up to 2 maps": FastWeights(depth=3, hidden=64),
+        "no kernels of errors after decay": FastWeights(decay="token", after_decay=True),
+        "no kernels of weights that keep their norms": FastWeights(weight_norm=True),
+        "generated kernels take widths of up to 128": FastWeights(key_width=129),
+        "generated kernels take widths of up to 64 with a norm": FastWeights(norm=True, value_width=65),
+    }
+    assert {unkept(form): form for form in reasons.values()} == reasons
+    for form in (FastWeights(key_width=128, value_width=128), FastWeights(depth=2, hidden=512, key_width=128, norm=True)):
+        assert unkept(form) is None
+        assert blocks(skeleton_of(form), form)
+
+
+@pytest.mark.triton
+def test_compiled_ahead_little_spills() -> None:
+    """Small nets: what wide ones use is said in docs/architecture.md."""
+    from attnc.codegen.triton.compile import SHARED_LIMIT, compile_ahead
+
+    for used in compile_ahead(emit_fast(replace(FORMS["titans"], key_width=16, value_width=16)), "sm_90", "fp32"):
+        assert used.spills <= 16, used
+        assert used.shared <= SHARED_LIMIT["sm_90"], used
