@@ -29,6 +29,9 @@ REFERENCE_LAUNCHES_PER_TOKEN = 60
 MOST_MAPS, MOST_WIDTH, MOST_NORMED = 2, 128, 64
 """What generated kernels take: maps of a net, widths of keys and values, and those of one map with a norm."""
 
+COMPARED: bool = False
+"""Whether a GPU has run the generated kernels right: before, no plan chooses them."""
+
 GROUP, LAUNCHES_PER_GROUP = 2048, 40
 """Tokens that are read and learned side by side, and PyTorch's launches for them."""
 
@@ -128,6 +131,8 @@ def _triton(task: Task) -> Price | str:
         return reason or "generated kernels need a GPU"
     if task.phase == "decode":
         return "few tokens are read by plain PyTorch"
+    if not COMPARED:
+        return "no GPU has compared these kernels yet; `attnc verify` does, load(use = 'triton') runs them"
     groups = max(1.0, min(task.chunks**0.5, task.load.length * task.load.batch / GROUP))
     launches = (1 if family.depth == 1 else 2) * (groups if family.depth == 1 else task.chunks) + LAUNCHES_PER_GROUP * groups
     work = replace(learned(task), launches=int(launches * task.passes))

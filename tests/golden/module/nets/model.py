@@ -27,7 +27,7 @@ from .runtime.stateful import convolve
 # How each launch runs, by kind of device and phase; plan.json has the prices, the runners-up and the refusals.
 PROVIDERS = {
     "cuda": {
-        "MemoryMixer": {"train": "triton", "prefill": "triton", "decode": "torch"},
+        "MemoryMixer": {"train": "torch", "prefill": "torch", "decode": "torch"},
         "WindowAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
         "MemoryMixer2": {"train": "torch", "prefill": "torch", "decode": "torch"},
     },
