@@ -75,13 +75,18 @@ def earlier(x: Tensor, state: Tensor | None, batch: Batch, back: int) -> Tensor:
     """
     if batch.tokens == 0:
         return x
-    index = torch.arange(batch.tokens, device=x.device) - batch.offsets[batch.sequence]  # place in the call
-    inside = (index >= back).unsqueeze(-1)
+    index = batch.once(("index",), lambda: _index(batch))
+    inside = batch.once(("inside", back), lambda: (index >= back).unsqueeze(-1))
     shifted = F.pad(x, (0, 0, back, 0))[: batch.tokens]
     if state is None:
         return torch.where(inside, shifted, 0)
     slot = (state.shape[1] - back + index).clamp(max=state.shape[1] - 1)
     return torch.where(inside, shifted, state[batch.sequence, slot].to(x.dtype))
+
+
+def _index(batch: Batch) -> Tensor:
+    """[T], the place of each token in its sequence's part of the call."""
+    return torch.arange(batch.tokens, device=batch.offsets.device) - batch.offsets[batch.sequence]
 
 
 def next_state(x: Tensor, state: Tensor, batch: Batch) -> Tensor:
