@@ -140,6 +140,15 @@ class Batch:
         padded = y.new_zeros(self.shape[0] * self.shape[1], *y.shape[1:])
         return padded.index_copy(0, self.places, y).reshape(*self.shape, *y.shape[1:])
 
+    def at(self, y: Tensor, places: Tensor) -> Tensor:
+        """y [T, ...] -> [P, ...] at places [P] of the caller's B * N, row by row; zeros at padding."""
+        if self.places is None:
+            return y.index_select(0, places)
+        token = self.places.new_full((self.shape[0] * self.shape[1],), -1)
+        token = token.index_copy(0, self.places, torch.arange(len(y), device=y.device)).index_select(0, places)
+        found = y.index_select(0, token.clamp(min=0)) if len(y) else y.new_zeros(len(token), *y.shape[1:])
+        return torch.where((token >= 0).view(-1, *[1] * (y.dim() - 1)), found, 0)
+
     def keys(self, k: Tensor, v: Tensor) -> KeyPart:
         """The new keys k [T, G, D] and values v [T, G, E] as a key part."""
         return self.once(("keys", *k.shape[1:], *v.shape[1:]), lambda: self._keys(k, v)).holding(k.reshape(-1), v.reshape(-1))

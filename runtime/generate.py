@@ -25,8 +25,9 @@ class Generates(Protocol):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         total_lengths: Tensor | Sequence[int] | int | None = None,
+        at: Tensor | None = None,
     ) -> Output:
-        """tokens [B, N], left-padded where `lengths` says so -> logits [B, N, vocabulary]."""
+        """tokens [B, N], left-padded where `lengths` says so -> logits [B, N, vocabulary], or [P, vocabulary] of places `at`."""
         ...
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
@@ -99,8 +100,10 @@ def _prompt(model: Generates, tokens: Tensor, sizes: list[int], cache: Cache, ch
     for start in starts:
         low = max(start, 0)
         real = [min(size - (places - start - chunk), start + chunk - low) for size in sizes]
-        out = model(tokens[:, low : start + chunk], cache, lengths=_padded(real, start + chunk - low), total_lengths=sizes)
-        logits = out.logits[:, -1]
+        width = start + chunk - low
+        last = torch.arange(1, len(sizes) + 1, device=tokens.device) * width - 1
+        part, lengths = tokens[:, low : low + width], _padded(real, width)
+        logits = model(part, cache, lengths=lengths, total_lengths=sizes, at=last).logits
     return logits
 
 

@@ -77,6 +77,7 @@ class BuiltModel(nn.Module):
         offsets: Tensor | Sequence[int] | None = None,
         phase: str | None = None,
         total_lengths: Tensor | Sequence[int] | int | None = None,
+        at: Tensor | None = None,
     ) -> Output:
         """tokens [B, N] or embeddings [B, N, dim] -> logits [B, N, vocabulary], zeros at padding.
 
@@ -85,6 +86,8 @@ class BuiltModel(nn.Module):
         offsets        [S + 1], sequences packed one after another into one row
         phase          train, prefill or decode; found by itself otherwise
         total_lengths  [B] or one number: the whole prompts' lengths while they are read in chunks
+        at             [P] int64, places of the B * N whose logits are wanted: then they are [P, vocabulary], and no others are
+                       computed
 
         Runs under torch.compile, torch.autocast and activation checkpointing; docs/architecture.md says how.
         Raises ValueError for inputs that do not fit, CacheError A508 where the cache is too short, LeakError where a choice of
@@ -95,7 +98,8 @@ class BuiltModel(nn.Module):
         refuse(self.refused, batch)
         call = Call(batch, cache)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            logits = batch.unpack(self.logits(self.model(packed, call)))
+            hidden = self.model(packed, call)
+            logits = batch.unpack(self.logits(hidden)) if at is None else self.logits(batch.at(hidden, at))
         diverged(self, call)
         if cache is not None:
             cache.advance(batch)

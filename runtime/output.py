@@ -12,7 +12,9 @@ from .cache import Cache
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """logits [B, N, vocabulary] as the inputs lay (zeros at padding); the cache that was given; extra losses by name."""
+    """logits [B, N, vocabulary] as the inputs lay (zeros at padding), or [P, vocabulary] of the places that were asked for; the
+    cache that was given; extra losses by name.
+    """
 
     logits: Tensor
     cache: Cache | None = None

@@ -42,6 +42,8 @@ def test_left_padded_rows_pack_to_their_real_tokens_and_unpack_to_zeros_at_paddi
     for row, size in enumerate(sizes):
         assert torch.equal(back[row, width - size :], x[row, width - size :])
         assert not back[row, : width - size].any()
+    some = torch.randint(0, max(1, len(sizes) * width), (5 if back.numel() else 0,))
+    assert torch.equal(batch.at(packed, some), back.flatten(0, 1)[some])
 
 
 @given(sizes_of_rows, st.data())

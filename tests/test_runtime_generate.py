@@ -32,7 +32,7 @@ class Tiny:
     def new_cache(self, batch, max_length):
         return Cache([LayerPlan((Slots(0, 0, Growing()), Slots(1, 1, Ring(2, 5))), 4, 4)], batch, max_length, torch.float64)
 
-    def __call__(self, inputs, cache=None, *, lengths=None, total_lengths=None):
+    def __call__(self, inputs, cache=None, *, lengths=None, total_lengths=None, at=None):
         tokens, batch = Batch.of(inputs, cache, lengths, total_lengths=total_lengths)
         self.calls.append((batch.phase, batch.sizes))
         x = self.embedding[tokens].view(-1, 2, 4)
@@ -41,7 +41,8 @@ class Tiny:
         out = attend(torch_attention, q, k, x, batch, layer, GROUPS, FORM, 0.5)
         if cache is not None:
             cache.advance(batch)
-        return Output(batch.unpack((x + out).flatten(1) @ self.head.T), cache)
+        hidden = (x + out).flatten(1)
+        return Output(batch.unpack(hidden @ self.head.T) if at is None else batch.at(hidden, at) @ self.head.T, cache)
 
 
 def without_cache(model, prompt, count):

@@ -90,7 +90,10 @@ class Objective:
     def __call__(
         self, model: BuiltModel, call: Callable[..., Any], tokens: Tensor, targets: Tensor, asked: int, share: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum and its terms, of a batch [B, N] that is this `share` of a step, which asks `asked` targets."""
+        """The weighted sum and its terms, of a batch [B, N] that is this `share` of a step, which asks `asked` targets.
+
+        `call` is given tokens and the places whose logits are wanted, or None for all.
+        """
         words = set(self.words())
         if self.scores:
             with taught_scores(model) as apart:
@@ -101,7 +104,7 @@ class Objective:
             layers = watching.enter_context(outputs(model)) if "hidden" in words else []
             maps = watching.enter_context(attention_maps(model)) if "attention" in words else {}
             chosen = watching.enter_context(_choices(model, self.routers))
-            logits = call(tokens).logits
+            logits = call(tokens, None if words & set(terms.DISTANCES) else terms.asked_places(targets)).logits
         found: dict[str, Tensor] = {}
         if "lm" in words:
             found["lm"] = terms.language(logits, targets, asked)

@@ -20,9 +20,24 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def asked_places(targets: Tensor) -> Tensor | None:
+    """Of targets [B, N] the places that are asked, [P] of B * N; None where all are.
+
+    Most tasks ask few: the logits of the others would be most of a small model's step.
+    """
+    places = (targets.flatten() != NOT_ASKED).nonzero().squeeze(1)
+    return None if len(places) == targets.numel() else places
+
+
 def language(logits: Tensor, targets: Tensor, asked: int) -> Tensor:
-    """Cross entropy, the sum over asked targets [B, N] over `asked`, which counts those of the whole step."""
-    total = F.cross_entropy(wide(logits).flatten(0, 1), targets.flatten(), ignore_index=NOT_ASKED, reduction="sum")
+    """Cross entropy, the sum over asked targets [B, N] over `asked`, which counts those of the whole step.
+
+    logits [B, N, V] of all places, or [P, V] of those that are asked.
+    """
+    if logits.dim() == 2:
+        targets = targets[targets != NOT_ASKED]
+    rows = wide(logits).flatten(0, -2)
+    total = F.cross_entropy(rows, targets.flatten(), ignore_index=NOT_ASKED, reduction="sum")
     return total / max(1, asked)
 
 

@@ -179,8 +179,8 @@ class Trainer:
         with self.autocast():
             return self.objective(self.model, self._train_call, tokens, targets, asked, share)
 
-    def _train_call(self, tokens: Tensor) -> Any:
-        return self.call(tokens, phase="train")
+    def _train_call(self, tokens: Tensor, at: Tensor | None) -> Any:
+        return self.call(tokens, phase="train", at=at)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 where it was asked for."""
