@@ -27,7 +27,7 @@ class Generates(Protocol):
         total_lengths: Tensor | Sequence[int] | int | None = None,
         at: Tensor | None = None,
     ) -> Output:
-        """tokens [B, N], left-padded where `lengths` says so -> logits [B, N, vocabulary], or [P, vocabulary] of places `at`."""
+        """tokens [B, N], left-padded where `lengths` says so -> logits [B, N, vocabulary], or [P, vocabulary] `at` P places."""
         ...
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
