@@ -6,14 +6,16 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 
-from attnc.codegen.triton import channels, fast, scan
+from attnc.codegen.triton import channels, fast, lists, scan
 from attnc.codegen.triton import emit as triton
 from attnc.compiler import channel_providers, fast_providers, scan_providers
 from attnc.compiler.attributes import Softplus
 from attnc.compiler.families import FAMILIES, Channels, FastWeights, Recurrence, Softmax
 from attnc.compiler.graph import Apply, Graph, Mix
+from attnc.compiler.list_providers import listed, unmade, unread
 from attnc.compiler.plain_providers import PlainLaunch
-from attnc.compiler.plan import states, unsaid
+from attnc.compiler.plan import launch_of, states, unsaid
+from attnc.compiler.providers import KERNEL_WIDTHS
 from attnc.compiler.spec import Model
 
 INDEX = '''"""The generated kernels of each launch."""
@@ -25,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 
 {channel_imports}{net_imports}from ..runtime.launch import Kernels
-{state_imports}from ..runtime.softplus import SoftplusKernels
+{list_imports}{state_imports}from ..runtime.softplus import SoftplusKernels
 from ..runtime.tuning import blocks
 
 TUNING = Path(__file__).parents[1] / "tuning.json"
@@ -39,7 +41,7 @@ FILES = {{
 SOFTPLUS = {{
 {softplus}
 }}
-{channels}{states}{nets}
+{channels}{states}{nets}{lists}
 
 def kernel(launch: str) -> {others}Kernels | SoftplusKernels | None:
     """The kernels of a launch, or None where it has none; their files are imported now, which needs triton."""
@@ -67,6 +69,20 @@ WITH_STATES = {
 STATES = """
 # the same of launches of matrix states: what chunks need, chunk by chunk, token by token, back, gradients
 STATES = {{
+{rows}
+}}
+"""
+NO_LISTS = {"list_imports": "", "lists": "", "others": "", "first": ""}
+WITH_LISTS = {
+    "list_imports": "from ..runtime.list_kernels import ListKernels\n",
+    "others": "ListKernels | ",
+    "first": """    if launch in LISTS:
+        return ListKernels.of([_file(name) for name in LISTS[launch]])
+""",
+}
+LISTS = """
+# the same of keys that content chooses for launches: what reads lists, what makes them
+LISTS = {{
 {rows}
 }}
 """
@@ -117,6 +133,7 @@ def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, s
             else:
                 rows.append(f'    "{launch}": ({names[0]}),')
     others = [of(graph, launches) for of in (_of_channels, _of_states, _of_nets)]
+    others.append(_of_lists(graph, launches, model))
     files = {name: text for _, made in others for name, text in made.items()}
     for kernel, number in numbers.items():
         for skeleton in FAMILIES["softmax"]:
@@ -164,6 +181,39 @@ def _of_nets(graph: Graph, launches: Mapping[str, str]) -> tuple[dict[str, str],
     return index, {f"{name}.py": text for text, name in numbers.items()}
 
 
+def _of_lists(graph: Graph, launches: Mapping[str, str], model: Model) -> tuple[dict[str, str], dict[str, str]]:
+    """What the index says of keys that content chooses, and the files that read lists and make them."""
+    numbers: dict[str, int] = {}
+    rows: list[str] = []
+    named: dict[str, str] = {}
+    for launch, node in launches.items():
+        served = graph.network.nodes[node]["node"]
+        texts = list_texts(served, model) if isinstance(served, Mix) else {}
+        if not texts:
+            continue
+        names = [f"{skeleton}_{numbers.setdefault(text, len(numbers))}" for text, skeleton in texts.items()]
+        named |= dict(zip(names, texts, strict=True))
+        rows.append("\n".join([f'    "{launch}.choice": (', *(f'        "{name}",' for name in names), "    ),"]))
+    index = WITH_LISTS | {"lists": LISTS.format(rows="\n".join(rows))} if rows else NO_LISTS
+    return index, {f"{name}.py": text for name, text in named.items()}
+
+
+def list_texts(mix: Mix, model: Model) -> dict[str, str]:
+    """Text -> skeleton of the kernels of keys that content chooses for a mix; none where no kernel reads its lists."""
+    launch = launch_of(mix, model.score_cap is not None)
+    found: dict[str, str] = {}
+    wide = max(mix.attributes.key_width, mix.attributes.value_dim) > KERNEL_WIDTHS[1]
+    choosing = [variant.groups for variant in launch.variants if any(group.selectors for group in variant.groups)]
+    if wide or launch.unsaid or any(unread(launch, groups) is not None for groups in choosing):
+        return {}
+    for groups in choosing:
+        softmax, chosen = softmax_of(mix, model), [one for group in groups for one in group.selectors]
+        found |= {lists.emit_lists(lists.ATTEND, listed(softmax, one)): lists.ATTEND for one in chosen}
+        if unmade(launch, groups) is None:
+            found |= {lists.emit_choose(one, softmax): lists.CHOOSE for one in chosen}
+    return found
+
+
 def _families(graph: Graph, launches: Mapping[str, str]) -> Iterator[tuple[str, Channels | FastWeights | Recurrence]]:
     """The launches of states, and the members of the families that they are."""
     for launch, node in launches.items():
@@ -194,7 +244,13 @@ def family(mix: Mix, model: Model) -> Softmax | None:
     if unsaid(mix) is not None or max(a.key_width, a.value_dim) > 256:
         return None
     if all(any(group.choices for group in variant.groups) for variant in mix.variants):
-        return None  # no kernel reads lists yet
+        return None  # kernels of lists.py alone run it
+    return softmax_of(mix, model)
+
+
+def softmax_of(mix: Mix, model: Model) -> Softmax:
+    """The smallest kernel of the softmax family in which the intervals of a mix fit."""
+    a = mix.attributes
     unions = [group.intervals for variant in mix.variants for group in variant.groups if group.intervals is not None]
     return Softmax.of(
         unions,

@@ -33,7 +33,7 @@ def choose(graph: Graph, device: Device, load: Workload, out: tuple[Refusal, ...
     known: dict[tuple[bool, AnyLaunch | None], dict[Phase, tuple[list[Price], tuple[Refusal, ...]]]] = {}
     for name, node in graph.nodes():
         if isinstance(node, Mix | Select | Apply | RouteTokens):
-            launch = _launch(node, cap) if isinstance(node, Mix | Select) else states(node, graph)
+            launch = launch_of(node, cap) if isinstance(node, Mix | Select) else states(node, graph)
             key = isinstance(node, Select), launch
             if key not in known:
                 known[key] = {phase: _candidates(node, launch, phase, device, load, out) for phase in _phases(node)}
@@ -91,7 +91,7 @@ def meets(guards: tuple[Guard, ...], phase: Phase) -> bool:
     return all(_holds(guard, phase, 0) == guard.holds for guard in guards if guard.condition.left == "phase")
 
 
-def _launch(mix: Mix | Select, cap: bool) -> Launch:
+def launch_of(mix: Mix | Select, cap: bool) -> Launch:
     """What the price of a mix, or of its choices, depends on."""
     a = mix.attributes
     variants = tuple(Alternative(variant.guards, tuple(map(_seen, variant.groups))) for variant in mix.variants)

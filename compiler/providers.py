@@ -31,6 +31,7 @@ from attnc.compiler.cost import (
     tiled,
 )
 from attnc.compiler.device import Device
+from attnc.compiler.list_providers import scoring, unmade, unread
 from attnc.compiler.planned import HeadPart, Price, Refusal
 from attnc.compiler.spec import Phase
 
@@ -41,6 +42,9 @@ KERNEL_WIDTHS = (1, 256)
 FLEX_WIDTHS = (16, 256)
 FLEX_TILES = (128, 128)
 SOFTMAX = "its weights are a softmax's"
+UNCOMPARED = "over lists, which no GPU has compared yet"
+"""How generated kernels run what content chooses: after every other provider that can, whatever they would cost."""
+NO_GPU = "generated kernels need a GPU"
 NO_LISTS = "none of its kernels reads lists of chosen keys"
 UNMEASURED = "the table of this device has no efficiency for it"
 
@@ -92,8 +96,13 @@ def candidates(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple
             priced.append(divided)
         else:
             refused.append(Refusal(provider="split", reason=divided))
-    fast = sorted((price for price in priced if price.provider != "reference"), key=lambda price: price.seconds or 0.0)
+    fast = sorted((price for price in priced if price.provider != "reference"), key=_rank)
     return [*fast, *(price for price in priced if price.provider == "reference")], tuple(refused)
+
+
+def _rank(price: Price) -> tuple[bool, float]:
+    """The less, the sooner chosen."""
+    return price.how == UNCOMPARED, price.seconds or 0.0
 
 
 def choosers(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple[Refusal, ...]]:
@@ -101,7 +110,15 @@ def choosers(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple[R
     torch = Price(provider="torch", seconds=seconds(choosing(*task.counted), task.device, 0.3), how="scores of 256 queries")
     reference = Price(provider="reference", seconds=seconds(dense(*task.counted), task.device, 0.3, matrix=False))
     gone = any(refusal.provider == "torch" for refusal in out)
-    return [*([] if gone else [torch]), reference], (Refusal(provider="triton", reason="no generated kernel chooses keys yet"),)
+    away = any(refusal.provider == "triton" for refusal in out)
+    reason = None if away else unmade(task.launch, task.groups) if task.device.is_gpu else NO_GPU
+    if away or reason is not None:
+        refused = () if reason is None else (Refusal(provider="triton", reason=reason),)
+        return [*([] if gone else [torch]), reference], refused
+    efficiency = task.device.efficiency["triton"][task.phase]
+    triton = Price(provider="triton", seconds=seconds(scoring(*task.counted), task.device, efficiency), how=UNCOMPARED)
+    fast = sorted([triton, *([] if gone else [torch])], key=_rank)
+    return [*fast, reference], ()
 
 
 def split(task: Task, out: tuple[Refusal, ...]) -> Price | str:
@@ -140,13 +157,18 @@ def replace_groups(task: Task, groups: tuple[Seen, ...]) -> Task:
 def _triton(task: Task) -> Price | str:
     launch, device = task.launch, task.device
     if not device.is_gpu:
-        return "generated kernels need a GPU"
-    if launch.unsaid or task.lists:
-        return launch.unsaid or NO_LISTS
+        return NO_GPU
+    if launch.unsaid:
+        return launch.unsaid
+    if task.lists and (reason := unread(launch, task.groups)) is not None:
+        return reason
+    if task.lists and task.phase == "train":
+        return "its kernels over lists have no gradients yet"
     if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
         return f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"
     work = tiled(*task.counted)
-    return Price(provider="triton", seconds=seconds(work, device, device.efficiency["triton"][task.phase]))
+    how = UNCOMPARED if task.lists else ""
+    return Price(provider="triton", seconds=seconds(work, device, device.efficiency["triton"][task.phase]), how=how)
 
 
 def _torch(task: Task) -> Price | str:

@@ -64,7 +64,7 @@ def chosen_by_kernels(
     units = -(-longest // selector.unit)
     wanted = _wanted(tuple(_amount(selector, length) for length in batch.totals), q.device)
     most = min(units, largest([_amount(selector, length) for length in batch.totals]))
-    table = rows(_alone(group), form, batch)
+    table = rows(alone(group), form, batch)
     if asks.dtype != runs[0].dtype:
         asks = asks.float()
     with device_of(q):
@@ -76,7 +76,7 @@ def chosen_by_kernels(
 
 
 @lru_cache(maxsize=64)
-def _alone(group: HeadGroup) -> HeadGroups:
+def alone(group: HeadGroup) -> HeadGroups:
     """The group by itself, which keeps its numbers."""
     return HeadGroups((replace(group, first=0, last=group.last - group.first),))
 

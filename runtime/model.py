@@ -34,7 +34,7 @@ from .sampling import Sampler
 from .scan import MatrixStates
 from .scan_fla import fla_scan
 from .scan_torch import torch_scan
-from .softmax import Provider, per_part
+from .softmax import ListProvider, Provider, per_part
 from .softplus import SoftplusKernels
 from .split import split
 from .storage import LayerPlan
@@ -201,8 +201,9 @@ class BuiltModel(nn.Module):
                     launch.providers[phase] = self.scan(launch, chosen)
         for mix in self.launches():
             for phase, planned in self.providers[kind].get(f"{mix.name}.choice", {}).items():
-                wanted = _way(way, planned, mix) if way in ("torch", "reference") else planned
-                mix.choosing[phase] = mix.reference if wanted == "reference" else lists_attention
+                wanted = _way(way, planned, mix) if way in ("torch", "reference", "triton") else planned
+                reads = _way(way, self.providers[kind][mix.name][phase], mix)
+                mix.choosing[phase] = self.choosing(mix, phase, wanted, "triton" in (wanted, reads))
         say(decisions)
         return self
 
@@ -239,6 +240,13 @@ class BuiltModel(nn.Module):
                 return split([(first, last, self.provider(mix, name)) for name, first, last in planned])
             case _:
                 raise ValueError(f"there is no provider {planned!r}")
+
+    def choosing(self, mix: Mix, phase: str, planned: Planned, reads: bool) -> ListProvider:
+        """Who runs a launch where content chooses keys; `planned` for the choice, `reads`: whether kernels read its lists."""
+        if planned == "reference":
+            return mix.reference
+        found = self.kernels(f"{mix.name}.choice") if reads and self.kernels is not None and phase != "train" else None
+        return lists_attention if found is None else found.provider(makes=planned == "triton")
 
     def scan(self, states: MatrixStates, planned: Planned) -> Scan:
         """The provider of one launch of matrix states by its name."""

@@ -64,12 +64,20 @@ def emit_choose(selector: Selector, softmax: Softmax) -> str:
         "FOLD": f'"{selector.fold}"',
         "OVERLAP": f'"{selector.overlap}"',
         "CAP": repr(softmax.cap),
+        "SELECTOR": words_of(selector),
         "BLOCKS": table(blocks(CHOOSE, softmax.head_width)),
     }
     text = fill(source, functions, constants)
     met = refusals(text, blocks(CHOOSE, softmax.head_width))
     assert not met, f"{CHOOSE} would meet {', '.join(met)}"
     return text
+
+
+def words_of(one: Selector) -> str:
+    """What of a selector its kernels are made for, as runtime/list_kernels.py asks for it."""
+    words = (one.unit, one.keys, one.span, one.step, one.score, one.lse, one.shared, one.heads, one.fold, one.overlap)
+    texts = [f'"{word}"' if isinstance(word, str) else repr(word) for word in words]
+    return f"({', '.join(texts)})"
 
 
 FAR_APART = '''@triton.jit

@@ -25,6 +25,7 @@ POOL = "sum"  # of their scores
 FOLD = "max"  # of runs that touch a unit
 OVERLAP = "ranked"  # what becomes of units that the intervals show
 CAP = False
+SELECTOR = ()  # the runtime's words for all these
 BLOCKS = {  # (architecture, bytes of an element): lines and runs of a tile, warps, pipeline stages
     ("any", 2): (64, 64, 4, 2),
     ("any", 4): (32, 32, 4, 1),

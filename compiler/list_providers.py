@@ -1,0 +1,90 @@
+"""What generated kernels can say of keys that content chooses: which lists they read, and which they make."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from attnc.compiler.cost import Launch, Seen, Work, Workload, choosing
+from attnc.compiler.families import Listed, Selector, Softmax
+from attnc.compiler.spec import Phase
+
+MOST_MEMBERS = 64
+"""Query heads that share a list: all of them stand in one tile."""
+
+MADE = ("own", "mean", "bounds")
+NUMBERS = frozenset({"unit", "span", "step", "lse", "many", "every", "top_k", "at_least", "at_most"})
+WORDS = frozenset({"keys", "score", "shared", "heads", "fold", "asks", "overlap"})
+"""What the kernels that choose know of a selector; of all else its default."""
+
+
+def unread(launch: Launch, groups: tuple[Seen, ...]) -> str | None:
+    """Why no generated kernel reads the lists of these groups; None where one does."""
+    if launch.softplus:
+        return "its lists are read by a softmax"
+    for group in groups:
+        if len(group.selectors) > 1:
+            return "its kernels read one choice beside the intervals, not several"
+        for one in group.selectors:
+            if (reason := unlisted(one)) is not None:
+                return reason
+            if group.intervals is not None and not group.intervals.causal:
+                return "its kernels read lists under causality"
+            if one.shared != "head" and launch.ratio > MOST_MEMBERS:
+                return f"at most {MOST_MEMBERS} query heads of a KV head share a tile"
+    return None
+
+
+def unlisted(one: Selector) -> str | None:
+    """Why kernels do not read what a selector chooses."""
+    if one.diagonals:
+        return "its kernels read units of keys, not distances"
+    if one.refresh or one.all_seen is not None:
+        return "its kernels do not read tokens that are seen until the next choice"
+    if one.unit > 65536:
+        return "units of more than 65536 keys do not fit its lists"
+    return None
+
+
+def unmade(launch: Launch, groups: tuple[Seen, ...]) -> str | None:
+    """Why no generated kernel makes the lists of these groups; None where one does."""
+    reason = unread(launch, groups)
+    for group in groups:
+        for one in group.selectors:
+            reason = reason or unchosen(one)
+            far = group.intervals is not None and bool(group.intervals.strides or group.intervals.powers)
+            if far and one.overlap != "ranked":
+                reason = reason or "its kernels look for shown units in one stretch, not in far patterns"
+    return reason
+
+
+def unchosen(one: Selector) -> str | None:
+    """Why kernels do not choose by a selector."""
+    if one.keys not in MADE:
+        return f"its kernels score by keys of the layer, not by {one.keys} ones"
+    if one.asks == "last":
+        return "its kernels score for one query, or for a block's mean"
+    if one.top_k is None:
+        return "its kernels keep so many of the best, not a share of the mass nor all above a score"
+    for field in fields(one):
+        if field.name not in NUMBERS | WORDS and getattr(one, field.name) != field.default:
+            return f"its kernels do not know what {field.name} asks for"
+    return None
+
+
+def listed(softmax: Softmax, one: Selector) -> Listed:
+    """The kernel that reads what a selector chooses."""
+    return Listed(replace(softmax, exponent=None), one.unit, one.shared == "head")
+
+
+def scoring(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
+    """What kernels do for a choice: runs are read, scores that heads share written once and read once, lists written."""
+    work, moved, count = choosing(launch, groups, phase, load), 0.0, 0
+    for group in groups:
+        for one in group.selectors:
+            rows = one.rows(1 if phase == "decode" else load.length)
+            choosers = {"head": group.kv_heads * launch.ratio, "group": group.kv_heads, "layer": 1}[one.shared]
+            keys = load.width * group.kv_heads * launch.head_dim * one.runs(load.length)
+            scores = 8 * choosers * rows * one.runs(load.length)
+            moved += keys + scores + 4 * choosers * rows * one.kept(load.length) / one.unit
+            count += 3 if one.score == "softmax" else 2
+    return replace(work, bytes=load.batch * moved, launches=count)
