@@ -53,7 +53,7 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         launch(mix, f"{class_name}.{at}" if many else class_name, model, visible) for at, (_, mix) in enumerate(mixes)
     )
     a = project.attributes
-    more = _choosing([mix for _, mix in mixes], model, lends(graph, layer))
+    more = _choosing([mix for _, mix in mixes], model, lends(graph, layer) or _summary_asked(graph, layer, scope))
     attend = [*project_lines(project, handed=hands_on(graph, layer)), *_launches(mixes, a, more)]
     if a.kv_latent is not None:
         assert not many, "one launch reads a latent for all heads"
@@ -135,7 +135,7 @@ def _scorers(mixes: list[Mix], model: Model) -> list[str]:
         if one.reads_input:
             ropes = [rope_text(replace(a, rope_dim=one.rotated)) or ""] if one.rotated else []
         else:
-            ropes = [rope_text(a) or "None", (rope_text(a) or "None") if one.rotated else "None"]
+            ropes = [rope_text(a) or "None", (rope_text(a) or "None") if one.rotated else "None"][: 1 if one.rotated < 0 else 2]
         texts = [*map(repr, one.arguments), *ropes]
         lines.append(f"self.{one.module} = {one.made}({', '.join(texts)})")
     return lines
@@ -146,7 +146,17 @@ def _choosing(mixes: list[Mix], model: Model, lent: bool) -> str:
     found = selecting.scorers(mixes, model)
     more = "".join(f", net=self.{one.module}{'(x, call)' if one.reads_input else ''}" for one in found)
     more += ", lends=call.sources" if lent else ""
-    return more + (', source=call.sources["choice"]' if any(map(selecting.takes, mixes)) else "")
+    asked = {word for mix in mixes for word in selecting.takes(mix)}
+    assert len(asked) < 2, "a launch takes over one thing"
+    return more + "".join(f', source=call.sources["{word}"]' for word in asked)
+
+
+def _summary_asked(graph: Graph, layer: int, scope: str) -> bool:
+    """Whether another branch of the layer chooses by the summaries of this one."""
+    mixes = [node for _, node in graph.nodes(layer) if isinstance(node, Mix)]
+    own = {kind for mix in mixes if mix.scope == scope for kind in selecting.choices(mix)}
+    others = [kind for mix in mixes if mix.scope != scope for kind in selecting.choices(mix)]
+    return any(getattr(kind, "keys", None) in own for kind in others)
 
 
 def _launches(mixes: list[tuple[str, Mix]], a: Attributes, more: str) -> list[str]:

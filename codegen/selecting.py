@@ -62,9 +62,9 @@ def pooled_texts(mix: Mix, model: Model) -> list[str]:
         starts = [head for head in heads if head - 1 not in heads]
         ends = [head for head in heads if head + 1 not in heads]
         for one in MIXERS[kind.kind].growing(kind, mix.attributes, model):
-            if one.step == 0:  # one for the sequence: a state
+            if one.step == 0 or one.of is not None:  # one for the sequence, a state; or what another branch keeps
                 continue
-            pool = f', pool="{one.name}"' if one.name in ("min", "max", "indexer", "learned") else ""
+            pool = f', pool="{one.name}"' if one.name in ("min", "max", "indexer", "learned", "k", "v") else ""
             for first, last in zip(starts, ends, strict=True):
                 at = "0, 0" if len(one.shape) == 1 else f"{first - mix.first}, {last - mix.first}"
                 found.append(
@@ -95,9 +95,10 @@ def choices(mix: Mix) -> list[Kind]:
     return list(dict.fromkeys(kind for variant in mix.variants for group in variant.groups for kind in group.choices))
 
 
-def takes(mix: Mix) -> bool:
-    """Whether a launch takes over the choice of an earlier layer."""
-    return any(selector(kind).previous for kind in choices(mix))
+def takes(mix: Mix) -> set[str]:
+    """What a launch takes over: the choice of an earlier layer, or the summary of another branch."""
+    found = [selector(kind) for kind in choices(mix)]
+    return {"choice" for one in found if one.previous} | {"summary" for one in found if one.keys == "summary"}
 
 
 def _decoding(mix: Mix) -> Iterator[tuple[HeadGroup, Kind]]:
@@ -116,6 +117,13 @@ def formulas(kind: Kind) -> tuple[Callable[..., Any], ...]:
 def chosen_text(name: str, kind: Kind, visible: str, ratio: int) -> str:
     """The function of reference.py that says which keys a kind chooses beside those that `visible` shows."""
     one = selector(kind)
+    if one.keys == "chunks":
+        formula = formulas(kind)[-1].__name__
+        return (
+            f"def {name}(k: Any, v: Any, i: Any, net: Any) -> Any:\n"
+            f'    """A key and a value for each chunk beside {visible}: see {formula}."""\n'
+            f"    return {formula}(k, v, i, net, ({one.span}, {one.step}))"
+        )
     asks = ("joined", one.many, one.span) if one.keys == "joined" else (one.asks, one.many, one.every)
     values = {
         "asks": f'(("{asks[0]}", {asks[1]}, {asks[2]}), call)',

@@ -234,7 +234,7 @@ class Selector:
 
     unit: int = 1
     diagonals: bool = False
-    keys: Literal["own", "mean", "bounds", "joined", "indexer", "learned", "summary"] = "own"
+    keys: Literal["own", "mean", "bounds", "joined", "indexer", "learned", "summary", "chunks"] = "own"
     span: int = 1
     step: int = 1
     score: Literal["dot", "softmax"] = "dot"

@@ -116,7 +116,8 @@ class Lacking(NamedTuple):
 class Scores(NamedTuple):
     """A module that scores by weights of its own: its name, class and file in the runtime, what the class is made with, and
     whether it reads the layer's input (else the queries and keys of the attention). `rotated`: how many channels of what it
-    makes are turned; for one that reads q and k, whether any are.
+    makes are turned; for one that reads q and k, whether any are (-1: by the module itself). `chooses`: whether what it makes
+    is a choice's scores, which attention can teach.
     """
 
     module: str
@@ -125,6 +126,7 @@ class Scores(NamedTuple):
     arguments: tuple[object, ...]
     reads_input: bool
     rotated: int = 0
+    chooses: bool = True
 
 
 KindClass = type[Kind]

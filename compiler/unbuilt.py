@@ -124,6 +124,7 @@ def _findings(spec: Spec) -> list[Finding]:
             seen.add(id(layer.mixer))
             found |= dict.fromkeys(_of_mixer(layer.mixer, layer.origin, built))
             found |= dict.fromkeys(_of_decoding(layer.mixer, layer.origin))
+            found |= dict.fromkeys(_of_summaries(layer.mixer, layer.origin))
     found |= dict.fromkeys(_taking_over(spec.layers))
     for layer, what, expected, help_line in problems(spec.layers):
         found[Finding(f"`from = previous` {what}", layer.origin, expected, help_line)] = None
@@ -235,6 +236,24 @@ def _beside(attributes: Attributes, only: dict[str, object], word: str, at: Orig
         if given != value:
             shown = print_value(given) if isinstance(given, Value) else str(given).lower()
             yield Finding(f"`{key} = {shown}` beside `{word}`", at, f"`{word}` without `{key}`", f"leave `{key}` out")
+
+
+def _of_summaries(mixer: Mixer, at: Origin) -> Iterator[Finding]:
+    """Choices by the summary of a branch: one that comes before, and no other union has keys of its own beside it."""
+    before: list[Kind] = []
+    for part in parts(mixer):
+        here = [kind for leaf in leaves(part.mixer) if isinstance(leaf, Attention) for kind in leaf.keys]
+        pooled = [kind for kind in here if kind.kind == "summary"]
+        for kind in here:
+            asked = getattr(kind, "keys", None)
+            if isinstance(asked, Kind) and asked not in before:
+                what = f"`keys = {print_value(asked)}` of `{kind.kind}` without such a branch before it"
+                yield Finding(what, at, "`gate(A, B, ...)` in which A is that summary", "let an earlier branch be the summary")
+        own = [kind for kind in here if MIXERS[kind.kind].chooses is not None and kind not in pooled]
+        if len(pooled) > 1 or (pooled and own):
+            expected = "a summary beside key sets by position"
+            yield Finding("a summary beside another one or beside `routed`", at, expected, "write them as branches of a gate")
+        before += pooled
 
 
 def _of_decoding(mixer: Mixer, at: Origin) -> Iterator[Finding]:

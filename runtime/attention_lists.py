@@ -19,9 +19,10 @@ from torch import Tensor
 from .attention_torch import torch_attention
 from .batch import Batch
 from .choices import Asker, lists_of
+from .chunks_pooled import seen_chunks
 from .intervals import Form, HeadGroup
 from .keys import KeyPart
-from .pooled import text_keys
+from .pooled import chunks, text_keys
 from .selecting import Asked
 from .selector import Lists
 from .sizes import DECODE_TOKENS
@@ -92,14 +93,39 @@ def _chosen(q: Tensor, parts: tuple[KeyPart, ...], span: _Span, batch: Batch, ca
         scale = span.scale.to(wide) if isinstance(span.scale, Tensor) else span.scale
         asked = Asked(past, past + batch.sizes[s], batch.totals[s], numbers, scale, span.cap)
         asker = Asker(queries, k[:, learned:], span.first, span.last, heads, s, batch, cache)
+        choices = [one for one in span.group.choices if one.keys != "chunks"]
         with torch.no_grad():
-            lists = [lists_of(one, asker, asked) for one in span.group.choices]
+            lists = [lists_of(one, asker, asked) for one in choices]
+        pooled = [
+            _Chunks(*chunks(parts, one.net, cache, one.held, span.first, span.last, s, batch), one.span, one.step)
+            for one in span.group.choices
+            if one.keys == "chunks"
+        ]
         sink = None if span.sink is None else span.sink.to(wide)
-        rows.append(_attend(queries.to(wide), k, v, learned, lists, asked, sink).transpose(0, 1))
+        rows.append(_attend(queries.to(wide), k, v, learned, lists, pooled, asked, sink).transpose(0, 1))
     return torch.cat(rows).to(q.dtype) if rows else q.new_zeros(0, q.shape[1], parts[0].v_width)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, learned: int, lists: list[Lists], asked: Asked, sink: Tensor | None) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _Chunks:
+    """A key and a value for each chunk: k [G, M, D], v [G, M, E]."""
+
+    k: Tensor
+    v: Tensor
+    span: int
+    step: int
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    learned: int,
+    lists: list[Lists],
+    pooled: list[_Chunks],
+    asked: Asked,
+    sink: Tensor | None,
+) -> Tensor:
     """q [H, N, D] of one sequence, k [G, L, D], v [G, L, E], the first of them `learned` -> [H, N, E]."""
     bounded = all(one.selector.top_k is not None and (one.since is None or q.device.type == "cpu") for one in lists)
     listed = sum(one.index.shape[2] * one.selector.unit for one in lists)
@@ -118,6 +144,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, learned: int, lists: list[Lists], a
         keys = [_Keys(k[:, j + learned], v[:, j + learned], near if gathers else _with_lists(near, here, i, j, last + 1))]
         if gathers:
             keys += _gathered(k[:, learned:], v[:, learned:], here, i, asked.numbers)
+        keys += [
+            _Keys(one.k, one.v, seen_chunks(asked.numbers, i, one.k.shape[1], one.span, one.step).unsqueeze(0))
+            for one in pooled
+        ]
         o = _softmax(q[:, begin:end], keys, asked, sink)
         for one in here:
             o = o.masked_fill(_for_heads(one.count < 0, len(q)).unsqueeze(-1), float("nan"))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .choices import Asker
-from .choices_reference import chosen_by_formula
+from .choices_reference import chosen_by_formula, chunk_part
 from .intervals import Form, HeadGroup
 from .keys import KeyPart, Run
 from .rotary import Rope, angles, rotate_by
@@ -87,7 +87,8 @@ class Reference:
                     queries, found = tokens[:, heads].transpose(0, 1), keys(runs, repeat, wide)
                     asker = Asker(queries, found[0][:, found[2] >= 0], first, last, heads, s, batch, cache)
                     chosen = _chosen(asker, group, (factor, cap)) if group.choices else None
-                    outputs.append(self._heads(queries, found, group, batch, s, (factor, cap, sink), chosen))
+                    more = [chunk_part(one, parts, asker, group) for one in group.choices if one.keys == "chunks"]
+                    outputs.append(self._heads(queries, found, group, batch, s, (factor, cap, sink), chosen, more))
                 else:
                     outputs.append(q.new_zeros(heads.stop - heads.start, len(tokens), parts[0].v_width, dtype=wide))
             rows.append(torch.cat(outputs).transpose(0, 1))
@@ -102,8 +103,9 @@ class Reference:
         s: int,
         numbers: tuple[float | Tensor, float | None, Tensor | None],
         chosen: tuple[Tensor, Tensor] | None,
+        more: list[tuple[Tensor, Tensor, Tensor]],
     ) -> Tensor:
-        """q [H, N, D] of one sequence -> [H, N, E]; `chosen`: see `_chosen`."""
+        """q [H, N, D] of one sequence -> [H, N, E]; `chosen`: see `_chosen`; `more`: keys of chunks, values, who sees them."""
         assert group.visible is not None, "a group that runs on the reference has a mask"
         k, v, j = keys
         scale, cap, sink = numbers
@@ -115,10 +117,16 @@ class Reference:
             if chosen is not None:
                 visible = visible.expand(len(q), len(i), -1).clone()
                 visible[:, :, j >= 0] |= chosen[0][:, begin : begin + BLOCK]
-            logits = self._products(block, k, i, j, visible) * scale
+            products, values = self._products(block, k, i, j, visible), [v]
+            for keys_of, values_of, seen_by in more:
+                products = torch.cat((products, block @ keys_of.transpose(1, 2)), dim=-1)
+                there = seen_by[begin : begin + BLOCK].expand(*visible.shape[:-1], -1)
+                visible, values = torch.cat((visible, there), dim=-1), [*values, values_of]
+            logits = products * scale
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
             weights = self.weights(logits, visible, sink)
-            seen = v.masked_fill(~visible.flatten(0, -2).any(dim=0).view(1, -1, 1), 0.0)  # 0 * NaN is NaN
+            every = torch.cat(values, dim=1) if more else v
+            seen = every.masked_fill(~visible.flatten(0, -2).any(dim=0).view(1, -1, 1), 0.0)  # 0 * NaN is NaN
             outputs.append(weights @ seen)
         o = torch.cat(outputs, dim=1) if outputs else q.new_zeros(*q.shape[:2], v.shape[2])
         return o if chosen is None else o.masked_fill(chosen[1].unsqueeze(-1), float("nan"))
@@ -139,8 +147,12 @@ class Reference:
 
 def _chosen(asker: Asker, group: HeadGroup, logit: tuple[float | Tensor, float | None]) -> tuple[Tensor, Tensor]:
     """What content adds to the intervals' keys [H, N, L], and where a score is NaN, so that nobody knows [H, N]."""
+    choices = [one for one in group.choices if one.keys != "chunks"]
+    if not choices:
+        none = torch.zeros(*asker.q.shape[:2], 1, dtype=torch.bool, device=asker.q.device)
+        return none, none[..., 0]
     with torch.no_grad():
-        kept, broken = zip(*(chosen_by_formula(one, asker, logit) for one in group.choices), strict=True)
+        kept, broken = zip(*(chosen_by_formula(one, asker, logit) for one in choices), strict=True)
     return torch.stack(kept).any(dim=0), torch.stack(broken).any(dim=0)
 
 

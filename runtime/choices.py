@@ -16,7 +16,7 @@ from torch import Tensor
 from .asking import Rows, asking, earlier_of
 from .batch import Batch
 from .pooled import run_keys, text_keys
-from .scorers import LearnedPool
+from .scorers import Indexed, LearnedPool
 from .selecting import Asked, choose
 from .selector import Lists, Selector
 
@@ -53,19 +53,21 @@ class Asker:
 
 def lists_of(one: Selector, asker: Asker, asked: Asked) -> Lists:
     """What a selector keeps for the queries of a sequence."""
-    if one.source is not None:
+    if one.source is not None and one.previous:
         key = (one, asker.s, asker.first, asker.last, asked.numbers)
         if key not in one.source.made:
-            one.source.made[key] = _made(one, _lent(one, asker), asked)
+            one.source.made[key] = _made(one, lent(one, asker), asked)
         found: Lists = one.source.made[key]
         return found
     return _made(one, asker, asked)
 
 
-def _lent(one: Selector, asker: Asker) -> Asker:
+def lent(one: Selector, asker: Asker) -> Asker:
     """The same sequence with the queries and keys of the layer that lends its choice."""
     source = one.source
     assert source is not None, "asked only where a layer lends its choice"
+    if one.keys == "summary":  # which alone is another's
+        return asker
     q = torch.split(source.q[:, asker.heads], list(asker.batch.sizes))[asker.s].transpose(0, 1)
     k, _, learned = text_keys(source.parts, asker.first, asker.last, asker.s)
     return replace(asker, q=q, k=k[:, learned:], cache=source.cache)
@@ -88,7 +90,7 @@ def rows_of(one: Selector, asker: Asker) -> Rows:
         rows = asking(one, one.net.plain(asker.q, asker.past), asker.past, asker.decodes, None)
         heads = asker.last - asker.first + 1
         return replace(rows, q=one.net.queries(rows.q[:, :, 0], rows.last, one.many, asker.first, heads).unsqueeze(2))
-    if one.net is not None:
+    if isinstance(one.net, Indexed):
         net = one.net.split(asker.batch.sizes)[asker.s]
         return replace(asking(one, net.q.transpose(0, 1), asker.past, asker.decodes, None), weights=net.weights.t())
     earlier = earlier_of(one, asker.cache, asker.batch, asker.heads)

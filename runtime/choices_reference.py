@@ -12,9 +12,12 @@ from torch import Tensor
 
 from .asking import earlier_of
 from .choices import Asker, all_seen, held_lists, holds
-from .pooled import indexer_keys, text_keys
+from .chunks_pooled import ChunkPool
+from .intervals import HeadGroup
+from .keys import KeyPart
+from .pooled import chunk_keys, chunks, indexer_keys, text_keys
 from .rotary import rotate, undo
-from .scorers import LearnedPool
+from .scorers import Indexed, LearnedPool
 from .selector import Lists, Selector
 
 Logit = tuple[float | Tensor, float | None]
@@ -49,6 +52,8 @@ def _lent(one: Selector, asker: Asker) -> Asker:
     """The queries and keys of the layer that lends its choice."""
     source = one.source
     assert source is not None, "asked only where a layer lends its choice"
+    if one.keys == "summary":  # which alone is another's
+        return asker
     q = torch.split(source.q[:, asker.heads], list(asker.batch.sizes))[asker.s].transpose(0, 1)
     k, _, learned = text_keys(source.parts, asker.first, asker.last, asker.s)
     k = k[:, learned:].repeat_interleave(len(q) // len(k), dim=0)
@@ -63,13 +68,50 @@ def _formula(one: Selector, asker: Asker, logit: Logit, begin: int, end: int) ->
     net: tuple[object, ...] | None = None
     if isinstance(one.net, LearnedPool):
         net = _maps(one.net, asker)
-    elif one.net is not None:
+    elif one.keys == "summary":
+        assert one.source is not None, "another branch lends its summary"
+        found = chunk_keys(one.source, asker.first, asker.last, asker.s, asker.batch)
+        net = (found.to(asker.q.dtype).repeat_interleave(len(asker.q) // len(found), dim=0),)
+    elif isinstance(one.net, Indexed):
         own, wide = one.net.split(asker.batch.sizes)[asker.s], asker.q.dtype
         k = indexer_keys(one, asker.past + asker.q.shape[1], asker.s, asker.batch, asker.cache)[0]
         net = own.q[begin:end].transpose(0, 1).to(wide), k.to(wide), own.weights[begin:end].t().to(wide)
     call = asker.decodes, None if earlier is None else earlier[asker.s], net
-    found: tuple[Tensor, Tensor] = one.reference(asker.q[:, begin:end], asker.k, i, asker.batch.totals[asker.s], logit, call)
-    return found
+    kept, broken = one.reference(asker.q[:, begin:end], asker.k, i, asker.batch.totals[asker.s], logit, call)
+    return kept, broken
+
+
+def chunk_part(one: Selector, parts: tuple[KeyPart, ...], asker: Asker, group: HeadGroup) -> tuple[Tensor, Tensor, Tensor]:
+    """A key [H, M, D] and a value [H, M, E] for each chunk, and which queries see them [N, M]: by the formula, or what a cache
+    holds of them.
+    """
+    net, wide = one.net, asker.q.dtype
+    assert isinstance(net, ChunkPool), "chunks have pools"
+    assert group.visible is not None, "a group that runs on the reference has a mask"
+    i = torch.arange(asker.q.shape[1], device=asker.q.device) + asker.past
+    repeat = len(asker.q) // (asker.last - asker.first + 1)
+    if asker.cache is not None and one.held:
+        k, v = chunks(parts, net, asker.cache, one.held, asker.first, asker.last, asker.s, asker.batch)
+    else:
+        k, v, learned = text_keys(parts, asker.first, asker.last, asker.s)
+        at = torch.arange(k.shape[1] - learned, device=i.device)
+        plain = undo(k[:, learned:].to(wide).transpose(0, 1), at, net.rope).transpose(0, 1)
+
+        def turn(x: Tensor, positions: Tensor) -> Tensor:
+            return rotate(x.transpose(0, 1), positions, net.rope).transpose(0, 1)
+
+        maps = [
+            tuple(x.to(wide) for x in (one_map.place, one_map.up.weight, one_map.down.weight)) if one_map is not None else None
+            for one_map in (getattr(net, "k", None), getattr(net, "v", None))
+        ]
+        assert one.reference is not None, "a selector that runs on the reference has a formula"
+        k, v, _ = one.reference(plain, v[:, learned:].to(wide), i, (net.pools, maps, turn))
+    m = torch.arange(k.shape[1], device=i.device)
+    tokens = torch.arange(asker.past + len(i), device=i.device)
+    shown = group.visible(i[:, None], tokens[None, :], asker.batch.totals[asker.s])
+    inside = (tokens >= (m * one.step).unsqueeze(1)) & (tokens < (m * one.step + one.span).unsqueeze(1))  # [M, L]
+    seen = (m * one.step + one.span <= i.unsqueeze(1) + 1) & ~(shown.float() @ inside.t().float() > 0)
+    return k.to(wide).repeat_interleave(repeat, dim=0), v.to(wide).repeat_interleave(repeat, dim=0), seen
 
 
 def _maps(net: LearnedPool, asker: Asker) -> tuple[object, ...]:

@@ -88,7 +88,10 @@ class Lent:
         if one.previous:
             assert self.source is not None, "an earlier layer lends its choice"
             return replace(one, source=self.source, net=self.source.net, held=self.source.held)
-        return replace(one, net=self.net) if one.keys in ("indexer", "learned") else one
+        if one.keys == "summary":
+            assert self.source is not None, "another branch lends its summary"
+            return replace(one, source=self.source)
+        return replace(one, net=self.net) if one.keys in ("indexer", "learned", "chunks") else one
 
 
 class Mix:
@@ -166,7 +169,8 @@ class Mix:
             keep(cache, parts, batch, net)
         turned = q
         if lends is not None:
-            lends["choice"] = Source(q, parts, cache, next((one.held for one in self.selectors), ""), net)
+            held = next((one.held for one in self.selectors), "") if cache is not None else ""
+            lends["choice"] = lends["summary"] = Source(q, parts, cache, held, net)
         if persistent is not None:
             parts = (*parts, persistent)
         o = self.over(q, parts, batch, sink_logit, cache, Lent(net, source))

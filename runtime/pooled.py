@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .keys import KeyPart
+from .chunks_pooled import ChunkPool
+from .keys import KeyPart, Run
 from .scorers import Indexed, LearnedPool, Net
 from .selector import Selector
 
 if TYPE_CHECKING:
+    from .sources import Source
     from .storage import LayerCache
 
-Pool = Literal["mean", "min", "max", "indexer", "learned"]
+Pool = Literal["mean", "min", "max", "indexer", "learned", "k", "v"]
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,40 @@ def pool_runs(k: Tensor, span: int, step: int, pool: Pool) -> Tensor:
 
 def text_keys(parts: tuple[KeyPart, ...], first: int, last: int, s: int) -> tuple[Tensor, Tensor, int]:
     """k [G, L, D] and v [G, L, E] of KV heads first..last of sequence s, the learned first; how many are learned."""
-    ordered = sorted((part for part in parts if part.counts[s]), key=lambda part: part.bases[s])
-    found = [run for part in ordered for run in part.read(first, last, s)]
+    found = _runs_of(parts, first, last, s)
+    heads = last - first + 1
     if not found:
-        heads = last - first + 1
         return parts[0].k.new_zeros(heads, 0, parts[0].k_width), parts[0].v.new_zeros(heads, 0, parts[0].v_width), 0
-    k, v = ([run.k[0] for run in found], [run.v[0] for run in found])
-    learned = sum(run.k.shape[2] for run in found if run.start < 0)
-    return (torch.cat(k, dim=1), torch.cat(v, dim=1), learned) if len(found) > 1 else (k[0], v[0], learned)
+    k, v, learned = [], [], 0
+    begin = min(found[0].start, 0)
+    for run in found:
+        if run.start > begin:  # what a ring has lost: nobody sees it
+            k.append(run.k.new_zeros(heads, run.start - begin, run.k.shape[3]))
+            v.append(run.v.new_zeros(heads, run.start - begin, run.v.shape[3]))
+        k.append(run.k[0])
+        v.append(run.v[0])
+        begin = run.start + run.k.shape[2]
+        learned += run.k.shape[2] if run.start < 0 else 0
+    return (torch.cat(k, dim=1), torch.cat(v, dim=1), learned) if len(k) > 1 else (k[0], v[0], learned)
+
+
+def _runs_of(parts: tuple[KeyPart, ...], first: int, last: int, s: int) -> list[Run]:
+    """The stretches of sequence s in rising order of position, the learned first."""
+    ordered = sorted((part for part in parts if part.counts[s]), key=lambda part: part.bases[s])
+    return sorted((run for part in ordered for run in part.read(first, last, s)), key=lambda run: run.start)
+
+
+def stretch(parts: tuple[KeyPart, ...], first: int, last: int, s: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    """k [G, end - begin, D] and v [G, end - begin, E] of the tokens at those positions, which are all there."""
+    k, v = [], []
+    for run in _runs_of(parts, first, last, s):
+        low, high = max(begin - run.start, 0), min(end - run.start, run.k.shape[2])
+        if run.start >= 0 and low < high:
+            k.append(run.k[0][:, low:high])
+            v.append(run.v[0][:, low:high])
+    found = (torch.cat(k, dim=1), torch.cat(v, dim=1)) if len(k) != 1 else (k[0], v[0])
+    assert found[0].shape[1] == end - begin, "a ring keeps what its chunks are made of"
+    return found
 
 
 def keep(cache: LayerCache, parts: tuple[KeyPart, ...], batch: Batch, net: Net | None = None) -> None:
@@ -82,10 +110,12 @@ def keep(cache: LayerCache, parts: tuple[KeyPart, ...], batch: Batch, net: Net |
         for s, (past, size) in enumerate(zip(batch.pasts, batch.sizes, strict=True)):
             begun, done = runs(past, one.span, one.step), runs(past + size, one.span, one.step)
             if done > begun:
-                k, _, learned = text_keys(parts, one.first, one.last, s)
-                fresh = k[:, learned + begun * one.step : learned + (done - 1) * one.step + one.span]
+                at = begun * one.step
+                fresh, values = stretch(parts, one.first, one.last, s, at, (done - 1) * one.step + one.span)
                 if isinstance(net, LearnedPool) and one.pool == "learned":
-                    found = net.keys(fresh, begun * one.step, one.span, one.first)
+                    found = net.keys(fresh, at, one.span, one.first)
+                elif isinstance(net, ChunkPool) and one.pool in ("k", "v"):
+                    found = net.keys(fresh, at) if one.pool == "k" else net.values(values)
                 else:
                     found = pool_runs(fresh, one.span, one.step, one.pool)
                 storage[s][:, begun:done] = found.to(storage[s].dtype)
@@ -122,6 +152,9 @@ def run_keys(selector: Selector, k: Tensor, first: int, last: int, s: int, batch
         return RunKeys(indexer_keys(selector, k.shape[1], s, batch, cache))
     if selector.keys == "joined":
         return RunKeys(k[:, : k.shape[1] // span * span].reshape(len(k), -1, span * k.shape[2]))
+    if selector.keys == "summary":
+        assert selector.source is not None, "another branch lends its summary"
+        return RunKeys(chunk_keys(selector.source, first, last, s, batch))
     if selector.keys == "learned":
         assert isinstance(selector.net, LearnedPool), "learned keys have maps"
         held = cache is not None and bool(selector.held)
@@ -139,3 +172,35 @@ def indexer_keys(selector: Selector, tokens: int, s: int, batch: Batch, cache: L
         return selector.net.split(batch.sizes)[s].k.transpose(0, 1)
     plan = next(one for one in cache.plan.pooled if one.name.startswith(f"{selector.held}.indexer"))
     return cache.pooled(plan.name, batch)[s][:, :tokens]
+
+
+def chunk_keys(source: Source, first: int, last: int, s: int, batch: Batch) -> Tensor:
+    """The keys [G, M, D] of the complete chunks of sequence s, in a branch that lends its summary."""
+    return chunks(source.parts, source.net, source.cache, source.held, first, last, s, batch)[0]
+
+
+def chunks(
+    parts: tuple[KeyPart, ...],
+    net: Net | None,
+    cache: LayerCache | None,
+    held: str,
+    first: int,
+    last: int,
+    s: int,
+    batch: Batch,
+) -> tuple[Tensor, Tensor]:
+    """Keys [G, M, D] and values [G, M, E] of the complete chunks of sequence s: from the cache where that holds them."""
+    assert isinstance(net, ChunkPool), "chunks have pools"
+    if cache is None or not held:
+        k, v, learned = text_keys(parts, first, last, s)
+        return net.keys(k[:, learned:], 0), net.values(v[:, learned:])
+    found = []
+    done = runs(batch.pasts[s] + batch.sizes[s], net.span, net.step)
+    for word in ("k", "v"):
+        plan = next(
+            one
+            for one in cache.plan.pooled
+            if one.name.startswith(f"{held}.{word}.") and one.first <= first and last <= one.last
+        )
+        found.append(cache.pooled(plan.name, batch)[s][first - plan.first : last - plan.first + 1, :done])
+    return found[0], found[1]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .chunks_pooled import ChunkPool
 from .rotary import Rope, rotate, rotate_by, undo
 
 if TYPE_CHECKING:
@@ -116,4 +117,4 @@ class LearnedPool(nn.Module):
         return rotate(mapped.transpose(0, 1), at, self.turned).transpose(0, 1)
 
 
-Net = Indexed | LearnedPool
+Net = Indexed | LearnedPool | ChunkPool

@@ -40,7 +40,9 @@ class Selector:
     diagonals   a unit is no token but a distance back from the query
     keys        what scores: each token's `own` key, the `mean` of every run of `span` tokens, its `bounds` in each channel, or
                 its keys `joined` to one, which as many queries score, joined in reverse; a run begins every `step` tokens.
-                `indexer`: queries and keys of its own; `learned`: pooled keys and queries through maps; `summary`: a layer's
+                `indexer`: queries and keys of its own; `learned`: pooled keys and queries through maps; `summary`: the
+                keys of another branch's chunks. `chunks`: nothing is chosen, every run is one key and value
+                (chunks_pooled.py)
     score       `dot`: the product with the query (of bounds: the largest that a key within them could have); `softmax`: its
                 share of the mass of all runs that have been read, or of coarser ones, lse = (span, step)
     shared      who shares a choice: nobody (`head`), a KV head's query heads (`group`) or all (`layer`); `heads`: how their
@@ -64,7 +66,7 @@ class Selector:
 
     unit: int = 1
     diagonals: bool = False
-    keys: Literal["own", "mean", "bounds", "joined", "indexer", "learned", "summary"] = "own"
+    keys: Literal["own", "mean", "bounds", "joined", "indexer", "learned", "summary", "chunks"] = "own"
     span: int = 1
     step: int = 1
     score: Literal["dot", "softmax"] = "dot"
@@ -86,7 +88,7 @@ class Selector:
     all_seen: tuple[Literal["first", "last"], int] | None = None
     previous: bool = False
     held: str = ""
-    reference: Callable[..., tuple[Tensor, Tensor]] | None = field(default=None, compare=False)
+    reference: Callable[..., tuple[Tensor, ...]] | None = field(default=None, compare=False)
     net: Net | None = field(default=None, compare=False)
     source: Source | None = field(default=None, compare=False)
 

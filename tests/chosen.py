@@ -29,6 +29,8 @@ class Asking:
     cap: float | None = None
     net: tuple | None = None
     """an indexer's q [L, J, D], k [L, D] and weights [L, J]"""
+    chunks: list | None = None
+    """for each head the keys of another branch's chunks"""
     maps: tuple | None = None
     """for each head q [H, P, D] and k [H, L, D] before they are turned, maps of both, and what turns x [n, D] at places [n]"""
 
@@ -221,6 +223,8 @@ def _steps(kind, size: int) -> tuple[int, int]:
     """The tokens of a run, and from one run to the next."""
     if getattr(kind.keys, "word", "") == "mean" and kind.keys.n is not None:
         return kind.keys.n, kind.keys.stride
+    if getattr(kind.keys, "kind", "") == "summary":
+        return kind.keys.n, kind.keys.stride
     return (1, 1) if kind.keys == "own" else (size, size)
 
 
@@ -233,7 +237,8 @@ def _head_scores(kind, runs: list[range], h: int, asking: Asking) -> list[float]
     """The runs' scores by one head; a query's own share in them goes to what it has read whole."""
     total = [0.0] * len(runs)
     for q, i in queries(kind, asking, h):
-        for m, score in enumerate(_query_scores(kind, complete(*_steps(kind, unit_size(kind)), i), q, asking.k[h], i, asking)):
+        keys = asking.k[h] if asking.chunks is None else asking.chunks[h]
+        for m, score in enumerate(_query_scores(kind, complete(*_steps(kind, unit_size(kind)), i), q, keys, i, asking)):
             total[m] += score
     return total
 
@@ -241,7 +246,7 @@ def _head_scores(kind, runs: list[range], h: int, asking: Asking) -> list[float]
 def _query_scores(kind, runs: list[range], q: torch.Tensor, k: torch.Tensor, i: int, asking: Asking) -> list[float]:
     if kind.keys == "minmax":
         return [float(torch.maximum(q * k[run].amax(0), q * k[run].amin(0)).sum()) for run in map(list, runs)]
-    products = means(q, k, runs)
+    products = means(q, k, runs) if asking.chunks is None else [float(q @ key) for key in k[: len(runs)]]
     if kind.score == "dot":
         return products
     logits = [logit(product, asking) for product in products]

@@ -34,6 +34,9 @@ def content(call, leaf, owner_of, at, h, q, k, x):
             if getattr(own.keys, "word", "") == "learned":
                 ask.maps = _maps(call, a, kind, at, h, asked, keys)
 
+            if getattr(own.keys, "kind", "") == "summary":
+                ask.chunks = _chunks(call, a, kind, h, own.keys)
+
             def now(ask=ask, own=own):
                 return torch.tensor(chosen(own, ask, rest))
 
@@ -63,6 +66,13 @@ def _maps(call, a, kind, at, h, q, k):
     queries = torch.stack([q[:, o] for o in range(first, last)])
     keys, q_maps, k_maps = (torch.stack([x[o // ratio] for o in range(first, last)]) for x in (k.transpose(0, 1), *maps))
     return queries, keys, q_maps, k_maps, lambda x, places: x if a.rope is None else rotated(x, places, a)
+
+
+def _chunks(call, a, kind, h, summary):
+    """The keys of a branch's chunks, for the heads that share the choice of head h."""
+    ratio, per = a.heads // a.kv_heads, getattr(kind.per, "word", "head")
+    first, last = {"head": (h, h + 1), "group": (h // ratio * ratio, (h // ratio + 1) * ratio)}.get(per, (0, a.heads))
+    return [call.summaries[summary][o // ratio] for o in range(first, last)]
 
 
 def _lent(call, kind):

@@ -21,6 +21,7 @@ from memory_formulas import memory
 from plain_formulas import FORMULAS, context
 from space_formulas import ssm
 from state_formulas import linear
+from summary_formulas import chunk_keys, chunk_values, sees_chunk
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class _Call:
     """what the output gate of the mixer at hand reads"""
     lent: tuple = ()
     """how the nearest earlier layer that makes a choice makes it, and its q and k"""
+    summaries: dict = field(default_factory=dict)
+    """of this layer's branches: a summary, and for each KV head the keys of its chunks"""
     seen_inputs: set = field(default_factory=set)
     """of which indexers the text has this call's inputs already"""
 
@@ -257,7 +260,7 @@ class _Call:
             sink = self.weights[f"{at}.sink_logit"][h] if leaf.attributes.sink_logit else None
             more = self.content(leaf, mixer, at, h, asked, k, x)
             outputs.append(self.head(leaf, at, g, q[:, h], k[:, g], v[:, g], sink, more))
-        self.lends(mixer, asked, k)
+        self.lends(mixer, at, asked, k)
         return self.output(at, shape, torch.stack(outputs, dim=1), x)
 
     def content(self, leaf, mixer, at, h, q, k, x):
@@ -265,8 +268,12 @@ class _Call:
         ratio = leaf.attributes.heads // leaf.attributes.kv_heads
         return content(self, leaf, lambda o: owner(mixer, o // ratio, self.step.phase, self.step.length), at, h, q, k, x)
 
-    def lends(self, mixer, q, k):
+    def lends(self, mixer, at, q, k):
         """A layer that is full or chooses for itself lends its choice to the next ones."""
+        leaf = owner(mixer, 0, self.step.phase, self.step.length)
+        for kind in leaf.keys:
+            if kind.kind == "summary":
+                self.summaries[kind] = [chunk_keys(kind, leaf.attributes, self.weights, at, k[:, g]) for g in range(k.shape[1])]
         making = [kind for kind in owner(mixer, 0, self.step.phase, self.step.length).keys if kind.kind in ("full", "routed")]
         if making and not getattr(making[0], "from_", None):
             self.lent = (making[0] if making[0].kind == "routed" else None), q, k
@@ -314,7 +321,8 @@ class _Call:
     def head(self, leaf, at, g, q, k, v, sink, more=None):
         """One head: q [n, D], k [L, D], v [L, E] -> [n, E]. Learned keys stand before the text's. `more`: what content adds."""
         a, n = leaf.attributes, len(q)
-        seen = mask(tuple(kind for kind in leaf.keys if kind.kind != "routed"), self.past, n, self.step.length, a.causal)
+        others = tuple(kind for kind in leaf.keys if kind.kind not in ("routed", "summary"))
+        seen = mask(others, self.past, n, self.step.length, a.causal)
         if more is not None:
             seen = seen | more
         turned, products = self.products(leaf, q, k, seen)
@@ -322,6 +330,16 @@ class _Call:
             products = torch.cat((turned @ self.weights[f"{at}.persistent_key"][:, g].T, products), dim=1)
             v = torch.cat((self.weights[f"{at}.persistent_value"][:, g], v))
         seen = torch.cat((seen.new_ones(n, products.shape[1] - seen.shape[1]), seen), dim=1)
+        for kind in [kind for kind in leaf.keys if kind.kind == "summary"]:
+            keys = chunk_keys(kind, a, self.weights, at, k)
+            if keys:
+                rows = range(self.past, self.past + n)
+                by = [[sees_chunk(kind, others, i, m, self.step.length) for m in range(len(keys))] for i in rows]
+                products, seen = (
+                    torch.cat((products, turned @ torch.stack(keys).T), dim=1),
+                    torch.cat((seen, torch.tensor(by)), dim=1),
+                )
+                v = torch.cat((v, torch.stack(chunk_values(kind, self.weights, at, v[-len(k) :]))))
         return score_weights(self.scaled(products, a), seen, a, sink) @ v
 
     def products(self, leaf, q, k, seen):

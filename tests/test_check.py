@@ -23,7 +23,7 @@ from attnc.compiler.value import Share
 from attnc.dsl import SpecError
 
 SPECS = Path(__file__).parent.parent / "specs"
-CHOSEN = ("dsa", "infllm-v2", "minference", "moba", "quest", "recycled", "sala", "seer", "sparse-frontier", "xattention")
+CHOSEN = ("dsa", "infllm-v2", "minference", "moba", "nsa", "quest", "recycled", "sala", "seer", "sparse-frontier", "xattention")
 """Specs that are built in which content chooses keys."""
 
 BUILT = (

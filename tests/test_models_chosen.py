@@ -69,6 +69,13 @@ SPECS = {
         " learned(pool = [max, min, mean]), queries = block(4), score = softmax, per = head, selection = noncausal) }\n"
         "1: block_local(3) | routed(blocks(3), top_k = 2, keys = learned(pool = [mean]), score = softmax)"
     ),
+    "nsa": spec_text(
+        "all: gate(compressed, sink(4) | window(8, aligned = 4) | routed(blocks(4), top_k = 4, keys = compressed,"
+        " score = softmax, fold = sum, per = group(sum), overlap = counted), window(5), by = sigmoid, shared = [q])",
+        ", value_dim = 6",
+        mixes="mix compressed = summary(4, stride = 2, pool = mlp)",
+    ),
+    "summaries beside tokens": spec_text("all: sink(1) | window(6, aligned = 3) | summary(3, pool = mean, value_pool = max)"),
     "recycled": spec_text(
         "all: when { phase == decode: routed(tokens, top_k = 4, score = softmax, per = group(max),"
         " refresh = [every(7), cosine(0.3, every = 2)], on_refresh = dense), else: full }"

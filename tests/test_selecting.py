@@ -200,17 +200,24 @@ SPECS = {
     "bounds": "all: window(3) | routed(blocks(3), top_k = 2, keys = minmax, per = head, overlap = counted)",
     "pooled": "all: sink(2) | routed(blocks(4), top_k = 2, keys = mean(4, stride = 2),"
     " score = softmax(lse = mean(8, stride = 4)))",
+    "indexer": "0: full\n1: routed(tokens, top_k = 3, keys = indexer(heads = 2, head_dim = 6), per = layer)\n"
+    "2: routed(tokens, top_k = 2, from = previous, per = layer)",
+    "summary": "all: gate(short, routed(blocks(4), top_k = 2, keys = short, score = softmax, fold = sum), by = sigmoid)",
 }
+MIXES = {"summary": "mix short = summary(4, stride = 2, pool = mlp)"}
 WAYS = ("torch", "reference")
 
 
-def model_of(layers: str, folder):
-    return made(check_text(spec_text(layers)), folder)
+def model_of(layers: str, folder, mixes: str = ""):
+    return made(check_text(spec_text(layers, mixes=mixes)), folder)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return {name: model_of(layers, tmp_path_factory.mktemp("chosen") / "built") for name, layers in SPECS.items()}
+    return {
+        name: model_of(layers, tmp_path_factory.mktemp("chosen") / "built", MIXES.get(name, ""))
+        for name, layers in SPECS.items()
+    }
 
 
 def drawn(rows: int, tokens: int) -> torch.Tensor:

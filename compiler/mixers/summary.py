@@ -7,11 +7,14 @@ that the rest of the union shows token by token has no summary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from attnc.compiler.declare import Bounds, Budgeted, Positional
-from attnc.compiler.mixer import Growing, Kept, Kind, Mixer, Weight
-from attnc.compiler.value import Broken, derived
+from attnc.compiler.mixer import Growing, Kept, Kind, Lacking, Mixer, Scores, Weight
+from attnc.compiler.value import Broken, Share, derived
+
+if TYPE_CHECKING:
+    from attnc.compiler.families import Selector
 
 Pool = Literal["mean", "max", "sum", "last_query", "mlp", "recurrence", "attention"]
 
@@ -62,14 +65,71 @@ def _growing(kind: Summary, attributes: Any, _model: Any) -> tuple[Growing, ...]
 
 
 def _weights(kind: Summary, attributes: Any, model: Any) -> tuple[Weight, ...]:
-    """RAT's forget gate: one number a channel of every KV head."""
+    """RAT's forget gate: one number a channel of every KV head; NSA's maps of a chunk's rows side by side, for all heads."""
     if kind.pool != "recurrence":
-        return ()
+        pools = (("k", kind.pool, attributes.head_dim), ("v", kind.value_pool, attributes.value_dim))
+        return tuple(one for name, pool, width in pools if pool == "mlp" for one in _maps(f"summary.{name}", kind.n, width))
     width = attributes.kv_heads * attributes.head_dim
     return (
         Weight(name="summary_gate.weight", shape=(width, model.dim)),
         Weight(name="summary_gate.bias", shape=(width,), start=0.0),
     )
+
+
+def _maps(name: str, n: int, width: int) -> tuple[Weight, ...]:
+    return (
+        Weight(name=f"{name}.place", shape=(n, width)),
+        Weight(name=f"{name}.up.weight", shape=(width, n * width)),
+        Weight(name=f"{name}.down.weight", shape=(width, width)),
+    )
+
+
+def _selector(kind: Summary) -> Selector:
+    """In the words of choices: every chunk that has been read, one key each."""
+    from attnc.compiler import families  # a spec is checked without it
+
+    every = Share(percent=100.0 / kind.stride)
+    return families.Selector(keys="chunks", span=kind.n, step=kind.stride, score="softmax", top_k=every)
+
+
+def _scores(kind: Summary, attributes: Any, _model: Any) -> Scores:
+    arguments = (attributes.head_dim, attributes.value_dim, kind.n, kind.stride, (kind.pool, kind.value_pool))
+    return Scores("summary", "ChunkPool", "chunks_pooled", arguments, reads_input=False, rotated=-1, chooses=False)
+
+
+def _unbuilt(kind: Summary) -> Iterator[Lacking]:
+    for word in dict.fromkeys((kind.pool, kind.value_pool)):
+        if word in ("last_query", "recurrence", "attention"):
+            yield Lacking(f"`pool = {word}` of `summary`", "`mean`, `max`, `sum` or `mlp`", "write another pool")
+
+
+def chunk_keys(k: Any, v: Any, i: Any, net: Any, sizes: Any) -> Any:
+    """Keys k [H, L, D] as before they were turned, values v [H, L, E] -> (a key and a value for each chunk, their last
+    positions, which chunks each query at i has read [N, M]).
+
+    net: (pools of keys and values, maps of keys and of values, how keys are turned); sizes: (tokens of a chunk, from one to the
+    next).
+    """
+    import torch
+
+    (pools, maps, turn), (n, stride) = net, sizes
+    begins = range(0, k.shape[1] - n + 1, stride)
+
+    def pooled(x: Any, pool: str, weights: Any) -> Any:
+        rows = []
+        for begin in begins:
+            chunk = x[:, begin : begin + n]
+            if pool == "mlp":
+                place, up, down = weights
+                inner = torch.stack([up @ (head + place).reshape(-1) for head in chunk])
+                rows.append((inner * torch.sigmoid(inner)) @ down.T)
+            else:
+                rows.append({"mean": chunk.mean(1), "sum": chunk.sum(1), "max": chunk.amax(1)}[pool])
+        return torch.stack(rows, dim=1) if rows else x[:, :0]
+
+    last = torch.tensor([begin + n - 1 for begin in begins], device=k.device, dtype=i.dtype)
+    keys, values = pooled(k, pools[0], maps[0]), pooled(v, pools[1], maps[1])
+    return turn(keys, last), values, last <= i[:, None]
 
 
 def _fits(kind: Summary, attributes: Any, _model: Any) -> Iterator[Broken]:
@@ -88,6 +148,10 @@ MIXER = Mixer(
         Summary(n=4, pool="max", value_pool="attention"),
         Summary(n=4, pool="recurrence"),
     ),
+    chooses=_selector,
+    formulas=(chunk_keys,),
+    scores=_scores,
+    unbuilt=_unbuilt,
     kept=lambda kind: Kept(recent=0 if kind.pool == "recurrence" else kind.n),
     weights=_weights,
     state=_state,

@@ -229,6 +229,8 @@ def chosen_keys(
     length = k.shape[1]
     units = length if unit == "diagonals" else -(-length // unit)
     learned = runs[0] == "learned"
+    if runs[0] == "summary":  # keys that stand for its chunks in another branch
+        k, runs = asks[1][2][0], ("own", *runs[1:])
     if learned:
         rows, k = learned_rows(q, k, i, asks[1][2], asks[0], unit, asks[1][0])
         runs = ("own", *runs[1:])

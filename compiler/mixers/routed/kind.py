@@ -62,9 +62,7 @@ class Routed(Kind):
     threshold: Annotated[float | None, Bounds(-1e6, 1e6), Budgeted("tuned")] = None
     at_least: Units = 1
     at_most: Annotated[int | None, Bounds(1, 2**24)] = None
-    keys: Annotated[Keys, NotBuilt("centre", "descent", "last", TwoStep, Hash, Summary)] = derived(
-        default_factory=_default_keys
-    )
+    keys: Annotated[Keys, NotBuilt("centre", "descent", "last", TwoStep, Hash)] = derived(default_factory=_default_keys)
     queries: Annotated[Literal["each", "all"] | QueryBlock | Last, NotBuilt("all")] = "each"
     score: Annotated[Literal["dot"] | SoftmaxScore | Antidiagonal | Estimated, NotBuilt(Estimated)] = "dot"
     fold: Literal["max", "sum"] = "max"

@@ -19,6 +19,7 @@ from attnc.compiler.mixers.routed.choice import (
 )
 from attnc.compiler.mixers.routed.kind import Routed
 from attnc.compiler.mixers.routed.units import Indexer, LearnedPool, Mean, unit_size
+from attnc.compiler.mixers.summary import Summary
 from attnc.compiler.print_value import print_value
 from attnc.compiler.value import Share
 
@@ -39,6 +40,8 @@ def selector(kind: Routed) -> Selector:
         amount = top_k
     span, step = (unit, unit) if kind.keys == "minmax" or isinstance(kind.keys, Mean | LearnedPool) else (1, 1)
     if isinstance(kind.keys, Mean) and kind.keys.n is not None and kind.keys.stride is not None:
+        span, step = kind.keys.n, kind.keys.stride
+    if isinstance(kind.keys, Summary):
         span, step = kind.keys.n, kind.keys.stride
     joined = isinstance(kind.score, Antidiagonal)
     if isinstance(kind.score, Antidiagonal):
@@ -87,13 +90,15 @@ def _refresh(kind: Routed) -> tuple[int | tuple[float, int], ...]:
     )
 
 
-def _keys(kind: Routed) -> Literal["own", "mean", "bounds", "joined", "indexer", "learned"]:
+def _keys(kind: Routed) -> Literal["own", "mean", "bounds", "joined", "indexer", "learned", "summary"]:
     if isinstance(kind.score, Antidiagonal):
         return "joined"
     if isinstance(kind.keys, Indexer):
         return "indexer"
     if isinstance(kind.keys, LearnedPool):
         return "learned"
+    if isinstance(kind.keys, Summary):
+        return "summary"
     return "mean" if isinstance(kind.keys, Mean) else "bounds" if kind.keys == "minmax" else "own"
 
 

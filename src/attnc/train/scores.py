@@ -29,7 +29,7 @@ def teaches_scores(spec: Spec) -> bool:
     if words != {"attention"} or recipe.loss:
         return False
     found = [
-        MIXERS[kind.kind].scores(kind, attention.attributes, spec.model) is not None
+        (one := MIXERS[kind.kind].scores(kind, attention.attributes, spec.model)) is not None and one.chooses
         for layer in spec.layers
         for attention in attentions(layer.mixer)
         for kind in attention.keys
