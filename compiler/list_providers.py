@@ -36,6 +36,8 @@ def unread(launch: Launch, groups: tuple[Seen, ...]) -> str | None:
 
 def unlisted(one: Selector) -> str | None:
     """Why kernels do not read what a selector chooses."""
+    if one.keys == "chunks":
+        return "its kernels read keys of tokens, not what stands for chunks of them"
     if one.diagonals:
         return "its kernels read units of keys, not distances"
     if one.refresh or one.all_seen is not None:
