@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from attnc.compiler.data import to_data
 from attnc.compiler.spec import Spec
@@ -103,7 +103,7 @@ def spec_digest(spec: Spec) -> str:
 def policy_text(policy: Policy) -> str:
     """The text of a policy file: a line for each field and each row, so that two of them can be compared line by line."""
     lines = []
-    for name, value in to_data(policy).items():
+    for name, value in _whole(to_data(policy)).items():
         if name in ROWS and value:
             rows = ",\n".join(
                 f"  {json.dumps({key: one for key, one in row.items() if one not in ({}, '', None)})}" for row in value
@@ -112,3 +112,14 @@ def policy_text(policy: Policy) -> str:
         else:
             lines.append(f' "{name}": {json.dumps(value)}')
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _whole(value: Any) -> Any:
+    """Numbers of budgets without a fraction where they have none."""
+    if isinstance(value, dict):
+        return {name: _counts(one) if name == "budgets" else _whole(one) for name, one in value.items()}
+    return [_whole(one) for one in value] if isinstance(value, list) else value
+
+
+def _counts(budgets: dict[str, float]) -> dict[str, float]:
+    return {path: int(one) if float(one).is_integer() else one for path, one in budgets.items()}

@@ -18,6 +18,7 @@ from attnc.compiler.full import full
 from attnc.compiler.spec import (
     Alternative,
     Attention,
+    BudgetSite,
     Chain,
     Choose,
     Gate,
@@ -31,6 +32,7 @@ from attnc.compiler.spec import (
     When,
     WhenCase,
 )
+from attnc.compiler.tuning import Method
 from attnc.compiler.walk import attentions, children, first_leaf, is_softmax, joined, rebuilt, selected_scope
 from attnc.dsl import tree
 from attnc.dsl.diagnostic import SpecError
@@ -74,6 +76,7 @@ class Unit(NamedTuple):
     kv_heads: int
     per: str
     candidates: tuple[Candidate, ...]
+    by: Method | None = None
 
     @property
     def place(self) -> Place:
@@ -135,7 +138,7 @@ class Units:
 
     def all(self) -> tuple[Unit, ...]:
         """Every unit, layer by layer. Raises TooManyError."""
-        known: dict[int, list[tuple[str, int, str, tuple[Candidate, ...]]]] = {}
+        known: dict[int, list[tuple[str, int, str, Method | None, tuple[Candidate, ...]]]] = {}
         for layer in self.text.layers:
             if id(layer.mixer) not in known:
                 known[id(layer.mixer)] = [
@@ -143,14 +146,14 @@ class Units:
                     for scope, mixer in pieces(layer.mixer)
                 ]
         return tuple(
-            Unit(layer.index, scope, kv_heads, per, candidates)
+            Unit(layer.index, scope, kv_heads, per, candidates, by)
             for layer in self.text.layers
-            for scope, kv_heads, per, candidates in known[id(layer.mixer)]
+            for scope, kv_heads, per, by, candidates in known[id(layer.mixer)]
             if len(candidates) > 1
         )
 
-    def _candidates(self, layer: int, scope: str, mixer: Mixer) -> tuple[str, tuple[Candidate, ...]]:
-        """(per, candidates), each of them another mixer."""
+    def _candidates(self, layer: int, scope: str, mixer: Mixer) -> tuple[str, Method | None, tuple[Candidate, ...]]:
+        """(per, by, candidates), each of them another mixer."""
         decisions = dict(chooses(mixer))
         moving = {path: self.values(site) for path, site in self.sites.items() if self._moves(path, layer, scope, mixer)}
         count = 1
@@ -167,7 +170,13 @@ class Units:
         if len(found) > MOST:
             raise TooManyError(f"layer {layer} has {len(found)} candidates")
         by = {choose.per for choose in decisions.values()} | {self.sites[path].per for path in moving if self.sites[path].per}
-        return ("head" if by == {"head"} else "layer"), tuple(found.values())
+        written = [choose.by for choose in decisions.values()] + [self._written[path].by for path in moving]
+        methods = [one for one in written if one is not None]
+        return ("head" if by == {"head"} else "layer"), next(iter(methods), None), tuple(found.values())
+
+    @cached_property
+    def _written(self) -> dict[str, BudgetSite]:
+        return {site.path: site for site in self.text.budgets}
 
     def _add(
         self, found: dict[Mixer, Candidate], layer: int, scope: str, words: Mapping[str, str], numbers: Mapping[str, float]

@@ -8,7 +8,7 @@ import torch
 from test_tune import TEXT
 
 import attnc
-from attnc.cli.tune import target_of
+from attnc.cli.tune_kernels import target_of
 from attnc.codegen.build import Options, build
 from attnc.codegen.tune import table as tables
 from attnc.codegen.tune.tune import tune

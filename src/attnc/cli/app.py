@@ -35,7 +35,7 @@ COMMANDS = (
     "lsp",
     "doctor",
 )
-"""Each is a function of its name in a file of its name; in the order of the help."""
+"""Each is a function or a group of its name in a file of its name; in the order of the help."""
 
 KEYWORDS = {"import": "import_checkpoint", "eval": "evaluate"}
 """Commands whose names Python needs for itself."""
@@ -57,5 +57,9 @@ def app(arguments: list[str], **options: Any) -> None:
     whole.callback(invoke_without_command=True, help=HELP, epilog=EPILOG)(version.options)
     for command in named or COMMANDS:
         name = KEYWORDS.get(command, command)
-        whole.command(command)(getattr(import_module(f"attnc.cli.{name}"), name))
+        found = getattr(import_module(f"attnc.cli.{name}"), name)
+        if isinstance(found, typer.Typer):
+            whole.add_typer(found, name=command)
+        else:
+            whole.command(command)(found)
     whole(arguments, **options)

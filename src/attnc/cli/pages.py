@@ -38,18 +38,11 @@ def pages() -> dict[str, Page]:
     from attnc.runtime.codes import CODES as RUNNING
     from attnc.tasks import codes as asking
     from attnc.train import codes as training
+    from attnc.tune import codes as tuning
 
     examples = {**syntax.EXAMPLES, **meaning.EXAMPLES}
-    rooms = (
-        reader.CODES,
-        checker.CODES,
-        problem.CODES,
-        checkpoint.CODES,
-        RUNNING,
-        asking.CODES,
-        training.CODES,
-        deciding.CODES,
-    )
+    ours = (reader, checker, deciding, problem, checkpoint, asking, training, tuning)
+    rooms = (*(room.CODES for room in ours), RUNNING)
     found = [Page(code, title, text, examples.get(code)) for room in rooms for code, (title, text) in room.items()]
     assert len({page.code for page in found}) == len(found), "a code of two rooms"
     return {page.code: page for page in sorted(found)}

@@ -34,6 +34,12 @@ SCHEMAS: dict[str, tuple[str, str, str]] = {
     "tune": ("attnc.codegen.tune.messages", "TuneReport", "attnc tune kernels --json"),
     "tuned": ("attnc.codegen.tune.table", "Table", "the file of attnc tune kernels"),
     "tuning": ("attnc.codegen.tune.table", "FolderTuning", "tuning.json of a built folder"),
+    "policy": ("attnc.compiler.policy", "Policy", "the file of attnc tune solve; attnc tune solve --json"),
+    "run": ("attnc.tune.runs", "Settings", "run.json of attnc tune score"),
+    "journal": ("attnc.tune.journal", "Row", "a line of the journal of attnc tune score"),
+    "score": ("attnc.tune.report", "ScoreReport", "attnc tune score --json"),
+    "frontier": ("attnc.tune.report", "FrontierReport", "attnc tune solve --frontier --json"),
+    "prove": ("attnc.tune.prove", "Verdict", "attnc tune prove --json"),
     "verify": ("attnc.codegen.verify.report", "VerifyReport", "attnc verify --json"),
     "gpu": ("attnc.codegen.triton.verified", "Verified", "one row of docs/gpu.json"),
 }

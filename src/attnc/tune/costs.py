@@ -1,0 +1,135 @@
+"""What candidates cost: bytes of the cache from the spec, milliseconds from a table of costs or measured on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+import attnc
+from attnc.bench.timing import clock, interleaved
+from attnc.compiler.cache_spec import cache_spec, row_bytes
+from attnc.compiler.planned import Plan
+from attnc.compiler.spec import Spec
+from attnc.compiler.units import FULL, Unit, Units
+from attnc.tune.journal import Key, Row
+
+if TYPE_CHECKING:
+    from attnc.runtime.model import BuiltModel
+
+Objective = Literal["decode_ms", "prefill_ms", "kv_bytes"]
+OBJECTIVES: tuple[Objective, ...] = ("decode_ms", "prefill_ms", "kv_bytes")
+CACHE_TYPE = "bfloat16"
+SECONDS = 0.25
+"""For which each time is taken, at least five times."""
+
+Costs = dict[tuple[int, str, str], dict[str, float]]
+
+STEPS = 256
+"""Decode steps that a timed cache has room for."""
+
+
+def table_costs(
+    units: Units, every: Sequence[Unit], device: str, length: int, batch: int
+) -> dict[tuple[int, str, str], dict[str, float]]:
+    """(layer, scope, name of candidate) -> objective -> cost of the whole unit, by a device's table; full attention included.
+
+    A candidate that nobody prices has no milliseconds.
+    """
+    found: Costs = {}
+    most = max(len(unit.candidates) for unit in every)
+    for number in range(-1, most):
+        picks = {
+            unit.place: [FULL if number < 0 else unit.candidates[min(number, len(unit.candidates) - 1)]] * unit.kv_heads
+            for unit in every
+        }
+        spec = units.settled(picks)
+        plan = attnc.plan(spec, device, length, batch)
+        rows = cache_spec(spec, CACHE_TYPE)
+        for unit in every:
+            own = [row for row in rows if row.layer == unit.layer and _inside(row.scope, unit)]
+            costs = {"kv_bytes": float(batch * sum(row_bytes(row, length) for row in own))}
+            for phase in ("decode", "prefill"):
+                seconds = _seconds(plan, unit, phase)
+                if seconds is not None:
+                    costs[f"{phase}_ms"] = 1000 * seconds
+            found[(*unit.place, picks[unit.place][0].name)] = costs
+    return found
+
+
+def _inside(scope: str, unit: Unit) -> bool:
+    return not unit.scope or scope == unit.scope or scope.startswith(f"{unit.scope}.")
+
+
+def _seconds(plan: Plan, unit: Unit, phase: str) -> float | None:
+    """The price of a unit's nodes, None where one has none."""
+    here = [choice for choice in plan.choices if choice.layer == unit.layer and choice.phase == phase]
+    prices = [choice.seconds for choice in here if _inside(choice.node.partition("/")[2].rpartition("/")[0], unit)]
+    return None if any(price is None for price in prices) else sum(price or 0.0 for price in prices)
+
+
+def priced(spec: Spec, device: str, objective: str, length: int, batch: int) -> float:
+    """A cost of a whole settled spec, as its plan prices its mixers, or its cache."""
+    if objective == "kv_bytes":
+        return float(batch * sum(row_bytes(row, length) for row in cache_spec(spec, CACHE_TYPE)))
+    phase = objective.removesuffix("_ms")
+    plan = attnc.plan(spec, device, length, batch)
+    return 1000 * sum(choice.seconds or 0.0 for choice in plan.choices if choice.phase == phase)
+
+
+@torch.no_grad()
+def measured(models: Mapping[str, BuiltModel], length: int, batch: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of a decode step after `length` tokens and of a prefill of as many, of several models in turns."""
+    weight = next(next(iter(models.values())).parameters())
+    watch = clock(weight.device)
+    tokens = torch.zeros(batch, length, dtype=torch.int64, device=weight.device)
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
+    prefill = {name: _prefill(model, tokens) for name, model in models.items()}
+    decode = {name: _decode(model, tokens) for name, model in models.items()}
+    for what, calls in (("prefill_ms", prefill), ("decode_ms", decode)):
+        for name, times in interleaved(calls, watch, SECONDS).items():
+            found[name][what] = 1000 * times.median
+    return found
+
+
+def _prefill(model: BuiltModel, tokens: torch.Tensor) -> Any:
+    return lambda: model.model(*_packed(model, tokens))
+
+
+def _packed(model: Any, tokens: torch.Tensor) -> tuple[Any, Any]:
+    from attnc.tune.probes import new_call_of
+
+    call, packed = new_call_of(model, tokens)
+    return packed, call
+
+
+def _decode(model: BuiltModel, tokens: torch.Tensor) -> Any:
+    """A step; the cache grows by one token each time, which is little beside `length`."""
+    cache = model.new_cache(tokens.shape[0], tokens.shape[1] + STEPS)
+    model(tokens, cache=cache)
+    return lambda: model(tokens[:, :1], cache=cache)
+
+
+def interpolated(points: Mapping[int, float], length: int) -> float:
+    """A cost at a length between those that were measured; beyond them that of the nearest, in proportion to the length."""
+    lengths = sorted(points)
+    if length in points:
+        return points[length]
+    below, above = [one for one in lengths if one < length], [one for one in lengths if one > length]
+    if below and above:
+        low, high = below[-1], above[0]
+        share = (length - low) / (high - low)
+        return points[low] + share * (points[high] - points[low])
+    nearest = lengths[0] if above else lengths[-1]
+    return points[nearest] * length / nearest
+
+
+def measured_rows(rows: Mapping[Key, Row], machine: str, batch: int) -> dict[str, dict[str, dict[int, float]]]:
+    """Candidate -> objective -> length -> milliseconds, on one machine."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for row in rows.values():
+        if row.what == "cost" and row.machine == machine and row.batch == batch:
+            for what, value in row.values.items():
+                found.setdefault(row.candidate, {}).setdefault(what, {})[row.length] = value
+    return found

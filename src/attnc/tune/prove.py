@@ -1,0 +1,179 @@
+"""The proof of a policy: the whole model on texts that nothing was measured on. Sums of single losses are no proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import attnc
+from attnc.codegen.build import Options as BuildOptions
+from attnc.codegen.build import build
+from attnc.compiler.policies import settle
+from attnc.compiler.policy import Figure, Machine, Policy, TaskLoss
+from attnc.compiler.spec import Spec
+from attnc.compiler.units import FULL
+from attnc.compiler.value import Value
+from attnc.evaluate.report import Loss
+from attnc.evaluate.run import Options, evaluate
+from attnc.evaluate.subject import Subject
+from attnc.tune import costs
+from attnc.tune.runs import Run
+from attnc.tune.solve import Wanted, policy, solve
+from attnc.tune.table import Table
+
+EVALUATED = {"text": "nll", "passkey": "passkey"}
+"""What each task of a run is called in an evaluation."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How much worse than full attention each task may be: `rise` of a loss relatively, `drop` of a share of right answers.
+
+    rounds  how often budgets rise and another policy is tried
+    """
+
+    rise: float = 0.01
+    drop: float = 0.02
+    trials: int = 40
+    lengths: tuple[int, ...] = ()
+    text: Path | None = None
+    rounds: int = 3
+    batch: int = 4
+
+
+class Verdict(Value):
+    """What `attnc tune prove` says: `worst` is the task that comes nearest to its limit, or is farthest beyond it, and `used`
+    the part of the limit that it takes.
+    """
+
+    schema_version: int = 1
+    proved: bool
+    rounds: int
+    worst: str
+    used: float
+    estimate: float | None
+    policy: Policy
+
+
+@dataclass(eq=False)
+class Prover:
+    """One proof on one machine. `dtype`: of the models, as in `attnc eval`."""
+
+    run: Run
+    weights: Path
+    scratch: Path
+    device: str
+    dtype: Any
+    machine: Machine
+    gate: Gate
+    times: bool
+    say: Say
+
+    def go(self, first: Policy, table: Table) -> Verdict:
+        """Tries the policy, and as long as it fails another one with higher budgets."""
+        full = self._measured(self._full(), "full")
+        now, count = first, 0
+        while True:
+            subject = self._subject(settle(self.run.spec, now), f"policy_{count}")
+            losses = self._compared(full, self._evaluated(subject))
+            worst, used = max(((one, self._used(one)) for one in losses), key=lambda pair: pair[1])
+            now = replace(now, losses=losses, proved=used <= 1, figures=self._figures(now, subject))
+            name = f"{worst.task} at {worst.length} tokens"
+            self.say(f"round {count}: {name} takes {used:.0%} of what it may lose")
+            if used <= 1 or count == self.gate.rounds:
+                estimate = now.estimate
+                return Verdict(proved=used <= 1, rounds=count, worst=name, used=used, estimate=estimate, policy=now)
+            count += 1
+            raised = self._raised(now, table, count)
+            if raised is None:
+                self.say("nothing has a higher budget")
+                return Verdict(proved=False, rounds=count, worst=name, used=used, estimate=now.estimate, policy=now)
+            now = raised
+
+    def _raised(self, last: Policy, table: Table, count: int) -> Policy | None:
+        """The policy with half the loss, or with a fifth more of each cost; None where that is the same one."""
+        loss = last.limits.get("loss")
+        limits = {what: 1.2 * limit for what, limit in last.limits.items() if what != "loss"}
+        wider = replace_rounds(table, count)
+        wanted = Wanted(last.objective, limits, loss=None if loss is None else loss / 2)
+        said = limits | ({} if loss is None else {"loss": loss / 2})
+        made = policy(wider, solve(wider, wanted), self.machine, said)
+        return None if made.settings == last.settings and made.budgets == last.budgets else made
+
+    def _used(self, one: TaskLoss) -> float:
+        """The part of what a task may lose that it loses."""
+        limit = self.gate.rise if one.task == "text" else self.gate.drop
+        return one.rise / limit if limit else (0.0 if one.rise <= 0 else float("inf"))
+
+    def _full(self) -> Subject:
+        picks = {unit.place: [FULL] * unit.kv_heads for unit in self.run.all}
+        return self._subject(self.run.units.settled(picks), "full")
+
+    def _subject(self, spec: Spec, name: str) -> Subject:
+        """A built model of a settled spec."""
+
+        place = self.scratch / name
+        build(spec, place, BuildOptions(device=self.machine.device, weights=self.weights))
+        return Subject(place, attnc.load(place, self.device, self.dtype), spec)
+
+    def _measured(self, subject: Subject, name: str) -> Mapping[tuple[str, int], tuple[float, int]]:
+        self.say(f"{name}: {subject.cache_bytes(max(self._lengths)):,} bytes of cache")
+        return self._evaluated(subject)
+
+    @property
+    def _lengths(self) -> tuple[int, ...]:
+        return self.gate.lengths or self.run.settings.lengths
+
+    def _evaluated(self, subject: Subject) -> dict[tuple[str, int], tuple[float, int]]:
+        """(task, length) -> nats a token or the share of wrong answers, and trials."""
+        tasks = tuple(EVALUATED[task] for task in self.run.settings.tasks)
+        options = Options(
+            tasks=tasks,
+            lengths=self._lengths,
+            trials=self.gate.trials,
+            batch=self.gate.batch,
+            seed=self.run.settings.seed + 1,
+            text=self.gate.text,
+        )
+        report = evaluate(subject, options, lambda *_: None)
+        found = {}
+        for row in report.rows:
+            if isinstance(row, Loss):
+                found["text", row.length] = row.value, row.windows
+            else:
+                found[row.task, row.length] = 1 - row.value, row.trials
+        return found
+
+    @staticmethod
+    def _compared(
+        full: Mapping[tuple[str, int], tuple[float, int]], own: Mapping[tuple[str, int], tuple[float, int]]
+    ) -> tuple[TaskLoss, ...]:
+        found = []
+        for (task, length), (value, trials) in own.items():
+            before = full[task, length][0]
+            rise = value / before - 1 if task == "text" else value - before
+            found.append(TaskLoss(task=task, length=length, full=before, policy=value, rise=rise, trials=trials))
+        return tuple(found)
+
+    def _figures(self, now: Policy, subject: Subject) -> tuple[Figure, ...]:
+        """The policy's figures with what the composed model takes, where times are measured."""
+        if not self.times:
+            return now.figures
+        found = []
+        for figure in now.figures:
+            if figure.what == "kv_bytes":
+                found.append(figure)
+            else:
+                model: Any = subject.model
+                taken = costs.measured({"policy": model}, figure.length, figure.batch)["policy"]
+                found.append(replace(figure, measured=taken[figure.what]))
+        return tuple(found)
+
+
+def replace_rounds(table: Table, rounds: int) -> Table:
+    """The table after so many proofs that failed."""
+    return replace(table, rounds=rounds, notes=[])

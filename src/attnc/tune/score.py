@@ -1,0 +1,359 @@
+"""Measuring: what is missing of a run, one text after another, by as many processes as there are.
+
+A process that works on a text holds its lock; others take other texts. The system lets a lock go when its process dies.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+
+from attnc.compiler.policies import trouble
+from attnc.compiler.policy import Machine
+from attnc.compiler.tuning import Coverage, RetrievalScore, Similarity, TrainedGate
+from attnc.compiler.units import FULL, Unit
+from attnc.compiler.value import Share, tokens_of
+from attnc.compiler.walk import every as every_mixer
+from attnc.compiler.walk import kinds
+from attnc.tune import costs, gate, watch
+from attnc.tune.journal import Key, Row
+from attnc.tune.models import Models
+from attnc.tune.probes import Probe, read
+from attnc.tune.runs import Run
+from attnc.tune.samples import Sample, Source
+
+GATE_STEPS = 200
+WAIT = 0.5
+"""Seconds before a process that has nothing to do looks again."""
+
+DEAR = ("hidden", "nll", "kl")
+"""Losses for which the layers above are run again."""
+
+
+class Progress(NamedTuple):
+    """Measurements that are there, those of all, what was measured last, and seconds until the end (None: nobody knows)."""
+
+    done: int
+    total: int
+    what: str
+    left: float | None
+
+
+class Job(NamedTuple):
+    """One text of one sort of measurement, which one process does."""
+
+    what: Any
+    task: str
+    length: int
+    number: int
+    keys: frozenset[Key]
+
+    @property
+    def name(self) -> str:
+        """Of its lock."""
+        return f"{self.what}-{self.task or 'all'}-{self.length}-{self.number}"
+
+
+@dataclass(eq=False)
+class Scorer:
+    """One process at work on a run."""
+
+    run: Run
+    weights: Path
+    device: str
+    machine: Machine
+    scratch: Path
+    times: bool
+    say: Callable[[Progress], None]
+
+    def go(self) -> None:
+        """Measures until nothing is missing. Raises SpecError A6xx; what is measured stays, whenever this ends."""
+        (self.run.place / "locks").mkdir(exist_ok=True)
+        known = set(self.run.journal.rows())
+        wanted = frozenset(key for job in self.jobs for key in job.keys)
+        self.began, self.first = time.monotonic(), len(known & wanted)
+        while missing := [job for job in self.jobs if not job.keys <= known]:
+            worked = False
+            for job in missing:
+                with self.alone(job) as mine:
+                    if not mine:
+                        continue
+                    known = set(self.run.journal.rows())
+                    if not job.keys <= known:
+                        self.do(job, known)
+                        worked = True
+            known = set(self.run.journal.rows())
+            if not worked:
+                time.sleep(WAIT)  # others hold what is left, or have just done it
+        self.progress("done")
+
+    @contextmanager
+    def alone(self, job: Job) -> Iterator[bool]:
+        """Whether no other process has the job."""
+        lock = FileLock(self.run.place / "locks" / job.name)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def do(self, job: Job, known: set[Key]) -> None:
+        """Measures what is missing of a job."""
+        doing: Any = getattr(self, f"_{job.what}")
+        doing(job, known)
+
+    def add(self, row: Row) -> None:
+        """Into the journal at once."""
+        self.run.journal.add([row])
+        self.done += 1
+        self.progress(f"{row.what} {row.task} {row.length}")
+
+    def progress(self, what: str) -> None:
+        """Tells how far this is."""
+        total = sum(len(job.keys) for job in self.jobs)
+        speed = (time.monotonic() - self.began) / self.done if self.done else None
+        here = min(total, self.first + self.done)
+        self.say(Progress(here, total, what, None if speed is None else speed * (total - here)))
+
+    done, first, began = 0, 0, 0.0
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """All of the run."""
+        settings, every = self.run.settings, self.run.all
+        methods = {type(unit.by) for unit in every}
+        texts = range(settings.samples)
+        found = []
+        for task in settings.tasks:
+            for length in settings.lengths:
+                found += [Job("loss", task, length, n, frozenset(self._loss_keys(task, length, n))) for n in texts]
+        for length in settings.lengths:
+            tasks = [task for task in settings.tasks if task == "passkey"]
+            if RetrievalScore in methods:
+                self._asks_passkeys(tasks)
+                found += [self._watch("retrieval", "passkey", length, n, RetrievalScore) for n in texts]
+            if Similarity in methods:
+                found += [self._watch("similarity", settings.tasks[0], length, n, Similarity) for n in texts]
+            if TrainedGate in methods:
+                self._asks_passkeys(tasks)
+                found.append(self._watch("gate", "passkey", length, 0, TrainedGate))
+        if self.times:
+            for length in settings.lengths:
+                found += [
+                    Job("cost", "", length, batch, frozenset(self._cost_keys(length, batch))) for batch in settings.batches
+                ]
+        return found
+
+    def _asks_passkeys(self, tasks: Sequence[str]) -> None:
+        if not tasks:
+            raise trouble(
+                "A613", "the method of a choose asks passkeys, which are not measured", self.run.place, "add --task passkey"
+            )
+
+    def _loss_keys(self, task: str, length: int, number: int) -> Iterator[Key]:
+        for unit in self.run.all:
+            for candidate in unit.candidates:
+                for first, last in unit.groups:
+                    yield self._loss_row(task, length, number, unit, candidate.name, first, last, {}).key
+
+    @staticmethod
+    def _loss_row(
+        task: str, length: int, number: int, unit: Unit, name: str, first: int, last: int, values: dict[str, float]
+    ) -> Row:
+        place: dict[str, Any] = {"layer": unit.layer, "scope": unit.scope, "first": first, "last": last}
+        return Row(what="loss", task=task, length=length, sample=number, **place, candidate=name, values=values)
+
+    def _watch(self, what: Any, task: str, length: int, number: int, method: type) -> Job:
+        units = self.of(method)
+        keys = [
+            Row(
+                what=what, task=task, length=length, sample=number, layer=u.layer, scope=u.scope, first=g, last=g, values={}
+            ).key
+            for u in units
+            for g in (range(u.kv_heads) if what != "similarity" else [-1])
+        ]
+        return Job(what, task, length, number, frozenset(keys))
+
+    def of(self, method: type) -> list[Unit]:
+        """The units that a method decides."""
+        return [unit for unit in self.run.all if isinstance(unit.by, method)]
+
+    def _cost_keys(self, length: int, batch: int) -> Iterator[Key]:
+        for name in ("full", *(str(number) for number in range(self.most))):
+            yield Row(what="cost", length=length, batch=batch, candidate=name, machine=self.machine.gpu, values={}).key
+
+    @cached_property
+    def most(self) -> int:
+        """Candidates of the unit that has most."""
+        return max(len(unit.candidates) for unit in self.run.all)
+
+    @cached_property
+    def models(self) -> Models:
+        """All from one checkpoint."""
+        settings = self.run.settings
+        return Models(
+            self.run.units, self.run.all, self.weights, self.scratch, self.device, settings.dtype, self.machine.device
+        )
+
+    @cached_property
+    def full(self) -> Any:
+        """The model that losses are measured against."""
+        return self.models.full()
+
+    @cached_property
+    def uniform(self) -> list[Any]:
+        """A model for each number of a candidate."""
+        return [self.models.uniform(number) for number in range(self.most)]
+
+    @cached_property
+    def source(self) -> Source:
+        """Of texts."""
+        settings = self.run.settings
+        text = None if settings.text is None else Path(settings.text)
+        return Source(self.weights, self.run.spec.model.vocab, text, settings.seed)
+
+    def sample(self, job: Job) -> Sample:
+        """The text of a job."""
+        found = self.texts.setdefault((job.task, job.length), [])
+        if not found:
+            found += self.source.samples(job.task, job.length, self.run.settings.samples)
+        if job.number >= len(found):
+            message = f"{self.source.prose.name} has only {len(found)} texts of {job.length} tokens"
+            raise trouble("A613", message, self.run.place, f"--samples {max(1, len(found))}, or a longer --text")
+        return found[job.number]
+
+    @cached_property
+    def texts(self) -> dict[tuple[str, int], list[Sample]]:
+        """By task and length."""
+        return {}
+
+    @torch.no_grad()
+    def _loss(self, job: Job, known: set[Key]) -> None:
+        """Each candidate of each unit, alone among full attention."""
+        sample, probes = self.sample(job), self.run.settings.probes
+        masses = "mass" in probes
+        probe = Probe.of(self.full, self.run.all, sample, masses)
+        for number in range(self.most):
+            seen = None
+            for unit in self.run.all:
+                if number >= len(unit.candidates):
+                    continue
+                candidate = unit.candidates[number]
+                same = self.run.units.mixer(unit.place, candidate) == self.run.units.mixer(unit.place, FULL)
+                for first, last in unit.groups:
+                    row = self._loss_row(job.task, job.length, job.number, unit, candidate.name, first, last, {})
+                    if row.key in known:
+                        continue
+                    if not same and seen is None:
+                        seen = read(self.uniform[number], self.run.all, sample, probe.seen, masses=masses)
+                    values = dict.fromkeys(_columns(probes), 0.0) if same else self._values(probe, unit, first, last, seen)
+                    place: dict[str, Any] = {"layer": unit.layer, "scope": unit.scope, "first": first, "last": last}
+                    said: dict[str, Any] = {"task": job.task, "length": job.length, "sample": job.number}
+                    self.add(Row(what="loss", **said, **place, candidate=candidate.name, values=values))
+
+    def _values(self, probe: Probe, unit: Unit, first: int, last: int, seen: Any) -> dict[str, float]:
+        probes = self.run.settings.probes
+        found: dict[str, float] = {}
+        if "mass" in probes and unit.place in seen.masses and unit.place in probe.seen.masses:
+            found["mass"] = probe.mass(unit, first, last, seen)
+            rows = unit.by.rows if isinstance(unit.by, Coverage) else 0
+            if 0 < rows < len(probe.sample.tokens):
+                found["mass"] = probe.mass(unit, first, last, seen, rows)
+        found["output"] = probe.output(unit, first, last, seen)
+        if "hidden" in probes:
+            found |= probe.above(unit, first, last, seen)._asdict()
+        return found
+
+    @torch.no_grad()
+    def _retrieval(self, job: Job, known: set[Key]) -> None:
+        found = watch.retrieval(self.full, self.of(RetrievalScore), self.sample(job))
+        self._by_group(job, known, self.of(RetrievalScore), found, "retrieval")
+
+    def _gate(self, job: Job, known: set[Key]) -> None:
+        units = self.of(TrainedGate)
+        samples = self.source.samples("passkey", job.length, GATE_STEPS)
+        method = units[0].by
+        assert isinstance(method, TrainedGate), "asked for these units alone"
+        kept, dropped = (self.models.uniform(number).use("torch") for number in (0, 1))
+
+        def said(step: int) -> None:
+            self.progress(f"gate, step {step} of {GATE_STEPS}")
+
+        found = gate.trained(kept, dropped, units, samples, method, GATE_STEPS, said)
+        self._by_group(job, known, units, found, "gate")
+
+    def _by_group(self, job: Job, known: set[Key], units: Sequence[Unit], found: Any, name: str) -> None:
+        for unit in units:
+            for group, value in enumerate(found.get(unit.place, [0.0] * unit.kv_heads)):
+                place: dict[str, Any] = {"layer": unit.layer, "scope": unit.scope, "first": group, "last": group}
+                said: dict[str, Any] = {"task": job.task, "length": job.length, "sample": job.number}
+                row = Row(what=job.what, **said, **place, values={name: float(value)})
+                if row.key not in known:
+                    self.add(row)
+
+    @torch.no_grad()
+    def _similarity(self, job: Job, known: set[Key]) -> None:
+        units = self.of(Similarity)
+        counts = {unit.place: self._kept(unit, job.length) for unit in units}
+        table, lost = watch.similarity(self.full, units, self.sample(job), counts)
+        for at, unit in enumerate(units):
+            values = {str(other.layer): table[at][number] for number, other in enumerate(units)} | {"lost": lost[at]}
+            said: dict[str, Any] = {"task": job.task, "length": job.length, "sample": job.number}
+            row = Row(what="similarity", **said, layer=unit.layer, scope=unit.scope, values=values)
+            if row.key not in known:
+                self.add(row)
+
+    def _kept(self, unit: Unit, length: int) -> int:
+        """How many keys the alternative that reuses a choice keeps."""
+        for candidate in unit.candidates:
+            for mixer in every_mixer(self.run.units.mixer(unit.place, candidate)):
+                for kind, _ in kinds(mixer):
+                    count = getattr(kind, "top_k", None)
+                    if isinstance(count, int | Share):
+                        return max(1, tokens_of(count, length))
+        return max(1, length // 10)
+
+    @torch.no_grad()
+    def _cost(self, job: Job, known: set[Key]) -> None:
+        """Each candidate in all units at once, beside full attention, in turns."""
+        for number, model in enumerate(self.uniform):
+            found = costs.measured({"full": self.full, str(number): model}, job.length, job.number)
+            for name, values in found.items():
+                said: dict[str, Any] = {"length": job.length, "batch": job.number, "machine": self.machine.gpu}
+                row = Row(what="cost", **said, candidate=name, values=values)
+                if row.key not in known:
+                    self.add(row)
+                    known.add(row.key)
+
+
+def _columns(probes: Sequence[str]) -> list[str]:
+    return [*(("mass",) if "mass" in probes else ()), "output", *(DEAR if "hidden" in probes else ())]
+
+
+@contextmanager
+def one_per_gpu(device: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Waits until no other process of attnc tune measures on this GPU; a CPU is shared."""
+    with ExitStack() as held:
+        if device.startswith("cuda"):
+            name = str(torch.cuda.get_device_properties(device).uuid)
+            lock = FileLock(Path(tempfile.gettempdir()) / f"attnc-gpu-{name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                say(f"waiting: another process measures on {device}")
+                lock.acquire()
+            held.callback(lock.release)
+        yield

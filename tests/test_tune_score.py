@@ -1,0 +1,325 @@
+"""Measuring, solving and proving a tiny model; journals that are killed; tables of others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from torch.nn import functional as F
+
+import attnc
+from attnc.cli import invoke
+from attnc.compiler.cache_spec import cache_bytes
+from attnc.compiler.policies import read_policy
+from attnc.compiler.policy import Machine, spec_digest
+from attnc.compiler.units import FULL, Units
+from attnc.dsl import SpecError
+from attnc.tune import prove as proving
+from attnc.tune.journal import Journal, Row
+from attnc.tune.models import Models
+from attnc.tune.probes import Probe, read
+from attnc.tune.runs import Run, Settings
+from attnc.tune.samples import Source
+from attnc.tune.score import Scorer
+from attnc.tune.solve import Wanted, frontier, solve
+from attnc.tune.solve import policy as made_policy
+from attnc.tune.table import Table
+from attnc.tune.tables import imported
+
+MODEL = "model m { vocab = 64, dim = 16, layers = 2, ffn = none, norm = rms(1e-5), heads = 4, kv_heads = 2, head_dim = 8 }\n"
+SPEC = MODEL + "layers { all: choose(per = head) { all: full, near: sink(1) | window(budget(2..8, default = 4, per = head)) } }"
+LENGTH = "24"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A spec, a folder with weights, and a run that has measured everything."""
+    path = tmp_path_factory.mktemp("tune")
+    (path / "m.attn").write_text(SPEC)
+    attnc.build(attnc.check(path / "m.attn"), path / "built", init=0)
+    assert invoke(scoring(path, "run")) == 0
+    return path
+
+
+def scoring(path, run, *more):
+    given = ["--weights", str(path / "built"), "--length", LENGTH, "--samples", "2", "--points", "2", "--device", "cpu"]
+    return ["tune", "score", str(path / "m.attn"), "-o", str(path / run), *given, "--probe", "mass,output,hidden", *more]
+
+
+def test_a_loss_is_what_the_whole_model_loses_with_one_group_changed(place, tmp_path):
+    run = Run.open(place / "run")
+    scorer = Scorer(run, place / "built", "cpu", Machine(device="cpu"), tmp_path, False, lambda _: None)
+    unit, job = run.all[1], scorer.jobs[0]
+    sample, candidate = scorer.sample(job), run.all[1].candidates[2]
+    models = scorer.models
+    with torch.no_grad():
+        full = models.full()
+        one = models.of({run.all[0].place: [FULL] * 2, unit.place: [FULL, candidate]})
+        tokens, asked = torch.tensor([sample.tokens]), list(sample.asked)
+        words, other = (F.log_softmax(model(tokens).logits[0, asked], -1) for model in (full, one))
+        kl = float(F.kl_div(other, words, log_target=True, reduction="batchmean"))
+        targets = torch.tensor(sample.targets)
+        nll = float(F.nll_loss(other, targets) - F.nll_loss(words, targets))
+    values = run.journal.rows()[scorer._loss_row("passkey", 24, 0, unit, candidate.name, 1, 1, {}).key].values
+    assert values["kl"] == pytest.approx(kl, abs=1e-6)
+    assert values["nll"] == pytest.approx(nll, abs=1e-5)
+    assert values["kl"] > 0
+    assert 0 < values["mass"] < 1
+    same = run.journal.rows()[scorer._loss_row("passkey", 24, 0, unit, "all", 1, 1, {}).key].values
+    assert set(same.values()) == {0.0}
+
+
+def test_recovered_mass_is_that_of_the_maps(place, tmp_path):
+    units = Units(attnc.check(SPEC), 2)
+    every = units.all()
+    models = Models(units, every, place / "built", tmp_path, "cpu", "float32", "cpu")
+    sample = Source(place / "built", 64, None, 0).samples("passkey", 24, 1)[0]
+    with torch.no_grad():
+        probe = Probe.of(models.full(), every, sample, masses=True)
+        number = next(at for at, one in enumerate(every[0].candidates) if one.name.endswith("window.n=8"))
+        seen = read(models.uniform(number), every, sample, probe.seen, masses=True)
+        layer = probe.model.model.layers[0].self_attn
+        x = probe.seen.inputs[0]
+        from attnc.tune.probes import new_call
+
+        call, _ = new_call(probe.model, sample)
+        turn = call.angles(layer.rope)
+        runtime = sys.modules[f"{type(probe.model).__module__.rpartition('.')[0]}.runtime.rotary"]
+        q, k = (runtime.rotate_by(p(x).unflatten(-1, (-1, 8)), *turn) for p in (layer.q_proj, layer.k_proj))
+        logits = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(2, 1)) / 8**0.5
+        i, j = torch.arange(24)[:, None], torch.arange(24)[None]
+        weights = logits.masked_fill(j > i, float("-inf")).softmax(-1)
+        lost = 1 - (weights * ((j < 1) | (i - j < 8))).sum(-1)[2:4].mean()
+    assert probe.mass(every[0], 1, 1, seen) == pytest.approx(float(lost), abs=1e-6)
+
+
+def test_a_run_goes_on_where_it_was_killed(place):
+    whole = Journal(place / "run/journal.jsonl")
+    path = place / "killed/journal.jsonl"
+    given = scoring(place, "killed", "--samples", "1")
+    command = [sys.executable, "-m", "attnc", *given]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(2400):
+        if path.is_file() and path.read_bytes().count(b"\n") >= 5:
+            break
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    left = Journal(path).rows()
+    half = {key: row for key, row in whole.rows().items() if key.sample == 0}
+    assert 5 <= len(left) < len(half)
+    assert invoke(given) == 0
+    assert len(path.read_text().splitlines()) == len(half)
+    assert Journal(path).rows().keys() == half.keys()
+
+
+def test_half_a_line_is_measured_again_and_a_wrong_one_is_an_error(tmp_path):
+    rows = [Row(what="loss", task="text", layer=layer, values={"kl": 1.0}) for layer in range(3)]
+    journal = Journal(tmp_path / "j")
+    journal.add(rows)
+    text = (tmp_path / "j").read_bytes()
+    for cut in range(text.rfind(b"\n", 0, -1) + 1, len(text)):
+        (tmp_path / "j").write_bytes(text[:cut])
+        assert list(journal.rows().values()) == rows[:2]
+        journal.add(rows[2:])
+        assert (tmp_path / "j").read_bytes() == text
+    (tmp_path / "j").write_bytes(text.replace(b'"layer": 1', b'"layer": "one"'))
+    with pytest.raises(SpecError, match="line 2 of j is no measurement"):
+        journal.rows()
+
+
+def test_a_text_that_another_process_works_on_is_left_to_it(place, tmp_path):
+    run = Run.open(place / "run")
+    scorer = Scorer(run, place / "built", "cpu", Machine(device="cpu"), tmp_path, False, lambda _: None)
+    job = scorer.jobs[0]
+    with FileLock(run.place / "locks" / job.name), scorer.alone(job) as mine:
+        assert not mine
+    with scorer.alone(job) as mine:
+        assert mine
+
+
+def test_a_run_is_of_one_spec_and_one_checkpoint(place, capsys, tmp_path):
+    (tmp_path / "m.attn").write_text(SPEC.replace("layers = 2", "layers = 3"))
+    given = ["--weights", str(place / "built"), "--device", "cpu", "--length", LENGTH]
+    assert invoke(["tune", "score", str(tmp_path / "m.attn"), "-o", str(place / "run"), *given]) != 0
+    assert "A612" in capsys.readouterr().err
+    (tmp_path / "m.attn").write_text(MODEL + "layers { all: full }")
+    assert invoke(["tune", "score", str(tmp_path / "m.attn"), "-o", str(tmp_path / "run"), *given]) != 0
+    assert "A611" in capsys.readouterr().err
+    assert invoke(["tune", "solve", str(tmp_path / "run")]) != 0
+    assert "A610" in capsys.readouterr().err
+
+
+def test_solving_keeps_limits_and_says_what_none_keeps(place, capsys):
+    run = Run.open(place / "run")
+    table = Table(run, "h100", 4096)
+    half = 0.5 * table.whole("kv_bytes")
+    found = solve(table, Wanted("loss", {"kv_bytes": half}))
+    assert found.solution.costs["kv_bytes"] <= half
+    uniform = solve(table, Wanted("loss", {"kv_bytes": half}, per="all"))
+    assert sum(found.solution.loss.values()) <= sum(uniform.solution.loss.values())
+    made = made_policy(table, found, Machine(device="h100"), {"kv_bytes": half})
+    bytes_told = next(one.predicted for one in made.figures if one.what == "kv_bytes")
+    assert bytes_told == pytest.approx(found.solution.costs["kv_bytes"])
+    with pytest.raises(SpecError, match="kv_bytes is at least"):
+        solve(table, Wanted("loss", {"kv_bytes": 1.0}))
+    points = frontier(table, "kv_bytes")
+    for one in points:
+        if one.per == "all":
+            assert any(other.per == "head" and other.loss <= one.loss and other.cost <= one.cost for other in points)
+    assert invoke(["tune", "solve", str(place / "run"), "--limit", "kv_bytes=half"]) == 2
+    capsys.readouterr()
+
+
+def test_devices_differ_in_what_they_make_cheap(place):
+    run = Run.open(place / "run")
+    parts = {}
+    for device in ("h100", "cpu"):
+        table = Table(run, device, 16384)
+        found = solve(table, Wanted("decode_ms", {}, loss=1.0)).solution
+        parts[device] = found.costs["decode_ms"] / table.whole("decode_ms")
+    assert parts["cpu"] != parts["h100"]
+
+
+def test_a_policy_that_fails_its_proof_gets_more_budget_until_it_holds(place, monkeypatch, capsys):
+    solving = ["tune", "solve", str(place / "run"), "--objective", "loss", "--device", "cpu", "--length", "512"]
+    assert invoke([*solving, "--limit", "kv_bytes=60%"]) == 0
+    first = read_policy(place / "m.cpu.policy.json")
+
+    def evaluated(_, subject):
+        wrong = 0.1 + (subject.cache_bytes(512) < 0.8 * full)
+        return {("passkey", 24): (wrong, 4), ("other", 24): (0.1, 4)}
+
+    full = cache_bytes(attnc.check(SPEC), 512, "float32")
+    monkeypatch.setattr(proving.Prover, "_evaluated", evaluated)
+    assert invoke(["tune", "prove", str(place / "run"), "--device", "cpu", "--rounds", "0"]) == 1
+    assert "not proved" in capsys.readouterr().out
+    assert invoke(["tune", "prove", str(place / "run"), "--device", "cpu", "--rounds", "5", "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["worst"] == "passkey at 24 tokens"
+    assert verdict["rounds"] > 0
+    proved = read_policy(place / "m.cpu.policy.json")
+    assert proved.proved
+    assert not first.proved
+    assert proved.limits["kv_bytes"] > first.limits["kv_bytes"]
+
+
+# --- methods and tables, whose numbers are made up
+
+
+def run_of(path, text, rows):
+    """A run of a spec whose journal holds these rows."""
+    spec = attnc.check(text)
+    settings = Settings(
+        file=str(path / "x.attn"),
+        spec=spec_digest(spec),
+        weights_from="",
+        weights="",
+        data="",
+        tasks=("passkey",),
+        lengths=(4096,),
+        samples=1,
+        probes=("mass", "output"),
+    )
+    run = Run.begin(path / "run", spec, settings)
+    losses = [
+        Row(
+            what="loss",
+            task="passkey",
+            length=4096,
+            layer=unit.layer,
+            first=first,
+            last=last,
+            candidate=one.name,
+            values={"kl": 0.1, "output": 0.1, "mass": 0.0 if one is unit.candidates[0] else 0.05 * (1 + unit.layer)},
+        )
+        for unit in run.all
+        for first, last in unit.groups
+        for one in unit.candidates
+    ]
+    run.journal.add([*losses, *rows])
+    return run
+
+
+def heads_of(run, **changes):
+    """The names of the alternatives that the spec's method takes, by layer."""
+    table = replace(Table(run, "h100", 4096), **changes)
+    found = {}
+    for layer, _, first, last, name in solve(table, Wanted("kv_bytes", {})).solution.picks:
+        found.setdefault(layer, []).extend([name.split()[0]] * (last - first + 1))
+    return found
+
+
+def shortened(name, layers):
+    text = (Path(__file__).parent.parent / "specs" / f"{name}.attn").read_text()
+    return text.replace("layers = 32", f"layers = {layers}")
+
+
+def scores(what, values):
+    return [
+        Row(what=what, task="passkey", length=4096, layer=layer, first=group, last=group, values={what: value})
+        for layer, row in enumerate(values)
+        for group, value in enumerate(row)
+    ]
+
+
+def test_gates_keep_the_share_that_needs_it_and_retrieval_the_heads_above_a_threshold(tmp_path):
+    gates = [[0.9, 0.1, 0.2, 0.8, 0.3, 0.3, 0.7, 0.0], [1.0, 1.0, 0.4, 0.6, 0.5, 0.2, 0.1, 0.95]]
+    duo = run_of(tmp_path / "duo", shortened("duo", 2), scores("gate", gates))
+    kept = sorted((value for row in gates for value in row), reverse=True)[7]
+    assert heads_of(duo) == {at: ["retrieval" if v >= kept else "streaming" for v in row] for at, row in enumerate(gates)}
+    assert sum(row.count("retrieval") for row in heads_of(duo, rounds=2).values()) == 11
+    values = [[0.01 * head for head in range(32)]]
+    copying = run_of(tmp_path / "copy", shortened("retrieval-heads", 1), scores("retrieval", values))
+    assert heads_of(copying)[0] == ["local"] * 10 + ["retrieval"] * 22
+
+
+def test_similar_layers_take_over_choices(tmp_path, monkeypatch):
+    alike = [[1.0, 0.9, 0.5, 0.4], [0.0, 1.0, 0.9, 0.2], [0.0, 0.0, 1.0, 0.95], [0.0, 0.0, 0.0, 1.0]]
+    rows = [
+        Row(
+            what="similarity",
+            task="passkey",
+            length=4096,
+            layer=at,
+            values={str(n): v for n, v in enumerate(row)} | {"lost": 0.0},
+        )
+        for at, row in enumerate(alike)
+    ]
+    run = run_of(tmp_path, shortened("hylra", 4), rows)
+    free = dict.fromkeys(("decode_ms", "prefill_ms", "kv_bytes"), 1.0)
+    priced = {(*unit.place, name): free for unit in run.all for name in ("dense", "reuse", FULL.name)}
+    monkeypatch.setattr(Table, "costs", priced)
+    assert heads_of(run) == {0: ["dense"] * 8, 1: ["reuse"] * 8, 2: ["dense"] * 8, 3: ["reuse"] * 8}
+
+
+def test_tables_of_duo_and_minference_become_policies(tmp_path):
+    said = []
+    spec = attnc.check(shortened("duo", 2))
+    (tmp_path / "heads.tsv").write_text("0.9\t0.1\t0.2\t0.8\t0.3\t0.35\t0.7\t0\n" + "\t".join(["0.5"] * 8) + "\n")
+    made = imported(spec, tmp_path / "heads.tsv", "duo", Machine(device="h100"), said.append)
+    assert [row.choose[""] for row in made.settings[:3]] == ["retrieval", "streaming", "retrieval"]
+    assert said == ["8 of 16 KV heads keep retrieval"]
+    mine = attnc.check(shortened("minference", 1))
+    patterns = [["vertical_and_slash", 1000, 6096, 0.9]] * 8 + [["stream_llm", 100, 800, 1]] * 4
+    patterns += [["vertical_and_slash", 30, 800, 0.9]] * 3 + [["block_sparse", 100, 0, 1]] * 17
+    (tmp_path / "best.json").write_text(json.dumps([{str(head): row for head, row in enumerate(patterns)}]))
+    made = imported(mine, tmp_path / "best.json", "minference", Machine(device="h100"), said.append)
+    names = [(row.first, row.last, row.choose["0"]) for row in made.settings]
+    assert names == [(0, 1, "wide"), (2, 2, "a_shape"), (3, 3, "slanted"), (4, 7, "squares")]
+    assert said[1:] == [
+        "3 heads: lines 30 + 800 becomes slanted, the nearest that the spec has",
+        "1 heads do what most heads of their KV group do",
+    ]
+    (tmp_path / "heads.tsv").write_text("0.9\t0.1\n")
+    with pytest.raises(SpecError, match=r"heads\.tsv has 1 x 2 numbers, duo 2 x 8 KV heads"):
+        imported(spec, tmp_path / "heads.tsv", "duo", Machine(device="h100"), said.append)
