@@ -9,7 +9,7 @@ from attnc.codegen.eager.emit import Masks
 from attnc.codegen.launching import launch, plan_text, rope_text
 from attnc.codegen.parts import Launch, Names, Part, merged
 from attnc.compiler.attributes import Attributes, LogPosition
-from attnc.compiler.graph import Graph, Mix, Project
+from attnc.compiler.graph import Graph, Mix, Project, Smooth
 from attnc.compiler.kept import chunk_size
 from attnc.compiler.mixer import Scores
 from attnc.compiler.mixers import MIXERS
@@ -69,6 +69,7 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         origins=tuple(origins),
         modules=(
             *modules(project, model),
+            *ema_module(a, model, class_name),
             *_ropes(mixes),
             *learned([mix for _, mix in mixes], model),
             *_scorers([mix for _, mix in mixes], model),
@@ -77,7 +78,9 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
         plans=plans,
         slots=len(mixes),
         mixes=launches,
-        launches={one.name: name for one, (name, _) in zip(launches, mixes, strict=True)} | _choices(graph, launches, mixes),
+        launches={one.name: name for one, (name, _) in zip(launches, mixes, strict=True)}
+        | _choices(graph, launches, mixes)
+        | ema_launch(graph, layer, scope, class_name),
         needs=needs(
             project, a, [mix for _, mix in mixes], launches, plans, selecting.scorers([mix for _, mix in mixes], model)
         ),
@@ -104,13 +107,28 @@ def modules(project: Project, model: Model) -> list[str]:
     return [*first, *projecting.after(a, model), *sink, *projecting.out_scale(a, model)]
 
 
+def ema_module(a: Attributes, model: Model, name: str) -> list[str]:
+    """The line of __init__ that makes the moving average which q and k are made of."""
+    if a.input_ema is None:
+        return []
+    scan = f'ChannelStates("{name}.ema", formula=reference.channel_states)'
+    return [f"self.input_ema = InputEma({model.dim}, {a.input_ema}, {scan})"]
+
+
+def ema_launch(graph: Graph, layer: int, scope: str, name: str) -> dict[str, str]:
+    """Its launch, and the node."""
+    found = (one for one, node in graph.nodes(layer) if isinstance(node, Smooth) and node.scope == scope)
+    return {f"{name}.ema": one for one in found}
+
+
 def project_lines(project: Project, handed: bool) -> list[str]:
     """Lines of forward: from x to q [T, H, D], k [T, G, D], v [T, G, E], before positions.
 
     `handed`: a later layer takes q and k over.
     """
     a, own = project.attributes, project.qk_layer is None
-    lines = [*projecting.begin(a, project.chained), *projecting.project(of_softmax(a, own_qk=own), a)]
+    average = ["smooth = self.input_ema(x, call, self.slot)  # [T, W]"] if a.input_ema is not None and own else []
+    lines = [*projecting.begin(a, project.chained), *average, *projecting.project(of_softmax(a, own_qk=own), a)]
     if own and a.share_qk:
         lines.append("k = q")
     if not own:

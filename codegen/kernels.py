@@ -11,7 +11,7 @@ from attnc.codegen.triton import emit as triton
 from attnc.compiler import channel_providers, fast_providers, scan_providers
 from attnc.compiler.attributes import Softplus
 from attnc.compiler.families import FAMILIES, Channels, FastWeights, Recurrence, Softmax
-from attnc.compiler.graph import Apply, Graph, Mix
+from attnc.compiler.graph import Apply, Graph, Mix, Smooth
 from attnc.compiler.list_providers import listed, unmade, unread
 from attnc.compiler.plain_providers import PlainLaunch
 from attnc.compiler.plan import launch_of, states, unsaid
@@ -218,7 +218,7 @@ def _families(graph: Graph, launches: Mapping[str, str]) -> Iterator[tuple[str, 
     """The launches of states, and the members of the families that they are."""
     for launch, node in launches.items():
         served = graph.network.nodes[node]["node"]
-        launched = states(served, graph) if isinstance(served, Apply) else None
+        launched = states(served, graph) if isinstance(served, Apply | Smooth) else None
         if launched is not None and not isinstance(launched, PlainLaunch):
             yield launch, launched.family
 

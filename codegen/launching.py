@@ -89,7 +89,12 @@ def plan_text(mix: Mix, project: Project, at: int, model: Model) -> str:
     arguments = [f"({', '.join(slots)},)", widths]
     if project.qk_layer is not None:
         arguments.append(f"keys_from=self.source{f' + {at}' if at else ''}")
-    states = [*(_conv_states(project) if at == 0 and a.short_conv is not None else ()), *selecting.state_texts(mix, model)]
+    average = ema_states(project, model) if at == 0 else []
+    states = [
+        *(conv_states(project) if at == 0 and a.short_conv is not None else ()),
+        *average,
+        *selecting.state_texts(mix, model),
+    ]
     if states:
         arguments.append(f"states=({', '.join(states)},)")
     pooled = selecting.pooled_texts(mix, model)
@@ -101,11 +106,18 @@ def plan_text(mix: Mix, project: Project, at: int, model: Model) -> str:
     return "LayerPlan(" + "".join(f"\n                {argument}," for argument in arguments) + "\n            )"
 
 
-def _conv_states(project: Project) -> list[str]:
+def conv_states(project: Project) -> list[str]:
+    """What the convolutions on q, k and v keep."""
     a = project.attributes
     assert a.short_conv is not None, "asked only where there is a convolution"
     widths = channels(of_softmax(a, own_qk=project.qk_layer is None))
     return [f'State("{name}_conv", ({a.short_conv - 1}, {width}))' for name, width in widths.items()]
+
+
+def ema_states(project: Project, model: Model) -> list[str]:
+    """What the moving average of the input keeps."""
+    states = project.attributes.input_ema
+    return [] if states is None else [f'State("state", ({model.dim}, {states}), torch.float32)']
 
 
 def _guard(guard: Guard) -> str:
@@ -117,15 +129,7 @@ def _guard(guard: Guard) -> str:
 
 def _group(group: HeadGroup, mix: Mix, visible: Masks, held: Mapping[Kind, str]) -> Group:
     numbers = group.intervals if group.intervals is not None else Intervals()
-    texts = [str(group.first - mix.first), str(group.last - mix.first)]
-    if numbers.sink:
-        texts.append(f"sink={_number(numbers.sink)}")
-    if numbers.near:
-        texts.append(f"near=({', '.join(_near(near, numbers.causal) for near in numbers.near)},)")
-    if numbers.strides:
-        texts.append(f"strides={tuple(numbers.strides)!r}")
-    if numbers.powers:
-        texts.append(f"powers={tuple(numbers.powers)!r}")
+    texts = [str(group.first - mix.first), str(group.last - mix.first), *_numbers(numbers)]
     a = mix.attributes
     chosen = [
         selecting.selector_text(kind, held.get(kind, ""), visible.chosen(group.keys, kind, a.heads // a.kv_heads))
@@ -138,6 +142,24 @@ def _group(group: HeadGroup, mix: Mix, visible: Masks, held: Mapping[Kind, str])
     if chosen:
         text = "HeadGroup(" + "".join(f"\n{' ' * 32}{one}," for one in texts) + f"\n{' ' * 28})"
     return Group(text, str(group.origin))
+
+
+def group_text(group: HeadGroup, visible: Masks, causal: bool) -> str:
+    """A head group of keys that positions alone decide, as source."""
+    assert group.intervals is not None, "asked only of such"
+    parts = [str(group.first), str(group.last), *_numbers(group.intervals)]
+    return f"HeadGroup({', '.join([*parts, f'visible=reference.{visible[group.keys, causal]}'])})"
+
+
+def _numbers(numbers: Intervals) -> list[str]:
+    texts = [f"sink={_number(numbers.sink)}"] if numbers.sink else []
+    if numbers.near:
+        texts.append(f"near=({', '.join(_near(near, numbers.causal) for near in numbers.near)},)")
+    if numbers.strides:
+        texts.append(f"strides={tuple(numbers.strides)!r}")
+    if numbers.powers:
+        texts.append(f"powers={tuple(numbers.powers)!r}")
+    return texts
 
 
 def _near(near: Near, causal: bool) -> str:

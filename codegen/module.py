@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import jinja2
 
-from attnc.codegen import applying, attending, composing, plain, routing, scanning, segmenting, spacing, teaching
+from attnc.codegen import applying, attending, composing, condensing, plain, routing, scanning, segmenting, spacing, teaching
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
@@ -19,7 +19,7 @@ from attnc.compiler.graph import Graph
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.planned import Choice, Plan
 from attnc.compiler.selectors import ranges
-from attnc.compiler.spec import Chain, Choose, Context, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
+from attnc.compiler.spec import Attention, Chain, Choose, Context, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
 from attnc.compiler.walk import is_softmax
 
 Entry = tuple[int, Part, int, str]
@@ -75,6 +75,8 @@ class Classes:
                 part = self.write(first.mixer, layer, f"{scope}.{first.name}" if scope else first.name)
                 if not scope:
                     part = self.alone(first.name, first.mixer, part)
+            case Attention(keys=keys) if any(MIXERS[key.kind].condensed is not None for key in keys):
+                part = condensing.condensed(self.graph, layer, scope, self.names, self.spec.model, self.visible)
             case Context():
                 part = self.context(mixer, layer, scope)
             case Route():

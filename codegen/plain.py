@@ -32,7 +32,7 @@ def plain(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> P
     )
     body = (
         *projecting.begin(node.attributes, node.chained),
-        f"y = self.scan({', '.join(['x', 'call', 'self.slot', *_given(one, weights)])})  # [T, {one.width}]",
+        f"y = self.scan({', '.join(['x', 'call', 'self.slot', *given(one, weights)])})  # [T, {one.width}]",
         *([f"y = y * {projecting.gate(node.attributes, node.chained)}"] if gate else []),
         f"return {projecting.scaled(f'self.{one.out}(y)' if one.out else 'y', node.attributes)}",
     )
@@ -67,7 +67,7 @@ def made(weights: Iterable[Weight]) -> list[str]:
     return lines
 
 
-def _given(one: Plain, weights: Iterable[Weight]) -> list[str]:
+def given(one: Plain, weights: Iterable[Weight]) -> list[str]:
     """What the launch is given behind x: outputs of linear maps, and tensors as they are."""
     found = []
     for weight in weights:

@@ -83,7 +83,7 @@ def project(streams: Streams, a: Attributes, axes: Mapping[str, str] = AXES) -> 
     """Lines of forward: from x to those of q, k and v that are made, [T, heads, width] each, before positions."""
     lines = []
     for name, (heads, width) in streams.items():
-        text = f"self.{name}_proj(x)"
+        text = f"self.{name}_proj({'smooth' if a.input_ema is not None and name != 'v' else 'x'})"
         if a.short_conv is not None:
             lines.append(f'{name} = convolve(self.{name}_conv, {text}, call, self.slot, "{name}_conv")  # [T, channels]')
             text = name
@@ -118,4 +118,5 @@ def needs(streams: Streams, a: Attributes) -> dict[str, set[str]]:
         layers.add("l2_norm")
     if a.qk_norm == "rms" or a.output_norm is not None:
         layers.add("RMSNorm")
-    return ({"layers": layers} if layers else {}) | ({"stateful": {"convolve"}} if a.short_conv is not None else {})
+    ema = {"smoothing": {"InputEma"}, "channels": {"ChannelStates"}} if a.input_ema is not None else {}
+    return ema | ({"layers": layers} if layers else {}) | ({"stateful": {"convolve"}} if a.short_conv is not None else {})

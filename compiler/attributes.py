@@ -109,7 +109,7 @@ class Attributes(Value):
     qk_norm: Literal["rms", "l2"] | None = None
     short_conv: Annotated[int | None, Bounds(2, 8)] = None
     activation: Literal["silu", "gelu"] | None = None
-    input_ema: Annotated[int | None, Bounds(1, 64), NotBuilt()] = None
+    input_ema: Annotated[int | None, Bounds(1, 64)] = None
     share_qk: bool = False
     qk_from: Literal["previous"] | None = None
     init_qk: Normal | None = None

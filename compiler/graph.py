@@ -111,6 +111,24 @@ class Select(Value):
     variants: tuple[Variant, ...]
 
 
+class Condense(Value):
+    """q, k, v -> o where `kind` stands for the keys that `group` does not show."""
+
+    layer: int
+    scope: str
+    attributes: Attributes
+    group: HeadGroup
+    kind: Kind
+
+
+class Smooth(Value):
+    """x -> a moving average of it, which q and k are made of."""
+
+    layer: int
+    scope: str
+    attributes: Attributes
+
+
 class RouteTokens(Value):
     """Each token's key goes to one alternative; every query reads all of them, joined by learned weights."""
 
@@ -146,7 +164,7 @@ class Combine(Value):
     shared: tuple[str, ...] = ()
 
 
-Node = Project | Select | Mix | RouteTokens | Apply | Combine
+Node = Project | Select | Mix | Condense | Smooth | RouteTokens | Apply | Combine
 
 
 @dataclass(frozen=True)
@@ -198,6 +216,7 @@ class _Builder:
         self.network: nx.DiGraph[str] = nx.DiGraph(order=[], model=spec.model)
         self.known: dict[int, tuple[Attributes, Segments]] = {}
         self.contexts: dict[int, Attention] = {}
+        """For each mixer that the graph says with other key sets, these; kept, as what is known goes by identity."""
         self.groups: dict[tuple[int, ...], HeadGroup] = {}
 
     def graph(self) -> Graph:
@@ -236,6 +255,8 @@ class _Builder:
             case Mixing(kind=kind, attributes=attributes, origin=origin):
                 apply = Apply(layer=index, scope=scope, kind=kind, attributes=attributes, origin=origin, chained=chained)
                 return self.add(_name(index, scope, kind.kind), apply, source)
+            case Attention(keys=keys) if any(MIXERS[key.kind].condensed is not None for key in keys):
+                return self.condense(mixer, index, scope, source, chained)
             case Route():
                 return self.route(mixer, index, scope, source, chained)
             case Choose(alternatives=(first, *_)) if not is_softmax(first.mixer):
@@ -286,7 +307,7 @@ class _Builder:
         attributes, mixes = self.known[id(mixer)]
         from_layer = self.qk_source(index) if attributes.qk_from else None
         project = Project(layer=index, scope=scope, attributes=attributes, qk_layer=from_layer, chained=chained)
-        top = self.add(_name(index, scope, "project"), project, source)
+        top = self.add(_name(index, scope, "project"), project, source, self.smooth(attributes, index, scope, source))
         if from_layer is not None:
             self.network.add_edge(_name(from_layer, "", "project"), top, place=1, carries="qk")
         segments = []
@@ -302,6 +323,27 @@ class _Builder:
             segments += tops
         heads = Combine(layer=index, scope=scope, how="heads", attributes=attributes)
         return self.add(_name(index, scope, "heads"), heads, *segments)
+
+    def smooth(self, attributes: Attributes, index: int, scope: str, source: str) -> str:
+        """What q and k are made of, if it is not the input itself."""
+        if attributes.input_ema is None:
+            return ""
+        return self.add(_name(index, scope, "smooth"), Smooth(layer=index, scope=scope, attributes=attributes), source)
+
+    def condense(self, mixer: Attention, index: int, scope: str, source: str, chained: bool) -> str:
+        """A union in which a kind stands for what the others do not show."""
+        attributes = mixer.attributes
+        (kind,) = (key for key in mixer.keys if MIXERS[key.kind].condensed is not None)
+        if id(mixer) not in self.contexts:
+            rest = tuple(key for key in mixer.keys if key is not kind)
+            self.contexts[id(mixer)] = Attention(keys=rest, attributes=attributes, origin=mixer.origin)
+        group = self.group(0, attributes.kv_heads - 1, self.contexts[id(mixer)])
+        project = Project(layer=index, scope=scope, attributes=attributes, chained=chained)
+        top = self.add(_name(index, scope, "project"), project, source, self.smooth(attributes, index, scope, source))
+        node = Condense(layer=index, scope=scope, attributes=attributes, group=group, kind=kind)
+        middle = self.add(_name(index, scope, kind.kind), node, top)
+        heads = Combine(layer=index, scope=scope, how="heads", attributes=attributes)
+        return self.add(_name(index, scope, "heads"), heads, middle)
 
     def group(self, first: int, last: int, leaf: Attention) -> HeadGroup:
         """What KV groups first..last see; rules that use one `mix` share what it says, and go on sharing it."""

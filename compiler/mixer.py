@@ -184,6 +184,9 @@ class Mixer:
                  class in model.py is then written from that, and q, k, v and o are of their own.
     `plain`      mixers: how the kind becomes a launch that plain PyTorch alone runs: plain(kind, attributes, model); its class
                  in model.py is then written from that.
+    `condensed`  key sets that stand for what the rest of the union does not show: how they become a launch with it that plain
+                 PyTorch alone runs: condensed(kind, attributes, model).
+    `beside`     what of it is declared and not built beside the other key sets of a union: beside(kind, those).
     `selection`  key sets that choose by content: selection(kind, class of the choice that it may take over).
     `changes`    changes(kind) -> why results depend on the length or on the step beyond causality; keys within count apart.
     `slots`      changes: slots(kind) -> tokens of the new sequence for each of the old one.
@@ -223,6 +226,8 @@ class Mixer:
     spaced: Callable[..., Spaced] | None = None
     taught: Callable[..., Taught] | None = None
     plain: Callable[..., Plain] | None = None
+    condensed: Callable[..., Plain] | None = None
+    beside: Callable[..., Iterable[Lacking]] = lambda _kind, _rest: ()
     selection: Callable[[Any, Causality], Selection | None] = lambda _kind, _earlier: None
     changes: Callable[[Any], Iterable[str]] = _share_of_length
 
@@ -234,7 +239,7 @@ class Mixer:
     @property
     def built(self) -> bool:
         """Whether this version builds the kind, or only declares it: what it means, and how kernels are told."""
-        if self.chooses is not None:
+        if self.chooses is not None or self.condensed is not None:
             return True
         if self.type == "keys":
             return self.mask is not None and (self.intervals is not _no_intervals or self.own_keys is not _no_keys)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import prod
 
 from attnc.compiler.attributes import Attributes, LearnedScale
-from attnc.compiler.graph import Apply, Combine, Graph, Mix, Node, Project, RouteTokens
+from attnc.compiler.graph import Apply, Combine, Condense, Graph, Mix, Node, Project, RouteTokens, Smooth
 from attnc.compiler.mixer import Weight
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.spec import Model, Spec
@@ -89,6 +89,11 @@ def of_node(node: Node, model: Model) -> list[Weight]:
             return [replace(w, name=f"{prefix}.{w.name}") for w in projections(node, model)]
         case Mix():
             return [replace(w, name=f"{prefix}.{w.name}") for w in of_mix(node, model)]
+        case Condense(kind=kind, attributes=attributes):
+            found = MIXERS[kind.kind].weights(kind, attributes, model)
+            return [replace(w, name=f"{prefix}.{w.name}") for w in found]
+        case Smooth(attributes=attributes):
+            return [replace(w, name=f"{prefix}.input_ema.{w.name}") for w in average(attributes, model)]
         case Apply():
             return [replace(w, name=f"{prefix}.{w.name}") for w in of_apply(node, model)]
         case RouteTokens(attributes=attributes, names=names):
@@ -197,6 +202,15 @@ def of_mix(node: Mix, model: Model) -> list[Weight]:
             seen.add(key)
             found += MIXERS[key.kind].weights(key, node.attributes, model)
     return found
+
+
+def average(a: Attributes, model: Model) -> list[Weight]:
+    """Mega's moving average of the input (arXiv 2209.10655), with its published beginnings but for the signs of beta."""
+    assert a.input_ema is not None, "asked only where there is one"
+    shape = (model.dim, a.input_ema)
+    found = [Weight(name=name, shape=shape, start=(0.0, 0.2)) for name in ("delta", "alpha")]
+    found += [Weight(name="beta", shape=shape, start=(1.0, 0.02)), Weight(name="gamma", shape=shape, start=(0.0, 1.0))]
+    return [*found, Weight(name="omega", shape=(model.dim,), start=(0.0, 1.0))]
 
 
 def _one(model: Model) -> float:

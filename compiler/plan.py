@@ -9,7 +9,7 @@ from attnc.compiler.cost import Alternative, Launch, Seen, Workload
 from attnc.compiler.device import Device
 from attnc.compiler.families import Channels
 from attnc.compiler.fast_providers import Nets
-from attnc.compiler.graph import Apply, Graph, Guard, HeadGroup, Mix, Node, RouteTokens, Select
+from attnc.compiler.graph import Apply, Condense, Graph, Guard, HeadGroup, Mix, Node, RouteTokens, Select, Smooth
 from attnc.compiler.kept import kept_heads
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.plain_providers import PlainLaunch
@@ -32,7 +32,7 @@ def choose(graph: Graph, device: Device, load: Workload, out: tuple[Refusal, ...
     choices = []
     known: dict[tuple[bool, AnyLaunch | None], dict[Phase, tuple[list[Price], tuple[Refusal, ...]]]] = {}
     for name, node in graph.nodes():
-        if isinstance(node, Mix | Select | Apply | RouteTokens):
+        if isinstance(node, Mix | Select | Condense | Smooth | Apply | RouteTokens):
             launch = launch_of(node, cap) if isinstance(node, Mix | Select) else states(node, graph)
             key = isinstance(node, Select), launch
             if key not in known:
@@ -111,10 +111,13 @@ def launch_of(mix: Mix | Select, cap: bool) -> Launch:
     )
 
 
-def states(node: Apply | RouteTokens, graph: Graph) -> States | ChannelLaunch | Nets | PlainLaunch | None:
+def states(node: Apply | Condense | Smooth | RouteTokens, graph: Graph) -> States | ChannelLaunch | Nets | PlainLaunch | None:
     """What the price of a kind that is a launch depends on; None for all others."""
-    if not isinstance(node, Apply):
+    if isinstance(node, RouteTokens):
         return None
+    if isinstance(node, Smooth):
+        average = Channels(step=False, write=False, read=False, weights=True, state=node.attributes.input_ema or 0)
+        return ChannelLaunch(average, graph.model.dim)
     declared, given = MIXERS[node.kind.kind], (node.kind, node.attributes, graph.model)
     if declared.spaced is not None:
         space = declared.spaced(*given)
@@ -123,8 +126,9 @@ def states(node: Apply | RouteTokens, graph: Graph) -> States | ChannelLaunch | 
         return States(space.family, space.heads, q_heads=1, k_heads=1, v_heads=space.heads)
     if declared.taught is not None:
         return Nets.of(declared.taught(*given))
-    if declared.plain is not None:
-        plain = declared.plain(*given)
+    own = declared.condensed if isinstance(node, Condense) else declared.plain
+    if own is not None:
+        plain = own(*given)
         return PlainLaunch(node.kind.kind, plain.how, plain.cost)
     if declared.scanned is None:
         return None

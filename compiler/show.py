@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from attnc.compiler.graph import Apply, Combine, Graph, Guard, HeadGroup, Mix, Node, Project, RouteTokens, Select, Variant
+from attnc.compiler.graph import (
+    Apply,
+    Combine,
+    Condense,
+    Graph,
+    Guard,
+    HeadGroup,
+    Mix,
+    Node,
+    Project,
+    RouteTokens,
+    Select,
+    Smooth,
+    Variant,
+)
 from attnc.compiler.mixer import Kind
 from attnc.compiler.planned import Choice, Plan, Price
 from attnc.compiler.print_value import print_value
@@ -76,6 +90,10 @@ def _node_text(node: Node) -> str:
         case Select(variants=variants):
             kinds = (kind for variant in variants for group in variant.groups for kind in group.choices)
             return f"lists of {', '.join(dict.fromkeys(map(kind_text, kinds)))}"
+        case Condense(group=group, kind=kind):
+            return _keys_text((*group.keys, kind))
+        case Smooth(attributes=a):
+            return f"a moving average with {a.input_ema} states a channel"
         case RouteTokens(names=names, alternatives=alternatives):
             return ", ".join(f"{name}: {_keys_text(keys)}" for name, keys in zip(names, alternatives, strict=True))
         case Apply(kind=kind):

@@ -36,7 +36,7 @@ from attnc.compiler.spec import (
     When,
 )
 from attnc.compiler.taking import problems
-from attnc.compiler.value import Origin, Value
+from attnc.compiler.value import Origin, Share, Value
 from attnc.compiler.walk import alternatives, children, default_leaves, leaves, parts
 from attnc.dsl.diagnostic import Diagnostic, SpecError
 
@@ -55,6 +55,7 @@ PLAIN_ROUTE: dict[str, object] = {
     "short_conv": None,
     "qk_from": None,
     "kv_latent": None,
+    "input_ema": None,
 }
 """Attributes that a route per token can have so far."""
 
@@ -66,6 +67,7 @@ BESIDE_LATENT: dict[str, object] = {
     "share_qk": False,
     "qk_from": None,
     "init_qk": None,
+    "input_ema": None,
 }
 """The only value, beside `kv_latent`, that each of these attributes can have so far."""
 
@@ -78,6 +80,12 @@ BESIDE_CHOICE: dict[str, object] = {
 }
 """The only value, beside a key set that content chooses, that each of these attributes can have so far."""
 
+
+SHOWN = ("sink", "window", "block_local")
+"""Key sets beside which something can stand for the others so far."""
+
+BESIDE_CONDENSED: dict[str, object] = {"score": "softmax", "kv_latent": None, "qk_from": None, "causal": True}
+"""The only value, beside something that stands for keys, that each of these attributes can have so far."""
 
 BESIDE_CONTEXT: dict[str, object] = {
     "score": "softmax",
@@ -167,6 +175,7 @@ def _of_mixer(mixer: Mixer, at: Origin, built: set[int]) -> Iterator[Finding]:
             if attributes.kv_latent is not None:
                 yield from _of_latent(mixer, at)
             yield from _of_choice(mixer, at)
+            yield from _of_condensed(mixer, at)
         case Mixing(kind=kind, attributes=attributes):
             yield from _of_kind(kind, at, built)
             yield from _of_values(attributes, "a mixer", at, built)
@@ -254,6 +263,29 @@ def _of_summaries(mixer: Mixer, at: Origin) -> Iterator[Finding]:
             expected = "a summary beside key sets by position"
             yield Finding("a summary beside another one or beside `routed`", at, expected, "write them as branches of a gate")
         before += pooled
+
+
+def _of_condensed(mixer: Attention, at: Origin) -> Iterator[Finding]:
+    """What a union cannot have so far in which something stands for keys that it does not show."""
+    a = mixer.attributes
+    if a.input_ema is not None and a.qk_from is not None:
+        yield Finding("`input_ema` beside `qk_from`", at, "q and k of its own", "leave `input_ema` out")
+    stand = [key for key in mixer.keys if MIXERS[key.kind].condensed is not None]
+    rest = [key for key in mixer.keys if key not in stand]
+    if not stand:
+        return
+    word = stand[0].kind
+    yield from _beside(a, BESIDE_CONDENSED, word, at)
+    if len(stand) > 1:
+        yield Finding(f"`{stand[1].kind}` beside `{word}`", at, "one of them", f"leave `{stand[1].kind}` out")
+    for key in rest:
+        if key.kind not in SHOWN or isinstance(vars(key).get("n"), Share):
+            expected = "`sink`, `window` or `block_local` of so many tokens"
+            yield Finding(f"`{print_value(key)}` beside `{word}`", at, expected, f"leave `{key.kind}` out")
+    if a.positions not in ("absolute", "chunk"):
+        yield Finding(f"`positions = {a.positions}` beside `{word}`", at, "positions in the text", "leave `positions` out")
+    for kind in stand:
+        yield from (Finding(one.what, at, one.expected, one.help) for one in MIXERS[kind.kind].beside(kind, tuple(rest)))
 
 
 def _of_decoding(mixer: Mixer, at: Origin) -> Iterator[Finding]:
@@ -368,6 +400,8 @@ def _of_block(mixer: Heads | When | Choose | Route, at: Origin, built: set[int])
         yield Finding(what, at, "key sets as alternatives", f"move what is not a key set out of the `{word}`")
         return
     found = [leaf for one in inner for leaf in leaves(one) if isinstance(leaf, Attention)]
+    for one in dict.fromkeys(key.kind for leaf in found for key in leaf.keys if MIXERS[key.kind].condensed is not None):
+        yield Finding(f"`{one}` in cases of `{word}`", at, "key sets that show tokens", f"write `{one}` for a whole layer")
     if len({tuple(key for key in leaf.keys if MIXERS[key.kind].own_keys(key)) for leaf in found}) > 1:
         expected, help_line = "the same `persistent` in every case", "add `| persistent(n)` to every case"
         yield Finding(f"`persistent` in some cases of `{word}` only", at, expected, help_line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -121,6 +121,21 @@ class BuiltModel(nn.Module):
         if inputs.dtype != weight.dtype and not enabled(inputs):
             raise ValueError(f"embeddings are {word(inputs.dtype)}, the model is {word(weight.dtype)}")
         return inputs
+
+    def follow(self, names: Collection[str] | None = None) -> None:
+        """Moves what averages move, not gradients: the codes of a `codebook`. Call it after each step of an optimizer.
+
+        names  the parameters that may move; None: all
+        """
+        for name, module in self.named_modules():
+            scan = getattr(module, "scan", None)
+            if isinstance(scan, PlainLaunch) and (names is None or all(f"{name}.{one}" in names for one in scan.followed)):
+                scan.follow(module)
+
+    @property
+    def adds(self) -> tuple[str, ...]:
+        """Names of the losses that layers add while training, `Output.losses`."""
+        return tuple(dict.fromkeys(name for scan in self.scans() if isinstance(scan, PlainLaunch) for name in scan.adds))
 
     def generate(self, tokens: Tensor, max_new: int, sampler: Sampler | None = None, **options: Any) -> Iterator[Tensor]:
         """Yield the next token of each sequence, [B] int64; `options` as of `generate` in generate.py."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from .storage import LayerCache
 
@@ -14,6 +15,10 @@ class PlainLaunch:
     """A launch with two providers, `torch` and `reference`. `providers`: who runs it in each phase, set by `BuiltModel.use`."""
 
     causal = True
+    followed: tuple[str, ...] = ()
+    """Parameters of the module that holds it which averages move."""
+    adds: tuple[str, ...] = ()
+    """Names of losses that it adds while training."""
 
     def __init__(self, name: str, ways: dict[str, Callable[..., Any]]) -> None:
         self.name, self.ways = name, ways
@@ -21,6 +26,9 @@ class PlainLaunch:
 
     def prepare(self, device: torch.device) -> None:
         """Nothing is made ahead."""
+
+    def follow(self, holder: nn.Module) -> None:
+        """Moves what averages move of the module that holds the launch: nothing."""
 
 
 def check_cache(cache: LayerCache, states: Mapping[str, tuple[int, ...]], stored: tuple[int, int, int] | None = None) -> None:

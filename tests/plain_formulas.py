@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from formulas import rms, rotated
+from formulas import mask, rms, rotated, silu
 from memory_formulas import memory, net, weights_after
 
 
@@ -129,3 +129,41 @@ def segment_head(call, mixer, at, head, q, k, v, begin):
             )
         outputs.append(torch.softmax(logits, dim=0) @ own_v)
     return torch.stack(outputs)
+
+
+def smoothed(call, at, x, states):
+    """Mega's moving average, token by token from the text's beginning."""
+    delta, alpha, beta, gamma = (call.weights[f"{at}.{name}"] for name in ("delta", "alpha", "beta", "gamma"))
+    p, h, rows = squash(delta), torch.zeros_like(delta), []
+    for token in call.text.joined(f"{at}.x", x):
+        h = (1 - p * squash(alpha)) * h + p * beta * token[:, None]
+        rows.append(silu((gamma * h).sum(1) / math.sqrt(states) + call.weights[f"{at}.omega"] * token))
+    return torch.stack(rows)[-len(x) :]
+
+
+CONDENSED = ("codebook",)
+
+
+def condensed(call, leaf, at, g, q, k, v, sink):
+    """One head over keys that the union shows, and over what stands for the others: q [n, D], k [L, D] and v [L, E]."""
+    a, n = leaf.attributes, len(q)
+    (kind,) = (kind for kind in leaf.keys if kind.kind in CONDENSED)
+    rest = tuple(key for key in leaf.keys if key is not kind)
+    seen = mask(rest, call.past, n, call.step.length, a.causal) if rest else torch.zeros(n, len(k), dtype=torch.bool)
+    logits, values = {"codebook": quantised}[kind.kind](call, leaf, kind, at, g, q, k, v, seen)
+    if sink is not None:
+        logits = torch.cat((logits, sink.expand(n, 1)), dim=1)
+        values = torch.cat((values, torch.zeros_like(values[:, :1])), dim=1)
+    empty = (logits == -math.inf).all(dim=1, keepdim=True)
+    weights = torch.where(empty, 0.0, torch.softmax(logits, dim=1))
+    return (weights[:, :, None] * values).sum(1)
+
+
+def quantised(call, leaf, kind, at, g, q, k, v, seen):
+    """Softmax over all keys, of which those that are not shown are the nearest codes: logits [n, L] and values [n, L, E]."""
+    a, codes = leaf.attributes, call.weights[f"{at}.codebook"][g]
+    near = ((k[:, None] - codes) ** 2).sum(-1).argmin(1)
+    exact = call.scaled(call.products(leaf, q, k, seen)[1], a)
+    logits = torch.where(seen, exact, call.scaled(q @ codes[near].T, a))
+    later = torch.arange(len(k)) > torch.arange(call.past, call.past + len(q))[:, None]
+    return logits.masked_fill(later, -math.inf), v.expand(len(q), *v.shape)

@@ -604,7 +604,7 @@ WEIGHTS = {
         "net_norm.weight": (8, 64),
         "net_norm.bias": (8, 64),
     },
-    "codebook(32)": {"codebook": (4, 32, 64)},
+    "codebook(32)": {"codebook": (4, 32, 64), "codebook_count": (4, 32)},
     "routed(tokens, top_k = 4, keys = indexer(heads = 2, head_dim = 16))": {
         "indexer.q_proj.weight": (32, 64),
         "indexer.k_proj.weight": (16, 64),

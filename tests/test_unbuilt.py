@@ -68,7 +68,7 @@ def test_whatever_needs_a_reference_refuses_what_has_none(name, tmp_path):
 def test_a_kind_builds_or_is_named(name):
     builds = []
     for example in MIXERS[name].examples:
-        spec = check_text(f"{MODEL}layers {{ all: full | {print_value(example)} }}")
+        spec = check_text(f"{MODEL}layers {{ all: window(2) | {print_value(example)} }}")
         assert example in spec.layers[0].mixer.keys
         found = unbuilt(spec)
         assert all(f"`{name}`" in one.message or "`keys`" in one.message for one in found)

@@ -13,9 +13,10 @@ from typing import Any
 
 from attnc.codegen import selecting
 from attnc.compiler.attributes import Softplus
-from attnc.compiler.graph import Apply, Graph, HeadGroup, Mix, RouteTokens, is_static
+from attnc.compiler.graph import Apply, Condense, Graph, HeadGroup, Mix, RouteTokens, Smooth, is_static
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
+from attnc.compiler.mixers.channels import channel_states
 from attnc.compiler.mixers.softmax import softplus_weights
 from attnc.compiler.value import Text
 
@@ -66,7 +67,10 @@ def emit(graph: Graph) -> tuple[str, Masks]:
             case RouteTokens(alternatives=alternatives, attributes=attributes):
                 for keys in alternatives:
                     unions.setdefault((keys, attributes.causal), None)
-            case Apply():
+            case Condense(group=group, attributes=attributes):
+                unions.setdefault((group.keys, attributes.causal), group)
+                copied |= {formula.__name__: formula for formula in formulas_of(node, graph)}
+            case Apply() | Smooth():
                 copied |= {formula.__name__: formula for formula in formulas_of(node, graph)}
             case _:
                 pass
@@ -98,13 +102,16 @@ def _functions(key: Kind) -> tuple[Callable[..., Any], ...]:
     return (mixer.mask,)
 
 
-def formulas_of(node: Apply, graph: Graph) -> tuple[Callable[..., Any], ...]:
+def formulas_of(node: Apply | Condense | Smooth, graph: Graph) -> tuple[Callable[..., Any], ...]:
     """The reference of a kind that is a mixer by itself; one that lowers to a family's launches has the formula of these."""
+    if isinstance(node, Smooth):
+        return (channel_states,)
     declared, given = MIXERS[node.kind.kind], (node.kind, node.attributes, graph.model)
     if declared.taught is not None:
         return declared.taught(*given).formulas
-    if declared.plain is not None:
-        return declared.plain(*given).formulas
+    plain = declared.condensed if isinstance(node, Condense) else declared.plain
+    if plain is not None:
+        return tuple(plain(*given).formulas)
     lower = declared.scanned or declared.spaced
     if lower is not None:
         return (lower(*given).formula,)

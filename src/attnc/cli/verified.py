@@ -12,7 +12,7 @@ from attnc.codegen.triton import verified
 from attnc.codegen.triton.emit import emit
 from attnc.compiler.device import device, device_names
 from attnc.compiler.families import BACKWARD, FAMILIES, Channels, FastWeights, Recurrence, Softmax
-from attnc.compiler.graph import Apply, Graph, Mix
+from attnc.compiler.graph import Apply, Graph, Mix, Smooth
 from attnc.compiler.plain_providers import PlainLaunch
 from attnc.compiler.plan import states
 from attnc.compiler.planned import Choice, Plan
@@ -72,7 +72,7 @@ def _digests(choice: Choice, graph: Graph, model: Model, architecture: str) -> I
         for kernel in (family.masses, family) if family.exponent else (family,):
             for skeleton in FAMILIES["softmax"]:
                 yield skeleton, _digest(skeleton, kernel, architecture)
-    elif isinstance(node, Apply):
+    elif isinstance(node, Apply | Smooth):
         launched = states(node, graph)
         assert launched is not None, "the plan takes a kernel only where a family says the kind"
         assert not isinstance(launched, PlainLaunch), "which has no kernels"

@@ -104,8 +104,8 @@ class Objective:
             layers = watching.enter_context(outputs(model)) if "hidden" in words else []
             maps = watching.enter_context(attention_maps(model)) if "attention" in words else {}
             chosen = watching.enter_context(_choices(model, self.routers))
-            logits = call(tokens, None if words & set(terms.DISTANCES) else terms.asked_places(targets)).logits
-        found: dict[str, Tensor] = {}
+            out = call(tokens, None if words & set(terms.DISTANCES) else terms.asked_places(targets))
+        logits, found = out.logits, {name: share * term for name, term in out.losses.items()}
         if "lm" in words:
             found["lm"] = terms.language(logits, targets, asked)
         if self.routers:

@@ -151,7 +151,7 @@ class _Run:
         self.place, self.run, self.settings, self.trainer, self.source = place, run, settings, trainer, source
         self.say, self.note = say, note
         self.digest = hashlib.sha256(spec.text.encode()).hexdigest()
-        self.columns = ("loss", *trainer.objective.words())
+        self.columns = ("loss", *trainer.model.adds, *trainer.objective.words())
         self.history: list[list[float]] = []
         self.saved = 0
         self.size = settings.batch * settings.accumulate

@@ -132,6 +132,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.step()
+        self.model.follow(self.moves.train)
         self.objective.after(values)
         self.done += 1
         return values, loss, float(norm)
