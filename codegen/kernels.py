@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 
+from attnc.codegen.gluon import emit as gluon
 from attnc.codegen.triton import channels, fast, lists, scan
 from attnc.codegen.triton import emit as triton
 from attnc.compiler import channel_providers, fast_providers, scan_providers
@@ -15,7 +16,7 @@ from attnc.compiler.graph import Apply, Graph, Mix, Smooth
 from attnc.compiler.list_providers import listed, unmade, unread
 from attnc.compiler.plain_providers import PlainLaunch
 from attnc.compiler.plan import launch_of, states, unsaid
-from attnc.compiler.providers import KERNEL_WIDTHS
+from attnc.compiler.providers import KERNEL_WIDTHS, no_gluon
 from attnc.compiler.spec import Model
 
 INDEX = '''"""The generated kernels of each launch."""
@@ -37,14 +38,24 @@ FILES = {{
 {rows}
 }}
 
+# launch -> the file of its prefill kernel in Gluon, for sm_90; the other three are those of FILES
+GLUON = {{
+{gluon}
+}}
+
 # the same of launches whose weights are softplus masses: those that sum masses, then those that re-weigh them
 SOFTPLUS = {{
 {softplus}
 }}
 {channels}{states}{nets}{lists}
 
-def kernel(launch: str) -> {others}Kernels | SoftplusKernels | None:
-    """The kernels of a launch, or None where it has none; their files are imported now, which needs triton."""
+def kernel(launch: str, *, gluon: bool = False) -> {others}Kernels | SoftplusKernels | None:
+    """The kernels of a launch, or None where it has none; their files are imported now, which needs triton.
+
+    gluon: those of which one is written in Gluon
+    """
+    if gluon:
+        return Kernels.of(*map(_file, (GLUON[launch], *FILES[launch][1:]))) if launch in GLUON else None
 {first}    files = [_file(name) for name in (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))]
     if not files:
         return None
@@ -121,6 +132,7 @@ def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, s
     numbers: dict[Softmax, int] = {}
     rows: list[str] = []
     softplus: list[str] = []
+    of_gluon: dict[str, Softmax] = {}
     for launch, node in launches.items():
         served = graph.network.nodes[node]["node"]
         kernel = family(served, model) if isinstance(served, Mix) else None
@@ -132,15 +144,19 @@ def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, s
                 softplus.append(_over_lines(launch, names))
             else:
                 rows.append(f'    "{launch}": ({names[0]}),')
+                if no_gluon(kernel.head_width, kernel.value_width) is None:
+                    of_gluon[launch] = kernel
     others = [of(graph, launches) for of in (_of_channels, _of_states, _of_nets)]
     others.append(_of_lists(graph, launches, model))
     files = {name: text for _, made in others for name, text in made.items()}
     for kernel, number in numbers.items():
         for skeleton in FAMILIES["softmax"]:
             files[f"{skeleton}_{number}.py"] = triton.emit(skeleton, kernel)
+    files |= {f"{gluon.PREFILL}_{numbers[kernel]}.py": gluon.emit(kernel) for kernel in of_gluon.values()}
+    in_gluon = "\n".join(f'    "{launch}": "{gluon.PREFILL}_{numbers[kernel]}",' for launch, kernel in of_gluon.items())
     joined = {key: "".join(one[key] for one, _ in others) for key in ("others", "first")}
     parts = {key: value for one, _ in others for key, value in one.items()}
-    index = INDEX.format(rows="\n".join(rows), softplus="\n".join(softplus), **(parts | joined))
+    index = INDEX.format(rows="\n".join(rows), gluon=in_gluon, softplus="\n".join(softplus), **(parts | joined))
     return {"__init__.py": index, **files}
 
 

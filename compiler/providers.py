@@ -3,6 +3,7 @@
 | name | is |
 |---|---|
 | triton | generated kernels |
+| gluon | the same for sm_90, of which that for many queries is written in Gluon |
 | torch | PyTorch's scaled_dot_product_attention, its flash kernel for windows, else masks of 256 queries |
 | flex | PyTorch's flex_attention, compiled by torch.compile |
 | fa4 | the package flash-attn-4 |
@@ -35,10 +36,14 @@ from attnc.compiler.list_providers import scoring, unmade, unread
 from attnc.compiler.planned import HeadPart, Price, Refusal
 from attnc.compiler.spec import Phase
 
-OPTIONAL = {"flex": "torch with triton", "fa4": "flash-attn-4", "fla": "flash-linear-attention"}
+OPTIONAL = {"flex": "torch with triton", "fa4": "flash-attn-4", "fla": "flash-linear-attention", "gluon": "a GPU of sm_90"}
 """Providers that a machine may lack, and what they come with; `fla` is one of matrix states (scan_providers.py)."""
 
+UNTRIED = {"gluon": "asked for by --with gluon alone, until a GPU has compared it"}
+"""Optional ones that are never there by themselves, and why."""
+
 KERNEL_WIDTHS = (1, 256)
+GLUON_ARCHITECTURE = "sm_90"
 FLEX_WIDTHS = (16, 256)
 FLEX_TILES = (128, 128)
 SOFTMAX = "its weights are a softmax's"
@@ -77,7 +82,7 @@ def absent(installed: Iterable[str] = (), without: Iterable[str] = ()) -> tuple[
     """The providers that a plan leaves out: optional ones that are not `installed`, and those it is to do `without`."""
     there, refused = frozenset(installed), frozenset(without)
     return tuple(
-        Refusal(provider=name, reason="left out by --without" if name in refused else "not installed")
+        Refusal(provider=name, reason="left out by --without" if name in refused else UNTRIED.get(name, "not installed"))
         for name in (*PROVIDERS, "fla")
         if name in refused or (name in OPTIONAL and name not in there)
     )
@@ -169,6 +174,29 @@ def _triton(task: Task) -> Price | str:
     work = tiled(*task.counted)
     how = UNCOMPARED if task.lists else ""
     return Price(provider="triton", seconds=seconds(work, device, device.efficiency["triton"][task.phase]), how=how)
+
+
+def _gluon(task: Task) -> Price | str:
+    launch, device = task.launch, task.device
+    if device.architecture != GLUON_ARCHITECTURE:
+        return f"its kernels are for {GLUON_ARCHITECTURE}"
+    if "gluon" not in device.efficiency:
+        return UNMEASURED
+    if launch.unsaid or launch.softplus or task.lists:
+        return launch.unsaid or (NO_LISTS if task.lists else SOFTMAX)
+    if (reason := no_gluon(launch.head_dim, launch.value_dim)) is not None:
+        return reason
+    if task.phase == "decode":
+        return "its tiles of queries are for prefill and training"
+    work = tiled(*task.counted)
+    return Price(provider="gluon", seconds=seconds(work, device, device.efficiency["gluon"][task.phase]))
+
+
+def no_gluon(head_width: int, value_width: int) -> str | None:
+    """Why there is no kernel in Gluon for heads of these widths."""
+    if max(head_width, value_width) > KERNEL_WIDTHS[1]:
+        return f"head widths above {KERNEL_WIDTHS[1]} do not fit into shared memory"
+    return "it copies rows of multiples of 8 numbers" if head_width % 8 or value_width % 8 else None
 
 
 def _torch(task: Task) -> Price | str:
@@ -278,4 +306,11 @@ def _reference(task: Task) -> Price | str:
     return Price(provider="reference", seconds=seconds(work, task.device, 0.3, matrix=False))
 
 
-PROVIDERS: dict[str, Ask] = {"triton": _triton, "torch": _torch, "flex": _flex, "fa4": _fa4, "reference": _reference}
+PROVIDERS: dict[str, Ask] = {
+    "triton": _triton,
+    "gluon": _gluon,
+    "torch": _torch,
+    "flex": _flex,
+    "fa4": _fa4,
+    "reference": _reference,
+}

@@ -20,6 +20,8 @@ Candidates = Mapping[str, Mapping[str, Sequence[Planned]]]
 def lacking(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a provider cannot run here, whatever the launch; None where it can."""
     match name:
+        case "gluon":
+            return _gluon_lacks(device, dtype)
         case "flex":
             return _flex_lacks(device, dtype)
         case "fa4":
@@ -28,6 +30,14 @@ def lacking(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
             return _fla_lacks(device, dtype)
         case _:
             return None
+
+
+def _gluon_lacks(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) != (9, 0):
+        return "the kernels in Gluon need a GPU of compute capability 9.0"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"the kernels in Gluon do not take {_word(dtype)}"
+    return None
 
 
 def _flex_lacks(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -5,6 +5,7 @@ Legend: T new tokens of S sequences; H query heads, G KV heads; D, E key, value 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -34,7 +35,9 @@ class Kernels:
         v_width: int,
         group: int,
         exponent: float | None = None,
+        dtypes: Sequence[torch.dtype] = DTYPES,
     ) -> None:
+        self.dtypes = dtypes
         self.form, self.q_width, self.v_width, self.group, self.exponent = form, q_width, v_width, group, exponent
         self.operators = define(name, functions, form, v_width, exponent)
 
@@ -44,8 +47,9 @@ class Kernels:
         name = name_of([str(module.__file__) for module in (prefill, decode, queries, keys)])
         functions = Functions(prefill.attend, decode.attend, queries.attend_backward_queries, keys.attend_backward_keys)
         return cls(
-            name, functions, Form(*prefill.FORM), prefill.HEAD_WIDTH, prefill.VALUE_WIDTH, prefill.GROUP, prefill.EXPONENT
-        )
+            name, functions, Form(*prefill.FORM), prefill.HEAD_WIDTH, prefill.VALUE_WIDTH, prefill.GROUP, prefill.EXPONENT,
+            [dtype for dtype in DTYPES if dtype.itemsize in {size for _, size in prefill.BLOCKS}],
+        )  # fmt: skip
 
     def __call__(
         self,
@@ -76,8 +80,9 @@ class Kernels:
             raise ValueError(f"q is [T, {heads}, {self.q_width}], got {list(q.shape)}")
         if (part.k_width, part.v_width) != (self.q_width, self.v_width):
             raise ValueError(f"k and v are {self.q_width} and {self.v_width} wide, got {part.k_width} and {part.v_width}")
-        if q.dtype not in DTYPES:
-            raise ValueError(f"q is bfloat16, float16 or float32 in generated kernels, got {word(q.dtype)}; use('torch')")
+        if q.dtype not in self.dtypes:
+            *few, last = map(word, self.dtypes)
+            raise ValueError(f"q is {', '.join(few)} or {last} in generated kernels, got {word(q.dtype)}; use('torch')")
         for name, x in (("k", k), ("v", v)):
             if x.dtype != q.dtype:
                 raise ValueError(f"q, k and v have one dtype: q is {word(q.dtype)}, {name} is {word(x.dtype)}")

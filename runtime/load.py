@@ -35,7 +35,7 @@ def without_numbers(make: type[AnyModel]) -> AnyModel:
 def load_model(
     make: type[AnyModel],
     folder: Path,
-    kernels: Callable[[str], Any],
+    kernels: Callable[..., Any],
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     use: str = "plan",
@@ -50,7 +50,7 @@ def load_model(
     return ready(model, folder, kernels, use).eval()
 
 
-def ready(model: AnyModel, folder: Path, kernels: Callable[[str], Any], use: str = "plan") -> AnyModel:
+def ready(model: AnyModel, folder: Path, kernels: Callable[..., Any], use: str = "plan") -> AnyModel:
     """The model with what its folder says of its cache and of who runs its launches; its weights are there already."""
     built = json.loads((folder / "plan.json").read_text("utf-8"))
     model.rows = built["cache"]

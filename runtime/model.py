@@ -41,7 +41,7 @@ from .storage import LayerPlan
 from .windows import no_window
 
 States = MatrixStates | ChannelStates | FastWeights | PlainLaunch
-WAYS = ("plan", "torch", "reference", "triton", "flex", "fa4", "fla")
+WAYS = ("plan", "torch", "reference", "triton", "gluon", "flex", "fa4", "fla")
 
 
 class BuiltModel(nn.Module):
@@ -53,8 +53,10 @@ class BuiltModel(nn.Module):
 
     providers: ClassVar[Mapping[str, Mapping[str, Mapping[str, Planned]]]] = {}
     reference: ClassVar[ModuleType]
-    kernels: Callable[[str], Any] | None = None
-    """launch name -> its generated kernel, None where there is none; set when a folder is loaded."""
+    kernels: Callable[..., Any] | None = None
+    """launch name -> its generated kernel, None where there is none; gluon=True: with those in Gluon. Set when a folder is
+    loaded.
+    """
     runners_up: Mapping[str, Candidates] = {}
     """kind of device -> launch -> phase -> who else can run it, cheapest first; set when a folder is loaded."""
 
@@ -179,8 +181,9 @@ class BuiltModel(nn.Module):
         return all(mix.form.causal for mix in self.launches()) and all(scan.causal for scan in self.scans())
 
     def use(self, way: str = "plan") -> BuiltModel:
-        """Who runs the launches: what was planned for this kind of device, or one of `torch`, `triton`, `flex`, `fa4` or the
-        `reference` for all. What no kernel can say stays with its reference, and what flash-attn-4 cannot see with its plan.
+        """Who runs the launches: what was planned for this kind of device, or one of `torch`, `triton`, `gluon`, `flex`, `fa4`
+        or the `reference` for all. What no kernel can say stays with its reference, what none in Gluon can with the others, and
+        what flash-attn-4 cannot see with its plan.
 
         A planned library that is not here is said on stderr, with who runs instead; asked for by name, it is a ValueError.
         """
@@ -251,6 +254,10 @@ class BuiltModel(nn.Module):
                 if launch is None:
                     return mix.reference
                 return launch if isinstance(launch, SoftplusKernels) else per_part(launch)
+            case "gluon":
+                assert self.kernels is not None, "generated kernels come with a built folder"
+                found = self.kernels(mix.name, gluon=True)
+                return self.provider(mix, "triton") if found is None else per_part(found)
             case tuple():
                 return split([(first, last, self.provider(mix, name)) for name, first, last in planned])
             case _:
@@ -334,7 +341,7 @@ def _way(wanted: str, planned: Planned, mix: Mix) -> Planned:
     """The provider that runs where `wanted` was asked for."""
     if wanted in ("plan", "fla"):  # which knows states alone
         return planned
-    if wanted not in ("triton", "reference") and not mix.reference.plain:
+    if wanted not in ("triton", "gluon", "reference") and not mix.reference.plain:
         return "reference"  # libraries know softmaxes of turned keys alone
     groups = [group for variant in mix.variants for group in variant.groups]
     return planned if wanted == "fa4" and any(no_window(group, mix.form.causal) for group in groups) else wanted

@@ -27,7 +27,7 @@ from attnc.compiler.spec import PHASES
 from attnc.dsl import SpecError
 
 SPECS = Path(__file__).parent.parent / "specs"
-PROVIDERS = {"triton", "torch", "flex", "fa4", "reference"}
+PROVIDERS = {"triton", "gluon", "torch", "flex", "fa4", "reference"}
 HEAD = "model m {{ vocab = 64, dim = 64, layers = 1, heads = 4, head_dim = {width}, ffn = none, norm = rms(1e-6) }} "
 UNSAID = HEAD.format(width=16) + "layers { all: sink(2) | window(8) { positions = consecutive } }"
 WIDE = HEAD.format(width=512) + "layers { all: full }"
@@ -219,6 +219,23 @@ def test_dense_launches_follow_the_table_of_peers():
         assert found["fa4"] / found["torch"] == pytest.approx(fa4, rel=0.06)
     found = ways(spec, "decode", length=131072)
     assert found["fa4"] / found["torch"] == pytest.approx(1.31 / 0.19, rel=0.1)
+
+
+def test_gluon_is_priced_where_it_was_asked_for_and_can():
+    def phases(name, width=128, **options):
+        return {choice.phase: choice for choice in planned(rule("window(1024)", width=width), name, 8192, **options).choices}
+
+    assert "gluon" in {refusal.provider for refusal in planned(rule("full")).absent}
+    asked = phases("h100", installed=("gluon",))
+    assert [asked[phase].provider for phase in ("train", "prefill")] == ["gluon", "gluon"]
+    for away in (
+        asked["decode"],
+        phases("a100", installed=("gluon",))["prefill"],
+        phases("h100", 60, installed=("gluon",))["train"],
+    ):
+        assert away.provider != "gluon"
+        assert "gluon" in {refusal.provider for refusal in away.refused}
+    assert phases("h100", installed=("gluon",), without=("gluon",))["prefill"].provider == "triton"
 
 
 def test_which_kernel_of_pytorch_runs_is_told():

@@ -150,7 +150,7 @@ def test_a_split_with_a_missing_part_is_passed_over_as_a_whole(built, capsys):
 
 def test_a_library_asked_for_by_name_must_be_there(built):
     model = attnc.load(built("torch"))
-    for name in ("flex", "fa4"):
+    for name in ("flex", "fa4", "gluon"):
         with pytest.raises(ValueError, match=f"{name} cannot run here"):
             model.use(name)
     with pytest.raises(ValueError, match="a model runs by one of plan"):
@@ -175,6 +175,7 @@ def test_plan_json_names_the_runners_up_and_what_was_left_out(tmp_path):
         "torch": "left out by --without",
         "flex": "not installed",
         "fa4": "not installed",
+        "gluon": "asked for by --with gluon alone, until a GPU has compared it",
     }
     assert all(choice["provider"] != "torch" for choice in plan["choices"])
 

@@ -14,14 +14,17 @@ from attnc.codegen.triton.known_bugs import refusals
 from attnc.compiler.families import Softmax
 
 HERE = Path(__file__).parent
-PREFILL = "softmax_prefill"
+PREFILL = "gluon_prefill"
+"""What its files are called, and its rows in docs/gpu.json."""
+
+SKELETON = "softmax_prefill"
 LINE = "from attnc.codegen.gluon.names import block_barrier, tma_load, tma_store\n"
 
 
 def emit(kernel: Softmax) -> str:
     """The text of the kernel file for many new queries. Same arguments, same bytes."""
     assert kernel.exponent is None, "softplus masses have Triton kernels alone"
-    source = (HERE / "skeletons" / f"{PREFILL}.py").read_text(encoding="utf-8")
+    source = (HERE / "skeletons" / f"{SKELETON}.py").read_text(encoding="utf-8")
     far = "far" if kernel.causal else "far_both_ways"
     wanted = ((far, kernel.far > 0), ("cap", kernel.cap), ("sink_logit", kernel.sink_logit))
     made = {name: renamed(text) for name, text in made_holes(kernel).items()}

@@ -50,6 +50,7 @@ def main() -> None:
     torch.set_num_threads(1)
     sizes = IN_INTERPRETER if INTERPRETS else ON_GPU
     found = [one for one in subjects(Path(job.folder), sizes.longest // 2) if wanted(one, job)]
+    found = [one for one in found if runs_on(one, torch.device(job.device))]
     of_channels = [one for one in channel_subjects(Path(job.folder)) if not job.only or one.file in job.only]
     of_states = [one for one in state_subjects(Path(job.folder)) if not job.only or not set(job.only).isdisjoint(one.files)]
     files: list[tuple[str, AnySubject]] = [(file, one) for one in found for file in (one.file, one.masses) if file is not None]
@@ -112,6 +113,8 @@ def described(folder: Path, file: str, subject: AnySubject) -> Kernel:
 def tried(subject: Subject, dtype: str, job: Job, answers: TextIO) -> Iterator[Row]:
     """The rows of one kernel in one dtype."""
     number_type = getattr(torch, dtype)
+    if (subject.module.architecture(torch.device(job.device)), number_type.itemsize) not in subject.module.BLOCKS:
+        return  # a kernel of 16 bits
     blocks = trial.blocks(subject.module, torch.device(job.device), number_type)
     lengths = sorted(set(blocks[: 1 if subject.skeleton == DECODE else 2]))
     sizes = IN_INTERPRETER if INTERPRETS else ON_GPU
@@ -121,6 +124,13 @@ def tried(subject: Subject, dtype: str, job: Job, answers: TextIO) -> Iterator[R
         if key not in job.done:
             say(answers, Message(begun=key))
             yield judged(subject, key, several)
+
+
+def runs_on(subject: Subject, device: torch.device) -> bool:
+    """Whether a kernel is for this sort of device; one in Gluon is for one sort alone."""
+    architectures = {architecture for architecture, _ in subject.module.BLOCKS}
+    here = "sm_{}{}".format(*torch.cuda.get_device_capability(device)) if device.type == "cuda" else "any"
+    return "any" in architectures or here in architectures
 
 
 def judged(subject: Subject, key: tuple[str, str, str], several: tuple[Case, ...]) -> Row:

@@ -36,10 +36,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 With = Annotated[
     str,
-    typer.Option("--with", metavar="P,P", help="Also plan with flex, fa4 or fla as if installed.", show_default=False),
+    typer.Option(
+        "--with", metavar="P,P", help="Also plan with gluon, and with flex, fa4 or fla as if installed.", show_default=False
+    ),
 ]
 Without = Annotated[
-    str, typer.Option("--without", metavar="P,P", help="Plan without triton, torch, flex, fa4 or fla.", show_default=False)
+    str,
+    typer.Option("--without", metavar="P,P", help="Plan without triton, gluon, torch, flex, fa4, fla.", show_default=False),
 ]
 
 

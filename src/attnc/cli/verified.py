@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from attnc.codegen import kernels
+from attnc.codegen.gluon import emit as gluon
 from attnc.codegen.triton import verified
 from attnc.codegen.triton.emit import emit
 from attnc.compiler.device import device, device_names
@@ -22,8 +23,8 @@ from attnc.compiler.value import Value
 
 FORWARD = ("scan_chunks", "scan_forward", "channel_scan", *FAMILIES["fast"])
 RUN: dict[Phase, tuple[str, ...]] = {
-    "train": ("softmax_prefill", *BACKWARD, *FORWARD, "scan_backward", "scan_gradients", "scan_flows"),
-    "prefill": ("softmax_prefill", *FORWARD),
+    "train": ("softmax_prefill", gluon.PREFILL, *BACKWARD, *FORWARD, "scan_backward", "scan_gradients", "scan_flows"),
+    "prefill": ("softmax_prefill", gluon.PREFILL, *FORWARD),
     "decode": ("softmax_decode", "scan_step", "channel_scan"),
 }
 """The kernels that a phase runs."""
@@ -56,7 +57,8 @@ def unverified(plan: Plan, graph: Graph, model: Model) -> list[Unverified]:
     known = record(architecture)
     found: dict[tuple[str, Phase], Unverified] = {}
     for choice in plan.choices:
-        for skeleton, digest in _digests(choice, graph, model, architecture) if "triton" in choice.providers else ():
+        generated = choice.providers & {"triton", "gluon"}
+        for skeleton, digest in _digests(choice, graph, model, architecture) if generated else ():
             if skeleton in RUN[choice.phase] and digest not in known:
                 new = Unverified(kernel=skeleton, sha256=digest, phase=choice.phase, layers=[])
                 found.setdefault((digest, choice.phase), new).layers.append(choice.layer)
@@ -69,8 +71,11 @@ def _digests(choice: Choice, graph: Graph, model: Model, architecture: str) -> I
     if isinstance(node, Mix):
         family = kernels.family(node, model)
         assert family is not None, "the plan takes a kernel only where the family says the mix"
+        if "gluon" in choice.providers:
+            yield gluon.PREFILL, _digest(gluon.PREFILL, family, architecture)
+        own = FAMILIES["softmax"][0 if "triton" in choice.providers else 1 :]
         for kernel in (family.masses, family) if family.exponent else (family,):
-            for skeleton in FAMILIES["softmax"]:
+            for skeleton in own:
                 yield skeleton, _digest(skeleton, kernel, architecture)
     elif isinstance(node, Apply | Smooth):
         launched = states(node, graph)
@@ -92,4 +97,5 @@ def _of_states(family: Channels | FastWeights | Recurrence, architecture: str) -
 
 @cache
 def _digest(skeleton: str, family: Softmax, architecture: str) -> str:
-    return kernels.digest(emit(skeleton, family), architecture)
+    text = gluon.emit(family) if skeleton == gluon.PREFILL else emit(skeleton, family)
+    return kernels.digest(text, architecture)
