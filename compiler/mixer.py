@@ -70,6 +70,14 @@ class Weight(Value):
     learned: bool = True
 
 
+def convolution(name: str, width: int, n: int) -> Weight:
+    """The taps [width, n] of a convolution a channel, which start as those of `torch.nn.Conv1d`: even within 1 / sqrt(n).
+
+    As small as a projection's they would leave next to nothing of what passes through them.
+    """
+    return Weight(name=f"{name}.weight", shape=(width, n), start=("even", -(n**-0.5), n**-0.5, "plain"))
+
+
 class Growing(Value):
     """What decoding keeps of every run of `span` tokens, one begun every `step`: a tensor [runs, *shape].
 

@@ -10,7 +10,7 @@ from math import prod
 
 from attnc.compiler.attributes import Attributes, LearnedScale
 from attnc.compiler.graph import Apply, Combine, Condense, Graph, Mix, Node, Project, RouteTokens, Smooth
-from attnc.compiler.mixer import Weight
+from attnc.compiler.mixer import Weight, convolution
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.spec import Model, Spec
 from attnc.compiler.streams import Streams, channels, of_softmax
@@ -174,7 +174,7 @@ def between(streams: Streams, a: Attributes, model: Model) -> list[Weight]:
     """Short convolutions, norms of q and k, output norm and gate."""
     found: list[Weight] = []
     if a.short_conv is not None:
-        found += [Weight(name=f"{name}_conv.weight", shape=(size, a.short_conv)) for name, size in channels(streams).items()]
+        found += [convolution(f"{name}_conv", size, a.short_conv) for name, size in channels(streams).items()]
     if a.qk_norm == "rms":
         normed = (name for name in streams if name != "v")
         found += [Weight(name=f"{name}_norm.weight", shape=(a.head_dim,), start=_one(model)) for name in normed]

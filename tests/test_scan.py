@@ -287,7 +287,8 @@ def test_a_cache_of_states_goes_back_by_snapshots_and_to_nothing(tmp_path):
 
 def test_weights_start_as_published(tmp_path):
     layers = (
-        "0: linear(update = delta, decay = scalar), 1: linear(decay = vector, feature = hedgehog), 2: linear(feature = favor)"
+        "0: linear(update = delta, decay = scalar) { short_conv = 4 }, 1: linear(decay = vector, feature = hedgehog),"
+        "2: linear(feature = favor)"
     )
     build(
         check_text(MODEL.replace("layers = 1", "layers = 3").partition("\n")[0] + f"layers {{ {layers} }}"),
@@ -302,6 +303,8 @@ def test_weights_start_as_published(tmp_path):
         steps = torch.nn.functional.softplus(weights[f"model.layers.{layer}.mixer.linear.dt_bias"])
         assert steps.min() > 0.99e-3
         assert steps.max() < 0.101
+    taps = weights["model.layers.0.mixer.linear.v_conv.weight"]
+    assert 0.45 < taps.abs().max() < 0.5  # of torch.nn.Conv1d with 4 taps a channel
     assert torch.equal(weights["model.layers.1.mixer.linear.q_feature"], torch.eye(8).expand(4, 8, 8))
     directions = weights["model.layers.2.mixer.linear.favor"][:8]
     products = directions @ directions.T

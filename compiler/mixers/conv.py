@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from attnc.compiler.declare import Bounds, Positional
-from attnc.compiler.mixer import Kind, Mixer, Weight
+from attnc.compiler.mixer import Kind, Mixer, Weight, convolution
 
 
 class Conv(Kind):
@@ -42,7 +42,7 @@ def _weights(kind: Conv, _attributes: Any, model: Any) -> tuple[Weight, ...]:
     inner = kind.expand * model.dim
     return (
         Weight(name="in_proj.weight", shape=(3 * inner, model.dim)),
-        Weight(name="conv.weight", shape=(inner, kind.n)),
+        convolution("conv", inner, kind.n),
         Weight(name="out_proj.weight", shape=(model.dim, inner)),
     )
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from attnc.compiler.attributes import OF_INPUT, OF_OUTPUT
 from attnc.compiler.declare import Bounds, Positional
 from attnc.compiler.families import Channels, Recurrence
-from attnc.compiler.mixer import Kind, Mixer, Weight
+from attnc.compiler.mixer import Kind, Mixer, Weight, convolution
 from attnc.compiler.mixers.channels import channel_states
 from attnc.compiler.mixers.recurrence import recurrence
 from attnc.compiler.spaced import Spaced
@@ -87,8 +87,7 @@ def _weights(kind: Ssm, attributes: Any, model: Any) -> tuple[Weight, ...]:
     found = [Weight(name="in_proj.weight", shape=(inner, dim)), *own(kind, attributes, model)]
     if attributes.short_conv is not None and kind.form != "s4d":
         n, width = attributes.short_conv, conv_width(kind, attributes, model)
-        found += [Weight(name="conv.weight", shape=(width, n), start=("even", -(n**-0.5), n**-0.5, "plain"))]
-        found += [Weight(name="conv.bias", shape=(width,), start=0.0)]
+        found += [convolution("conv", width, n), Weight(name="conv.bias", shape=(width,), start=0.0)]
     if attributes.output_gate is not None:
         found.append(Weight(name="output_gate.weight", shape=(inner, dim)))
     if attributes.output_norm is not None and kind.form == "mamba2":
