@@ -142,7 +142,7 @@ def write_texts(spec: Spec, graph: Graph, plans: Mapping[str, Plan]) -> tuple[di
 
 def _kernels(texts: Mapping[str, str]) -> dict[str, str]:
     """The kernel files by their names without folder and ending."""
-    return {Path(name).stem: text for name, text in texts.items() if name.startswith("kernels/softmax")}
+    return {Path(name).stem: text for name, text in texts.items() if name.startswith(("kernels/softmax", "kernels/scan"))}
 
 
 def vendored() -> list[tuple[str, str]]:

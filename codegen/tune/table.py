@@ -175,11 +175,26 @@ def for_folder(tables: Iterable[Table], texts: Mapping[str, str]) -> FolderTunin
             for name in names.get(row.sha256, ())
             if row.blocks is not None
         ]
+        odd = _disagreeing(rows, texts, table.architecture)
+        rows = [row for row in rows if (row.kernel, row.bytes) not in odd]
         if rows:
             found.append(
                 FolderTable(device=table.device, architecture=table.architecture, triton=table.triton, kernels=tuple(rows))
             )
     return FolderTuning(tables=tuple(found))
+
+
+def _disagreeing(rows: Iterable[FolderRow], texts: Mapping[str, str], architecture: str) -> set[tuple[str, int]]:
+    """(file, bytes) of rows that would leave a launch of matrix states with chunks of two lengths, as a run that was stopped
+    may leave them.
+    """
+    from attnc.codegen.tune.scans import disagreeing, own_blocks
+
+    found: set[tuple[str, int]] = set()
+    for size in sorted({row.bytes for row in rows}):
+        chosen = {row.kernel: row.blocks for row in rows if row.bytes == size}
+        found |= {(file, size) for file in disagreeing(chosen, own_blocks(texts, architecture, size))}
+    return found
 
 
 def folder_text(tuning: FolderTuning) -> str:

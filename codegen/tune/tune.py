@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from attnc.codegen.tune import scans
 from attnc.codegen.tune import table as tables
 from attnc.codegen.tune.candidates import MOST, candidates
 from attnc.codegen.tune.messages import TunedKernel, TuneJob, TuneMessage, TuneReport
@@ -21,6 +22,7 @@ from attnc.compiler.data import from_json, to_json
 from attnc.compiler.families import FAMILIES, Softmax
 
 WORKER = (sys.executable, "-m", "attnc.codegen.tune.worker")
+TUNABLE = ("softmax", "scan")
 ROUNDS = 5
 """Measurements of every candidate, one after the other in turns, so that a clock that sinks slows all alike."""
 
@@ -69,35 +71,59 @@ def tune(
     """
     empty = Table(device=target.device, architecture=target.architecture, triton=target.triton)
     found, texts = [], kernel_texts(folder)
-    left = tuple(sorted(file for file, text in texts.items() if constants_of(text)["EXPONENT"] is not None))
+    left = tuple(sorted(file for file, text in texts.items() if constants_of(text).get("EXPONENT") is not None))
+    keep = partial(_keep, path, empty)
     for file, text in sorted((file, text) for file, text in texts.items() if file not in left):
         for dtype in dtypes:
             row = None if again else (tables.read(path) or empty).row(tables.identity(text), dtype)
             row = row or fresh(file, text, dtype, target, most)
-            keep = partial(_keep, path, empty)
             keep(row)
             if row.blocks is None:
-                row = _tuned(folder, file, row, target, rounds, measurer, keep, partial(tell, f"{file} {dtype}"))
+                row = _measured(folder, file, row, target, rounds, measurer, keep, partial(tell, f"{file} {dtype}"))
+                alone = row.kernel not in scans.CHUNKED
+                row = replace(row, blocks=winner(row)) if alone else row
+                keep(row)
             found.append(TunedKernel(file=file, row=row))
+    found = _joined(found, keep)
     return TuneReport(
         folder=str(folder), device=target.device, triton=target.triton, table=str(path), kernels=tuple(found), left=left
     )
 
 
 def kernel_texts(folder: Path) -> dict[str, str]:
-    """File name without its ending -> text, of the kernels of a built folder."""
-    return {path.stem: path.read_text("utf-8") for path in (folder / "kernels").glob("softmax*.py")}
+    """File name without its ending -> text, of the kernels of a built folder that can be tuned."""
+    files = (folder / "kernels").glob("*_*[0-9].py")
+    return {path.stem: path.read_text("utf-8") for path in files if path.stem.startswith(TUNABLE)}
+
+
+def _joined(found: list[TunedKernel], keep: Callable[[Tuned], None]) -> list[TunedKernel]:
+    """The same with blocks for the kernels of matrix states whose chunks have one length for a launch."""
+    launches: dict[tuple[str, str], list[TunedKernel]] = {}
+    for one in found:
+        if one.row.kernel in scans.CHUNKED:
+            launches.setdefault((one.file.rpartition("_")[2], one.row.dtype), []).append(one)
+    decided: dict[tuple[str, str], Tuned] = {}
+    for several in launches.values():
+        if any(one.row.blocks is None for one in several):
+            blocks = scans.together([one.row for one in several], BETTER)
+            for one in several:
+                decided[one.row.key] = replace(one.row, blocks=blocks[one.row.sha256])
+                keep(decided[one.row.key])
+    return [replace(one, row=decided.get(one.row.key, one.row)) for one in found]
 
 
 def fresh(file: str, text: str, dtype: str, target: Target, most: int = MOST) -> Tuned:
     """A row of which nothing is known yet; candidates come from the text's own table."""
     constants = constants_of(text)
     skeleton = file.rpartition("_")[0]
-    assert skeleton in FAMILIES["softmax"], file
-    nears, strides, powers, causal = constants["FORM"]
-    kernel = Softmax(nears, strides, powers, causal, constants["HEAD_WIDTH"], constants["VALUE_WIDTH"], constants["GROUP"])
     default: Blocks = constants["BLOCKS"][target.architecture, BYTES[dtype]]
-    tries = candidates(skeleton, kernel, default, target.architecture, BYTES[dtype])
+    if scans.is_scan(file):
+        tries = scans.candidates(skeleton, default, BYTES[dtype])
+    else:
+        assert skeleton in FAMILIES["softmax"], file
+        nears, strides, powers, causal = constants["FORM"]
+        kernel = Softmax(nears, strides, powers, causal, constants["HEAD_WIDTH"], constants["VALUE_WIDTH"], constants["GROUP"])
+        tries = candidates(skeleton, kernel, default, target.architecture, BYTES[dtype])
     return Tuned(
         kernel=skeleton,
         sha256=tables.identity(text),
@@ -123,7 +149,7 @@ def _keep(path: Path, empty: Table, row: Tuned) -> None:
     tables.update(path, empty, lambda table: table.with_row(row))
 
 
-def _tuned(
+def _measured(
     folder: Path,
     file: str,
     row: Tuned,
@@ -133,7 +159,7 @@ def _tuned(
     keep: Callable[[Tuned], None],
     tell: Callable[[TuneMessage | Ended], None],
 ) -> Tuned:
-    """The row with a winner. A candidate whose process dies or hangs is out, and the others go on in a new one."""
+    """The row with all candidates measured. One whose process dies or hangs is out, and the others go on in a new one."""
     same_size = tuple(name for name, size in BYTES.items() if size == BYTES[row.dtype])
     while True:
         left = [one for one in row.tries if not one.refused and len(one.seconds) < rounds]
@@ -154,8 +180,6 @@ def _tuned(
             else:
                 row, begun = heard(row, answer), answer.begun
             keep(row)
-    row = replace(row, blocks=winner(row))
-    keep(row)
     return row
 
 

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import torch
 
 from attnc.codegen.triton.interpreting import quicken
 from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.tune.messages import TuneJob, TuneMessage
+from attnc.codegen.tune.scan_bench import ScanBench, spilled
+from attnc.codegen.tune.scans import is_scan
 from attnc.codegen.tune.table import Blocks
 from attnc.codegen.verify import trial
 from attnc.codegen.verify.cases import Case, build
@@ -42,11 +44,11 @@ def main() -> None:
     if INTERPRETS:
         quicken()
     job = from_json(TuneJob, sys.stdin.read())
-    subject = next(one for one in subjects(Path(job.folder), SIZES.longest // 2) if one.file == job.file)
-    right = _verify(subject, job, answers)
+    bench: Bench = (ScanBench if is_scan(job.file) else SoftmaxBench)(job)
+    right = _verify(bench, job, answers)
     if not right:
         return
-    launch = prepared(subject, job.dtype, job.device)
+    launch = bench.launch()
     for round_ in range(job.rounds):
         for blocks, known in right.items():
             if known <= round_:
@@ -54,25 +56,22 @@ def main() -> None:
                 _say(answers, TuneMessage(measured=blocks, seconds=timed(partial(launch, blocks), job.device)))
 
 
-def _verify(subject: Subject, job: TuneJob, answers: TextIO) -> dict[Blocks, int]:
+def _verify(bench: Bench, job: TuneJob, answers: TextIO) -> dict[Blocks, int]:
     """The candidates that are right, with how often each was measured before."""
     waiting = [one for one in job.tries if not one.verified and not one.refused]
     right = {one.blocks: len(one.seconds) for one in job.tries if one.verified and not one.refused}
-    trials: list[trial.Trial] = []
     if waiting:
-        lengths = sorted({length for one in job.tries for length in one.blocks[: 1 if subject.skeleton == DECODE else 2]})
-        for dtype in job.verified_in:
-            made = cases(subject.skeleton, subject.kernel, subject.heads, lengths, getattr(torch, dtype), job.device, SIZES)
-            for case in (case for several in made.values() for case in several):
-                trials.append(trial.prepare(subject.skeleton, case))
-                _say(answers, TuneMessage())  # still alive
+        bench.prepare(lambda: _say(answers, TuneMessage()))  # still alive
     default, spare = job.tries[0], 0
     if waiting and not default.refused:
         _say(answers, TuneMessage(begun=default.blocks))
-        spare = spills(subject, trials, default.blocks)
+        spare = bench.spills(default.blocks)
     for one in waiting:
         _say(answers, TuneMessage(begun=one.blocks))
-        reason = _wrong(subject, trials, one.blocks, spare)
+        reason = bench.wrong(one.blocks)
+        found = 0 if reason else bench.spills(one.blocks)
+        if found > spare:
+            reason = f"it keeps {found} numbers of a thread in memory, the table's own blocks {spare}"
         _say(answers, TuneMessage(verified=one.blocks, wrong=reason))
         if reason and lost(job.device):
             sys.exit(BROKEN)
@@ -81,21 +80,60 @@ def _verify(subject: Subject, job: TuneJob, answers: TextIO) -> dict[Blocks, int
     return right
 
 
-def _wrong(subject: Subject, trials: list[trial.Trial], blocks: Blocks, spare: int) -> str:
-    """Why a candidate is out, or nothing."""
-    for one in trials:
-        verdict = trial.run(subject.module, subject.skeleton, one, blocks)
-        if verdict.wrong:
-            return f"{trial.words(one.inputs.case)}: {verdict.wrong}"
-    found = spills(subject, trials, blocks)
-    return f"it keeps {found} numbers of a thread in memory, the table's own blocks {spare}" if found > spare else ""
+class Bench(Protocol):
+    """A kernel whose candidates are tried and timed."""
+
+    def prepare(self, alive: Callable[[], None]) -> None:
+        """Makes what candidates are tried on, and calls `alive` now and then."""
+        ...
+
+    def wrong(self, blocks: Blocks) -> str:
+        """Why a candidate is wrong, or nothing."""
+        ...
+
+    def spills(self, blocks: Blocks) -> int:
+        """The most numbers of a thread that its compiled kernels keep in memory; 0 where nothing is compiled."""
+        ...
+
+    def launch(self) -> Callable[[Blocks], object]:
+        """Runs the kernel with some blocks on a long text."""
+        ...
 
 
-def spills(subject: Subject, trials: list[trial.Trial], blocks: Blocks) -> int:
-    """The most numbers of a thread that the compiled kernels of these blocks keep in memory; 0 where nothing is compiled."""
-    trial.run(subject.module, subject.skeleton, trials[0], blocks)
-    compiled = [kernel for key, (kernel, _) in subject.module.READY.items() if blocks in key]
-    return max((getattr(kernel, "n_spills", 0) or 0 for kernel in compiled), default=0)
+class SoftmaxBench:
+    """One kernel file of the softmax family, by itself."""
+
+    def __init__(self, job: TuneJob) -> None:
+        self.job = job
+        self.subject = next(one for one in subjects(Path(job.folder), SIZES.longest // 2) if one.file == job.file)
+        self.trials: list[trial.Trial] = []
+
+    def prepare(self, alive: Callable[[], None]) -> None:
+        """In every dtype."""
+        subject, job = self.subject, self.job
+        lengths = sorted({length for one in job.tries for length in one.blocks[: 1 if subject.skeleton == DECODE else 2]})
+        for dtype in job.verified_in:
+            made = cases(subject.skeleton, subject.kernel, subject.heads, lengths, getattr(torch, dtype), job.device, SIZES)
+            for case in (case for several in made.values() for case in several):
+                self.trials.append(trial.prepare(subject.skeleton, case))
+                alive()
+
+    def wrong(self, blocks: Blocks) -> str:
+        """Of the first trial that is."""
+        for one in self.trials:
+            verdict = trial.run(self.subject.module, self.subject.skeleton, one, blocks)
+            if verdict.wrong:
+                return f"{trial.words(one.inputs.case)}: {verdict.wrong}"
+        return ""
+
+    def spills(self, blocks: Blocks) -> int:
+        """Of what the first trial compiles."""
+        trial.run(self.subject.module, self.subject.skeleton, self.trials[0], blocks)
+        return spilled(self.subject.module, blocks)
+
+    def launch(self) -> Callable[[Blocks], object]:
+        """On the heads of its first launch."""
+        return prepared(self.subject, self.job.dtype, self.job.device)
 
 
 def prepared(subject: Subject, dtype: str, device: str) -> Callable[[Blocks], object]:

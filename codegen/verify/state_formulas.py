@@ -6,15 +6,13 @@ Legend: T tokens of S sequences; H heads; C tokens of a chunk; K, V widths.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from attnc.codegen.verify.state_cases import SCALE, Case, Given, Results
-
-PART = 16
-"""Tokens that decay one by one where channels decay: as in scan_chunks."""
+from attnc.codegen.verify.state_roundings import PART, exponential, inverse_of, product, rounded, running, stored
 
 
 def formula(case: Case, given: Given, dtype: torch.dtype) -> Results:
@@ -39,8 +37,8 @@ def formula(case: Case, given: Given, dtype: torch.dtype) -> Results:
 
 
 def in_chunks(case: Case, given: Given, dtype: torch.dtype, chunk: int = 64) -> Results:
-    """The formula by chunks: operands of products are rounded to the case's dtype, the rest is in `dtype`. What a kernel of
-    chunks has to be compared with.
+    """The formula by chunks as a kernel rounds it: operands of products are in the case's dtype, the rest is in `dtype`; where
+    that is float32, products of float32 operands and a state are sums of one product after another.
     """
     outs, states, sums = [], [], []
     for one in _sequences(case, given, dtype):
@@ -107,69 +105,62 @@ def _share(out: Tensor, norm: Tensor) -> Tensor:
     return torch.where(norm == 0, 0.0, out.movedim(-1, 0) / torch.where(norm == 0, 1.0, norm)).movedim(0, -1)
 
 
-class _Stored(torch.autograd.Function):
-    """A number as a kernel multiplies it, rounded to a dtype; so is its gradient."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-        context.dtype = dtype
-        return x.to(dtype).to(x.dtype)
-
-    @staticmethod
-    def backward(context: Any, *grads: Any) -> tuple[Tensor, None]:
-        (grad,) = grads
-        return grad.to(context.dtype).to(grad.dtype), None
-
-
-def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x as an operand of a product; its gradient is summed in full."""
-    return x + (x.detach().to(dtype).to(x.dtype) - x.detach())
-
-
 def _chunk(case: Case, one: _Sequence, state: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(o, the state after, the sum after) of the tokens of a chunk."""
     query, key, value = one.q, one.k, one.v
-    size, heads, dtype = len(query), case.heads, query.dtype
+    size, dtype = len(query), query.dtype
 
-    def stored(x: Tensor) -> Tensor:
-        found: Tensor = _Stored.apply(x, case.dtype)  # type: ignore[no-untyped-call]
-        return found
-
-    sums = torch.zeros_like(query[..., :1]) if one.decay is None else one.decay
-    sums = sums.double().cumsum(0)
-    apart = (sums[:, None] - sums[None, :]).clamp(max=0).to(dtype).exp().expand(-1, -1, -1, key.shape[-1])  # [i, j, H, K]
-    since, until = sums.to(dtype).exp(), (sums[-1] - sums).to(dtype).exp()
+    decay = torch.zeros_like(query[..., :1]) if one.decay is None else one.decay
+    sums = decay.double().cumsum(0)
+    spans = ((sums[:, None] - sums[None, :]).clamp(max=0).to(dtype), sums.to(dtype), (sums[-1] - sums).to(dtype))
+    if case.kernel.decay == "vector" and dtype == torch.float32:  # kernels multiply what single tokens leave
+        multiplied = running(exponential(decay.detach()))
+        apart, since, until = (x * (span - span.detach()).exp() for x, span in zip(multiplied, spans, strict=True))
+    else:
+        apart, since, until = (span.exp() for span in spans)
+    apart = apart.expand(-1, -1, -1, key.shape[-1])
     lower = torch.ones(size, size, device=query.device, dtype=dtype).tril()[..., None]
+
+    def dot(a: Tensor, b: Tensor, begin: Tensor | None = None) -> Tensor:
+        return product(a, b, begin, case.dtype != torch.float32)
+
+    def keep(x: Tensor) -> Tensor:
+        return stored(x, case.dtype)
+
+    def headed(x: Tensor) -> Tensor:
+        """[tokens, H, width] -> [H, tokens, width], or back."""
+        return x.transpose(0, 1)
 
     def products(rows: Tensor) -> Tensor:
         """rows_i . key_j, with what is left between them, [i, j, H]. Where channels decay, operands of a part and of later ones
         meet at the part's end.
         """
+        if sums.shape[-1] == 1:
+            return dot(headed(rows), key.permute(1, 2, 0)).permute(1, 2, 0) * apart[..., 0]
         found = torch.einsum("ihk,jhk,ijhk->ijh", rows, key, apart)
-        for begin in range(0, size, PART) if sums.shape[-1] > 1 else ():
+        for begin in range(0, size, PART):
             end = min(begin + PART, size)
-            later = _rounded(rows[end:] * (sums[end:] - sums[end - 1]).to(dtype).exp(), case.dtype)
-            earlier = _rounded(key[begin:end] * (sums[end - 1] - sums[begin:end]).to(dtype).exp(), case.dtype)
+            later = rounded(rows[end:] * (sums[end:] - sums[end - 1]).to(dtype).exp(), case.dtype)
+            earlier = rounded(key[begin:end] * (sums[end - 1] - sums[begin:end]).to(dtype).exp(), case.dtype)
             found[end:, begin:end] = torch.einsum("ihk,jhk->ijh", later, earlier)
         return found
 
     pairs = products(query) * lower
-    held = stored(state)
+    held = keep(state)
     if one.erase is not None and one.write is not None:
-        eye = torch.eye(size, dtype=dtype, device=query.device)
-        erased = products(one.erase * key) * (lower - eye[..., None])
-        system = eye + erased.permute(2, 0, 1)
-        inverse = torch.linalg.solve_triangular(system, eye.expand(heads, -1, -1), upper=False, unitriangular=True)
-        right = one.write * value - torch.einsum("ihk,hkv->ihv", stored(one.erase * key * since), held)
-        value = torch.einsum("hij,jhv->ihv", stored(inverse), stored(right))
-    value = stored(value)
-    out = torch.einsum("ihk,hkv->ihv", stored(query * since), held)
-    out = out + torch.einsum("ijh,jhv->ihv", stored(pairs), value)
+        erased = products(one.erase * key) * (lower - torch.eye(size, dtype=dtype, device=query.device)[..., None])
+        system = torch.eye(size, dtype=dtype, device=query.device) + erased.permute(2, 0, 1)
+        inverse = inverse_of(system, dtype == torch.float32 != case.dtype)
+        right = headed(one.write * value) - dot(headed(keep(one.erase * key * since)), held)
+        value = headed(dot(keep(inverse), keep(right)))
+    value = keep(value)
+    out = dot(headed(keep(query * since)), held)
+    out = headed(dot(keep(pairs).permute(2, 0, 1), headed(value), out))
     if case.kernel.normalize:
         out = _share(out, torch.einsum("ihk,hk->ih", query * since, total) + pairs.sum(1))
-        kept = stored(key * until) if case.kernel.decay == "vector" else key * until  # the former are keys of the state too
+        kept = keep(key * until) if case.kernel.decay == "vector" else key * until  # the former are keys of the state too
         total = total * since[-1] + kept.sum(0)
     else:
         out = out * SCALE
-    after = since[-1][..., None] * state + torch.einsum("jhk,jhv->hkv", stored(key * until), value)
+    after = dot(keep(key * until).permute(1, 2, 0), headed(value), since[-1][..., None] * state)
     return out, after, total

@@ -1,7 +1,7 @@
 """What must come out of a kernel of matrix states, and how far from it the formula is in the kernel's own roundings.
 
 PyTorch has no operator of these. So the measure is the formula itself, on the same inputs: token by token in float32, or by
-chunks with the operands of products rounded to 16 bits (state_formulas.py). Errors are root mean squares.
+chunks in the roundings and sums of a kernel (state_formulas.py). Errors are root mean squares.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Verdict:
         return float("inf") if self.wrong else self.error / self.measure if self.measure else 0.0
 
 
-def measure_of(chunk: int, dtype: torch.dtype) -> Measure:
-    """The formula as kernels with chunks of so many tokens round it: token by token where nothing is narrower than float32."""
-    return formula if dtype == torch.float32 or chunk == 1 else partial(in_chunks, chunk=chunk)
+def measure_of(chunk: int) -> Measure:
+    """The formula as kernels with chunks of so many tokens round it; token by token where a chunk is one."""
+    return formula if chunk == 1 else partial(in_chunks, chunk=chunk)
 
 
 def expected(case: Case, own: Measure | None = None, back: bool = True) -> Expected:

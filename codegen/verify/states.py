@@ -160,7 +160,7 @@ def row_of(key: tuple[str, str, str], cases: int, worst: Verdict) -> Row:
 def prepared(subject: StateSubject, case: Case) -> Expected:
     """What must come out of a case, for as many blocks as are tried."""
     chunk = 1 if subject.skeleton == STEP else chunk_of(subject, case.device, case.dtype)
-    return expected(case, measure_of(chunk, case.dtype), subject.skeleton == BACKWARD)
+    return expected(case, measure_of(chunk), subject.skeleton == BACKWARD)
 
 
 def tried(subject: StateSubject, case: Case, wanted: Expected) -> Verdict:

@@ -46,9 +46,8 @@ def case_of(name: str, width: int, dtype: torch.dtype, sizes: tuple[int, ...], *
 
 
 def right(case: Case, chunk: int | None = None) -> None:
-    """The fp32 kernels beside single steps and chunks of 16, the others beside chunks of their own."""
-    own = functools.partial(in_chunks, chunk=chunk or 64) if case.dtype != torch.float32 else None
-    wanted = expected(case, own)
+    """Beside chunks of their own."""
+    wanted = expected(case, functools.partial(in_chunks, chunk=chunk or (16 if case.dtype == torch.float32 else 64)))
     with poisoned():
         check(wanted, run(case, provider(case.kernel, chunk), wanted.given))
 
