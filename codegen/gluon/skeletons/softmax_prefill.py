@@ -37,6 +37,8 @@ BLOCKS = {  # (architecture, bytes of an element): queries, keys, warps, slots f
 }
 
 PROCESSORS = {}  # device -> how many multiprocessors it has
+READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
+LAYOUTS = {}  # (rows, columns, element type) -> how a copied block lies in shared memory
 
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
@@ -533,10 +535,36 @@ def aligned(x):
 
 
 def described(x, rows, columns):
-    """What a copy is told of x [tokens, heads, width]: its place, and the block that one copy takes of one head."""
-    dtype = gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16
-    layout = gl.NVMMASharedLayout.get_default_for([rows, 1, columns], dtype)
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, 1, columns], layout)
+    """What a copy is told of x [tokens, heads, width]: its place, and the block that one copy takes of one head.
+
+    Made without the checks of TensorDescriptor's own, which take longer than a launch: `aligned` has seen to them.
+    """
+    block = [rows, 1, columns]
+    key = (rows, columns, x.dtype)
+    if key not in LAYOUTS:
+        LAYOUTS[key] = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16)
+    made = TensorDescriptor.__new__(TensorDescriptor)
+    made.base, made.shape, made.strides, made.block_shape, made.layout = x, list(x.shape), list(x.stride()), block, LAYOUTS[key]
+    made.padding, made.round_f32_to_tf32 = "zero", False
+    return made
+
+
+def run(kernel, programs, views, tensors, numbers, key, constants):
+    """kernel[(programs,)](*views, *tensors, *numbers, **constants()), without Triton's long look at every argument.
+
+    It compiles for types, and for which pointers are multiples of 16. Where all are, `key` says the rest, and what was compiled
+    for it runs at once; the views are told to the copies as ever.
+    """
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    plain = all(pointer % 16 == 0 for pointer in pointers)
+    if plain and key in READY:
+        compiled, rest = READY[key]
+        compiled[programs, 1, 1](*views, *pointers, *numbers, *rest)
+        return
+    settings = constants()
+    compiled = kernel[(programs,)](*views, *tensors, *numbers, **settings)
+    if plain and compiled is not None:  # where there is no GPU nothing is compiled
+        READY[key] = compiled, [settings[name] for name in kernel.arg_names[len(views) + len(tensors) + len(numbers) :]]
 
 
 def stored_rows(flat, stride, width):
@@ -573,11 +601,19 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
         stored_rows(part.v, part.v_stride, VALUE_WIDTH),
         o,
     )
-    described_views = [described(x, *block) for x, block in zip(views, descriptors(chosen[1]).values(), strict=True)]
-    attend_kernel[(min(tiles, PROCESSORS[q.device]),)](
-        *described_views, o, lse, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin,
-        part.pinned, part.ring, scale.contiguous(), scale if sink_logit is None else sink_logit, 0.0 if cap is None else cap,
-        sequences, kv_heads, count, tiles, part.k_stride, part.v_stride, rows.stride(0), part.k_begin.stride(0),
-        part.v_begin.stride(0), **settings(part.rings, *chosen),
+    shapes = descriptors(chosen[1]).values()
+    sink_logit = scale if sink_logit is None else sink_logit
+    tensors = (
+        o, lse, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin, part.pinned, part.ring,
+        scale.contiguous(), sink_logit,
+    )  # fmt: skip
+    numbers = (
+        0.0 if cap is None else cap, sequences, kv_heads, count, tiles, part.k_stride, part.v_stride, rows.stride(0),
+        part.k_begin.stride(0), part.v_begin.stride(0),
+    )  # fmt: skip
+    run(
+        attend_kernel, min(tiles, PROCESSORS[q.device]),
+        [described(x, *block) for x, block in zip(views, shapes, strict=True)], tensors, numbers,
+        (q.device, q.dtype, sink_logit.dtype, part.rings, chosen), lambda: settings(part.rings, *chosen),
     )  # fmt: skip
     return o, lse
