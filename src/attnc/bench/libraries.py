@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc.bench.flex import Flex, Split
-from attnc.bench.peers import TOKENS_FIRST, Peer, Planned, Prepared, Provided, decoding, inputs
+from attnc.bench.peers import TOKENS_FIRST, Gluon, Peer, Planned, Prepared, Provided, decoding, inputs
 from attnc.bench.sdpa import Sdpa, refuses_score
 from attnc.bench.seeing import window
 from attnc.bench.work import Work
@@ -63,6 +63,7 @@ class FlashAttention4:
 
 PEERS: dict[str, Peer] = {
     "planned": Planned(),
+    "gluon": Gluon(),
     "sdpa": Sdpa("sdpa"),
     "cudnn": Sdpa("cudnn", "cudnn"),
     "flash": Sdpa("flash", "flash"),

@@ -98,6 +98,22 @@ class Provided:
 
 
 @dataclass(frozen=True)
+class Gluon(Provided):
+    """The generated kernels of which that for many queries is in Gluon; ours are those in Triton alone."""
+
+    name: str = "gluon"
+
+    def refuse(self, work: Work) -> str | None:
+        """It decodes as ours does, and some widths it does not take."""
+        if work.phase == "decode":
+            return "its kernel is for many queries; it decodes as triton does"
+        refused = super().refuse(work)
+        if refused is None and work.launch.folder.model.kernels(work.launch.name, gluon=True) is None:
+            return "the folder has no kernel in Gluon for these widths"
+        return refused
+
+
+@dataclass(frozen=True)
 class Planned(Provided):
     """The provider that a built model would run, where that is not ours already."""
 

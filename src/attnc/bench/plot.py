@@ -9,7 +9,7 @@ from typing import Any
 from attnc.bench.report import BenchReport, Row
 
 FORMATS = (".png", ".svg", ".pdf")
-ORDER = ("triton", "torch", "sdpa", "cudnn", "flash", "flex", "fa4", "fla", "reference", "planned", "split")
+ORDER = ("triton", "torch", "sdpa", "cudnn", "flash", "flex", "fa4", "fla", "reference", "planned", "split", "gluon")
 """A participant has the same colour in every panel and every picture."""
 
 Points = list[tuple[int, float, float, float]]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from attnc.bench.run import Options
 
 PHASES = ("forward", "backward", "decode")
-AGAINST = ("planned", "sdpa", "cudnn", "flash", "flex", "split", "fla", "fa4", "torch", "reference")
+AGAINST = ("planned", "gluon", "sdpa", "cudnn", "flash", "flex", "split", "fla", "fa4", "torch", "reference")
 """As attnc.bench.peers has them, which imports torch."""
 
 USUAL = "planned,sdpa,cudnn,flex,split,fla,fa4"
