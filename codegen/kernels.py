@@ -224,7 +224,8 @@ def list_texts(mix: Mix, model: Model) -> dict[str, str]:
         return {}
     for groups in choosing:
         softmax, chosen = softmax_of(mix, model), [one for group in groups for one in group.selectors]
-        found |= {lists.emit_lists(lists.ATTEND, listed(softmax, one)): lists.ATTEND for one in chosen}
+        for skeleton in (lists.ATTEND, lists.BACKWARD):
+            found |= {lists.emit_lists(skeleton, listed(softmax, one)): skeleton for one in chosen}
         if unmade(launch, groups) is None:
             found |= {lists.emit_choose(one, softmax): lists.CHOOSE for one in chosen}
     return found

@@ -167,8 +167,6 @@ def _triton(task: Task) -> Price | str:
         return launch.unsaid
     if task.lists and (reason := unread(launch, task.groups)) is not None:
         return reason
-    if task.lists and task.phase == "train":
-        return "its kernels over lists have no gradients yet"
     if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
         return f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"
     work = tiled(*task.counted)

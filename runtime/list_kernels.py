@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .attention_torch import torch_attention
 from .autocast import word
 from .batch import Batch
 from .choices import Asker, lists_of
+from .gradients import sink_gradient
 from .intervals import Form, HeadGroup, rows
 from .keys import KeyPart
 from .launch import DTYPES
@@ -32,21 +35,25 @@ from .storage import LayerCache
 
 @dataclass(frozen=True)
 class ListKernels:
-    """The kernel files of a launch: those that read lists, one for each size of units, and those that make them."""
+    """The kernel files of a launch: those that read lists, one for each size of units, and go back, and that make lists."""
 
     reading: tuple[ModuleType, ...]
+    going_back: tuple[ModuleType, ...]
     making: tuple[ModuleType, ...]
 
     @classmethod
     def of(cls, modules: Sequence[ModuleType]) -> ListKernels:
         """The files in any order."""
-        making = tuple(one for one in modules if hasattr(one, "choose"))
-        return cls(tuple(one for one in modules if one not in making), making)
+
+        def having(name: str) -> tuple[ModuleType, ...]:
+            return tuple(one for one in modules if hasattr(one, name))
+
+        return cls(having("attend"), having("attend_backward"), having("choose"))
 
     def provider(self, makes: bool) -> ListProvider:
-        """Attention by kernels; `makes`: lists too where a file makes them, else by PyTorch. Without gradients."""
+        """Attention by kernels; `makes`: lists too where a file makes them, else by PyTorch."""
 
-        def attend(
+        def attend_chosen(
             q: Tensor,
             parts: tuple[KeyPart, ...],
             groups: tuple[HeadGroup, ...],
@@ -75,7 +82,7 @@ class ListKernels:
                     outputs.append(torch_attention(q[:, heads], some, (static,), form, batch, factor, cap, sink))
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
-        return attend
+        return attend_chosen
 
     def _span(self, q: Tensor, parts: tuple[KeyPart, ...], some: tuple[KeyPart, ...], span: _Span, makes: bool) -> Tensor:
         """q [T, H, D] of the span's heads -> [T, H, E]; `some`: its heads of the parts."""
@@ -83,21 +90,68 @@ class ListKernels:
         with torch.no_grad():
             making = next((module for module in self.making if makes and made_by(module, one)), None)
             lists = _by_torch(one, q, parts, span) if making is None else _by_kernels(making, one, q, some, span)
-        module = next(module for module in self.reading if read_by(module, one))
+        reads, goes_back = (next(file for file in files if read_by(file, one)) for files in (self.reading, self.going_back))
         table = rows(alone(span.group), span.form, span.batch)
         factor = head_scale(span.scale, q.shape[1], q.device)
         q = q if q.stride(-1) == 1 else q.contiguous()
         silent = None if span.sink is None else torch.full_like(span.sink, float("-inf"))
-        with device_of(q):
-            results = [
-                module.attend(q, part, table, span.form, span.batch, factor, span.cap, sink, lists)
-                for part, sink in zip(some, (span.sink, *[silent] * (len(some) - 1)), strict=True)
-            ]
+        results = [
+            attend(q, sink, Call(reads, goes_back, part, table, span.form, span.batch, factor, span.cap, lists))
+            for part, sink in zip(some, (span.sink, *[silent] * (len(some) - 1)), strict=True)
+        ]
         o: Tensor = results[0][0]
         lse: Tensor = results[0][1]
         for more in results[1:]:
             o, lse = merge(o, lse, *more)
         return o
+
+
+class _Attend(torch.autograd.Function):
+    """One part's attention by a file that reads lists, with its gradients by the file beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
+        """(o [T, H, E], log-sum-exp [T, H]); k and v are flat, as the part's."""
+        part = call.part.holding(k, v)
+        with device_of(q):
+            o, lse = call.reads.attend(q, part, call.rows, call.form, call.batch, call.scale, call.cap, sink, call.lists)
+        ctx.call = call
+        ctx.save_for_backward(q, k, v, sink, o, lse)
+        return o, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, o_grad: Tensor, lse_grad: Tensor) -> tuple[Any, ...]:
+        """Of q, k, v and the sink logit."""
+        q, k, v, sink, o, lse = ctx.saved_tensors
+        call: Call = ctx.call
+        part = call.part.holding(k, v)
+        with device_of(q):
+            q_grad, delta, k_grad, v_grad = call.goes_back.attend_backward(
+                q, part, call.rows, call.form, call.batch, call.scale, call.cap, call.lists, o, lse, o_grad, lse_grad
+            )
+        return q_grad, k_grad, v_grad, None if sink is None else sink_gradient(sink, lse, delta), None
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a launch on one part is given beside q and the sink logit, and the files that attend and go back."""
+
+    reads: ModuleType
+    goes_back: ModuleType
+    part: KeyPart
+    rows: Tensor
+    form: Form
+    batch: Batch
+    scale: Tensor
+    cap: float | None
+    lists: LaunchLists
+
+
+def attend(q: Tensor, sink: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
+    """o [T, H, E] and the log-sum-exp [T, H], with gradients."""
+    found: tuple[Tensor, Tensor] = _Attend.apply(q, call.part.k, call.part.v, sink, call)  # type: ignore[no-untyped-call]
+    return found
 
 
 @dataclass(frozen=True, eq=False)

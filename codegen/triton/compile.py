@@ -40,7 +40,20 @@ _POINTERS = {
         *("after_moment", "kept_grad", "kept_moment_grad", "after_moment_grad", "rows_grad", "rows_moment_grad"),
         *("known_grad", "known_moment_grad", "raws", "parts", "within", "by", "by_moment"),
     },
-    "i32": {"rows", "stored", "base", "pinned", "ring", "index", "counts", "wanted", "interval_rows", "chunks"},
+    "i32": {
+        "rows",
+        "stored",
+        "base",
+        "pinned",
+        "ring",
+        "index",
+        "counts",
+        "wanted",
+        "interval_rows",
+        "readers",
+        "reader_begin",
+        "chunks",
+    },
     "i64": {"begins", "row_begin", "offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},
 }
 _NUMBERS = {"cap": "fp32", "factor": "fp32"}

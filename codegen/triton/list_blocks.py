@@ -16,7 +16,13 @@ CHOOSE: dict[int, Table] = {  # lines, runs, warps, stages
     256: rows_of((64, 64, 8, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
 }
 
-TABLES = {"lists_attend": ATTEND, "lists_choose": CHOOSE}
+BACKWARD: dict[int, Table] = {  # lines, keys, warps, stages; of queries and of keys
+    64: rows_of((64, 32, 4, 2), (16, 16, 4, 1)),
+    128: rows_of((64, 32, 8, 2), (16, 16, 8, 1)),
+    256: rows_of((32, 32, 8, 1), (16, 16, 8, 1), gfx942_2=(32, 16, 8, 1)),
+}
+
+TABLES = {"lists_attend": ATTEND, "lists_backward": BACKWARD, "lists_choose": CHOOSE}
 
 
 def blocks(skeleton: str, width: int) -> Table:

@@ -12,6 +12,7 @@ from attnc.codegen.triton.list_blocks import blocks
 from attnc.compiler.families import Listed, Selector, Softmax
 
 ATTEND = "lists_attend"
+BACKWARD = "lists_backward"
 CHOOSE = "lists_choose"
 
 
@@ -22,6 +23,7 @@ def emit_lists(skeleton: str, kernel: Listed) -> str:
     forward = skeleton == ATTEND
     wanted = (
         ("far", softmax.far > 0),
+        ("far_queries", softmax.far > 0 and not forward),
         ("cap" if forward else "cap_gradient", softmax.cap),
         ("sink_logit", softmax.sink_logit and forward),
     )

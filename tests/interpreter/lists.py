@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from kernel_cases import check
+from kernel_cases import check, check_gradients
 
 import attnc
 from attnc.codegen.build import Options
@@ -22,6 +22,7 @@ from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.lists import emit_choose, emit_lists
 from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.verify.cases import Case, Inputs, Union, build, poisoned
+from attnc.codegen.verify.gradients import gradients, outer_gradients
 from attnc.codegen.verify.lists import Listed, lists_of
 from attnc.compiler import check_text, families
 from attnc.compiler.families import Listed as Kernel
@@ -29,6 +30,7 @@ from attnc.compiler.families import Softmax
 from attnc.runtime.asking import asking
 from attnc.runtime.intervals import HeadGroup, Near
 from attnc.runtime.list_choice import chosen_by_kernels
+from attnc.runtime.list_kernels import Call, attend
 from attnc.runtime.pooled import run_keys
 from attnc.runtime.selecting import Asked, choose
 from attnc.runtime.selector import Selector
@@ -79,6 +81,21 @@ def test_attention_reads_each_listed_and_shown_key_once(name):
     unions = tuple(Listed(rest, unit, many, salt) for salt in range(2))
     case = Case(form, unions, sizes, pasts, cache=name != "blocks for blocks of queries", dtype=torch.float16)
     check(*run(case, splits=splits))
+
+
+@pytest.mark.parametrize("name", ["blocks for blocks of queries", "pages of a token", "columns for all queries"])
+def test_gradients_over_lists_are_as_near_to_float64_as_torch(name):
+    form, rest, unit, many, sizes, pasts, _ = CASES[name]
+    form = Softmax(1, head_width=16, value_width=16, group=2, sink_logit=unit == 16, cap=unit == 1)
+    case = Case(form, tuple(Listed(rest, unit, many, salt) for salt in range(2)), sizes, pasts, cache=True)
+    made, inputs = families.Listed(form, unit, False), build(case)
+    files = [kernel(skeleton, made) for skeleton in ("lists_attend", "lists_backward")]
+
+    def launch(q, part, rows, form, batch, scale, cap, sink):
+        return attend(q, sink, Call(*files, part, rows, form, batch, scale, cap, lists_of(case, case.unions)))
+
+    given = outer_gradients(inputs)
+    check_gradients(inputs, gradients(launch, inputs, *given), *given)
 
 
 MEANS = Selector(4, keys="mean", span=4, step=4)

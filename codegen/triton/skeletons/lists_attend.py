@@ -152,12 +152,12 @@ def chosen(index, count, step, base, UNIT: tl.constexpr, BLOCK_K: tl.constexpr):
     return slot
 
 
-@triton.jit(do_not_specialize=["kv_heads", "tiles", "within", "many", "splits", "list_rows", "width", "of_heads", "row_stride",
-                               "k_begin_stride", "v_begin_stride"])  # fmt: skip
+@triton.jit(do_not_specialize=["kv_heads", "tiles", "row_tiles", "many", "splits", "list_rows", "width", "of_heads",
+                               "row_stride", "k_begin_stride", "v_begin_stride"])  # fmt: skip
 def attend_kernel(
     q, k, v, o, lse, part_o, part_norm, rows, index, counts, row_begin, offsets, past, stored, base, k_begin, v_begin, scale,
-    sink_logit, cap, kv_heads, tiles, within, many, splits, list_rows, width, of_heads, q_token_stride, q_head_stride, k_stride,
-    v_stride, row_stride, k_begin_stride, v_begin_stride,
+    sink_logit, cap, kv_heads, tiles, row_tiles, many, splits, list_rows, width, of_heads, q_token_stride, q_head_stride,
+    k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
     ROW: tl.constexpr, GROUP: tl.constexpr, MEMBERS: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, DIRECT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -176,9 +176,9 @@ def attend_kernel(
     token_begin = tl.load(offsets + sequence)
     tokens = (tl.load(offsets + sequence + 1) - token_begin).to(tl.int32)
     start = tl.load(past + sequence).to(tl.int32)
-    list_row = tile // within
+    list_row = tile // row_tiles
     row_from = (start // many + list_row) * many
-    first = tl.maximum(start, row_from) + tile % within * QUERIES
+    first = tl.maximum(start, row_from) + tile % row_tiles * QUERIES
     end = tl.minimum(start + tokens, row_from + many)
     if first >= end:
         return
@@ -420,8 +420,8 @@ def attend(q, part, rows, form, batch, scale, cap, sink_logit, lists, *, blocks=
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     most_lines, block_k, warps, stages = blocks or BLOCKS[architecture(q.device), q.element_size()]
     lines = lines_of(lists.many, most_lines)  # whatever the length: it decides no bit of a result
-    within = -(-min(lists.many, batch.max_new) // (lines // MEMBERS))
-    tiles = lists.rows * within
+    row_tiles = -(-min(lists.many, batch.max_new) // (lines // MEMBERS))
+    tiles = lists.rows * row_tiles
     programs = sequences * heads // MEMBERS * tiles
     if splits is None:
         few = batch.max_new <= DECODE_TOKENS
@@ -436,7 +436,7 @@ def attend(q, part, rows, form, batch, scale, cap, sink_logit, lists, *, blocks=
         batch.past, part.stored, part.base, part.k_begin, part.v_begin, scale.contiguous(), sink_logit,
     )  # fmt: skip
     numbers = (
-        0.0 if cap is None else cap, kv_heads, tiles, within, lists.many, splits, list_rows, most, int(choosers > 1),
+        0.0 if cap is None else cap, kv_heads, tiles, row_tiles, lists.many, splits, list_rows, most, int(choosers > 1),
         token_stride, head_stride, part.k_stride, part.v_stride, rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
     strides = token_stride | head_stride | part.k_stride | part.v_stride
