@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,11 @@ from attnc.compiler.cache_spec import cache_spec
 from attnc.compiler.cost import Workload
 from attnc.compiler.data import to_data
 from attnc.compiler.device import device, shipped
+from attnc.compiler.gathered import follows, gathered
 from attnc.compiler.graph import Graph
 from attnc.compiler.plan import choose
 from attnc.compiler.planned import Choice, Plan
-from attnc.compiler.policies import settle
+from attnc.compiler.policies import alternatives, settle
 from attnc.compiler.policy import Policy, policy_text
 from attnc.compiler.providers import absent
 from attnc.compiler.spec import Spec
@@ -77,8 +78,7 @@ class Report:
 def build(spec: Spec, folder: Path, options: Options) -> Report:
     """Writes `folder`. Raises SpecError: A401 with `strict` where a reference must run, A51x where files do not fit."""
     folders.refuse_strangers(folder)
-    if options.policy is not None:
-        spec = settle(spec, options.policy)
+    spec, orders, spare = decided(spec, options)
     graph = passes.run(graphs.build(spec))
     plans = plan_all(graph, options, cap=spec.model.score_cap is not None)
     chosen = plans["cpu" if options.device == "cpu" else "cuda"]
@@ -92,7 +92,7 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
     if options.policy is not None:
         texts["policy.json"] = policy_text(options.policy)
     weights = parameters.parameters(spec, graph)
-    copies = weight_files.carried(options.weights, weights)
+    copies, made = weight_files.carried(options.weights, weights, spare, orders)
     built = Built(
         attnc=attnc.__version__,
         name=spec.model.name,
@@ -105,15 +105,41 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
         resources=_resources(texts, options.targets),
         tuning=tuning,
         policy=options.policy,
+        heads=orders,
         files=(),
     )
-    made: dict[str, Callable[[Path], None]] = {}
     if options.seed is not None and options.weights is None:
         made["model.safetensors"] = partial(weight_files.start, weights, options.seed)
     built = replace(built, files=tuple(sorted([*texts, *copies, *made, "plan.json"])))
     texts["plan.json"] = json.dumps(to_data(built), indent=1) + "\n"
     folders.write(folder, texts, copies, made)
     return Report(folder, built, decisions)
+
+
+def decided(spec: Spec, options: Options) -> tuple[Spec, dict[str, tuple[int, ...]], frozenset[str]]:
+    """(the spec as a policy decides it, how KV groups of its layers were moved, tensors of alternatives that it leaves out).
+
+    Groups move where weights are there to move with them.
+    """
+    if options.policy is None:
+        return spec, {}, frozenset()
+    settled = settle(spec, options.policy)
+    if options.weights is None:
+        return settled, {}, frozenset()
+    inside: dict[int, list[str]] = {}
+    own = _names(settled)
+    for name in own:
+        words = name.split(".", 4)
+        if words[1:2] == ["layers"] and words[3] == "self_attn":
+            inside.setdefault(int(words[2]), []).append(words[4])
+    found = gathered(settled, lambda layer: follows(inside.get(layer, ["?"])))
+    spare = {name for one in alternatives(spec) for name in _names(one)} - set(own)
+    return found.spec, found.orders, frozenset(spare)
+
+
+def _names(spec: Spec) -> list[str]:
+    """The tensors of a spec."""
+    return [weight.name for weight in parameters.parameters(spec, passes.run(graphs.build(spec)))]
 
 
 def plan_all(graph: Graph, options: Options, *, cap: bool = False) -> dict[str, Plan]:

@@ -6,7 +6,7 @@ from attnc.codegen.tune.table import FolderTuning
 from attnc.compiler.cache_spec import CacheRow
 from attnc.compiler.planned import Plan
 from attnc.compiler.policy import Policy
-from attnc.compiler.value import Value
+from attnc.compiler.value import Value, derived
 
 SCHEMA_VERSION = 1
 
@@ -29,6 +29,8 @@ class Compiled(Value):
 class Built(Value):
     """plan.json: how the folder was made and how it runs. `tuning`: tuning.json; `policy`: policy.json.
 
+    `heads`: number of a layer -> for each KV group that of the checkpoint, where a policy's groups lie side by side.
+
     `files` lists every file, so that nothing else is ever removed.
     """
 
@@ -44,4 +46,5 @@ class Built(Value):
     resources: tuple[Compiled, ...] = ()
     tuning: FolderTuning = FolderTuning()
     policy: Policy | None = None
+    heads: dict[str, tuple[int, ...]] = derived(default_factory=lambda _: {})
     files: tuple[str, ...]

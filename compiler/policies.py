@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attnc.compiler.check import check
 from attnc.compiler.data import from_json
+from attnc.compiler.gathered import gathered
 from attnc.compiler.policy import SUFFIX, Policy, Setting, spec_digest
 from attnc.compiler.previous import held, makes_choice, takes_choice
 from attnc.compiler.spec import Spec
@@ -72,7 +74,23 @@ def of_folder(folder: Path) -> Spec:
     source = read_source(folder / "spec.attn")
     spec = check(parse(source))
     path = folder / "policy.json"
-    return settle(spec, read_policy(path), path) if path.is_file() else spec
+    if not path.is_file():
+        return spec
+    moved = json.loads((folder / "plan.json").read_text("utf-8")).get("heads", {})
+    return gathered(settle(spec, read_policy(path), path), lambda layer: str(layer) in moved).spec
+
+
+def alternatives(spec: Spec) -> Iterator[Spec]:
+    """The spec with the first, second, ... alternative everywhere, which together have all tensors of all of them."""
+    units = Units(spec)
+    found = units.all()
+    names = [list(dict.fromkeys(one.choose for one in unit.candidates)) for unit in found]
+    for number in range(max(map(len, names), default=0)):
+        picks = {}
+        for unit, choices in zip(found, names, strict=True):
+            wanted = choices[min(number, len(choices) - 1)]
+            picks[unit.place] = [next(one for one in unit.candidates if one.choose == wanted)] * unit.kv_heads
+        yield units.settled(picks)
 
 
 def rows(unit: Unit, picks: Sequence[Candidate], shared: Mapping[str, object]) -> Iterator[Setting]:

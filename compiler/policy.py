@@ -45,11 +45,14 @@ class Setting(Value):
 
 
 class Figure(Value):
-    """A cost of the whole model: `decode_ms` or `prefill_ms` of one call, or `kv_bytes`, of `batch` sequences of `length`."""
+    """A cost of the whole model, and with full attention: `decode_ms` or `prefill_ms` of one call, or `kv_bytes`, of `batch`
+    sequences of `length`.
+    """
 
     what: Literal["decode_ms", "prefill_ms", "kv_bytes"]
     length: int
     batch: int = 1
+    full: float | None = None
     predicted: float
     measured: float | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -154,9 +154,12 @@ def _generator(name: str, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def check_files(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """WeightsError if the files do not hold exactly float tensors of these names and shapes; only their headers are read."""
-    found, _ = _contents(files)
+def check_files(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]], spare: Collection[str] = ()) -> None:
+    """WeightsError if the files do not hold exactly float tensors of these names and shapes; only their headers are read.
+
+    Those of `spare` may be there, and do not count.
+    """
+    found = {name: one for name, one in _contents(files)[0].items() if name in shapes or name not in spare}
     _complain(found, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
 
 

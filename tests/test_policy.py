@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import attnc
 from attnc.cli import invoke
@@ -141,3 +142,44 @@ def test_a_policy_reads_line_by_line_and_survives_its_file(place):
     (place / "p").write_text(policy_text(made))
     assert read_policy(place / "p") == made
     assert '  {"layer": 1, "first": 0, "last": 1, "choose": {"": "all"}},\n' in policy_text(made)
+
+
+def test_groups_that_are_treated_alike_lie_side_by_side_and_their_tensors_follow(place):
+    text = MODEL + "layers { all: choose(per = head) { all: full, near: sink(1) | window(4) } }"
+    text = text.replace("heads = 4, kv_heads = 2", "heads = 8, kv_heads = 4, sink_logit = learned, output_gate = sigmoid")
+    spec = attnc.check(text)
+    (place / "p.json").write_text(policy_text(policy(spec, lambda layer, group: (layer + group) % 2)))
+    attnc.build(spec, place / "plain", init=3)
+    attnc.build(spec, place / "apart", policy=place / "p.json", init=3)
+    attnc.build(spec, place / "moved", policy=place / "p.json", weights=place / "plain")
+    moved = json.loads((place / "moved/plan.json").read_text())
+    assert moved["heads"] == {"0": [0, 2, 1, 3], "1": [0, 2, 1, 3], "2": [0, 2, 1, 3]}
+    assert [row["kv_heads"] for row in moved["cache"]] == [2] * 6
+    tokens = torch.arange(24)[None] % 64
+    with torch.no_grad():
+        one, other = (attnc.load(place / name, dtype=torch.float64)(tokens).logits for name in ("apart", "moved"))
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert of_folder(place / "moved").cache_spec() != of_folder(place / "apart").cache_spec()
+    attnc.build(spec, place / "back", weights=place / "moved")
+    first, again = (load_file(place / name / "model.safetensors") for name in ("plain", "back"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_tensors_of_alternatives_that_a_policy_leaves_out_are_left_out(place):
+    spec = attnc.check(
+        MODEL + "layers { 0..1: choose(per = layer) { state: linear(decay = slopes), near: window(4) }, 2: full }"
+    )
+    folders = []
+    for number in range(2):
+        (place / f"{number}.json").write_text(policy_text(policy(spec, lambda *_, number=number: number)))
+        attnc.build(spec, place / str(number), policy=place / f"{number}.json", init=0)
+        folders.append(load_file(place / str(number) / "model.safetensors"))
+    (place / "both").mkdir()
+    save_file(folders[0] | folders[1], place / "both/model.safetensors")
+    for number, own in enumerate(folders):
+        attnc.build(spec, place / str(number), policy=place / f"{number}.json", weights=place / "both")
+        assert load_file(place / str(number) / "model.safetensors").keys() == own.keys()
+    assert folders[0].keys() != folders[1].keys()
+    with pytest.raises(SpecError, match="A544"):
+        attnc.build(spec, place / "plain", weights=place / "both")

@@ -136,8 +136,7 @@ def _print(table: Table, decided: Decided, made: Policy, path: Path) -> None:
         ("for", f"{table.device}, {table.length} tokens, batch {table.batch}"),
     ]
     for figure in made.figures:
-        full = table.whole(figure.what)
-        part = f", {solution.costs[figure.what] / full:.1%} of full attention" if full else ""
+        part = f", {figure.predicted / figure.full:.1%} of full attention" if figure.full else ""
         number = bytes_text(int(figure.predicted)) if figure.what == "kv_bytes" else f"{figure.predicted:.4g}"
         pairs.append((figure.what, f"{number}{part}"))
     losses = ", ".join(f"{task} {value:.4g}" for task, value in solution.loss.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import Any
 import attnc
 from attnc.codegen.build import Options as BuildOptions
 from attnc.codegen.build import build
-from attnc.compiler.policies import settle
+from attnc.compiler.policies import of_folder
 from attnc.compiler.policy import Figure, Machine, Policy, TaskLoss
-from attnc.compiler.spec import Spec
 from attnc.compiler.units import FULL
 from attnc.compiler.value import Value
 from attnc.evaluate.report import Loss
 from attnc.evaluate.run import Options, evaluate
 from attnc.evaluate.subject import Subject
+from attnc.evaluate.tokenizer import NAME
 from attnc.tune import costs
+from attnc.tune.models import Models
 from attnc.tune.runs import Run
 from attnc.tune.solve import Wanted, policy, solve
 from attnc.tune.table import Table
@@ -78,7 +80,7 @@ class Prover:
         full = self._measured(self._full(), "full")
         now, count = first, 0
         while True:
-            subject = self._subject(settle(self.run.spec, now), f"policy_{count}")
+            subject = self._subject(now, f"policy_{count}")
             losses = self._compared(full, self._evaluated(subject))
             worst, used = max(((one, self._used(one)) for one in losses), key=lambda pair: pair[1])
             now = replace(now, losses=losses, proved=used <= 1, figures=self._figures(now, subject))
@@ -110,15 +112,21 @@ class Prover:
         return one.rise / limit if limit else (0.0 if one.rise <= 0 else float("inf"))
 
     def _full(self) -> Subject:
-        picks = {unit.place: [FULL] * unit.kv_heads for unit in self.run.all}
-        return self._subject(self.run.units.settled(picks), "full")
+        """Full attention at every site, whose tensors are some of the checkpoint's."""
+        kind = str(self.dtype).removeprefix("torch.")
+        models = Models(self.run.units, self.run.all, self.weights, self.scratch, self.device, kind, self.machine.device)
+        spec = self.run.units.settled({unit.place: [FULL] * unit.kv_heads for unit in self.run.all})
+        model = models.load(spec)
+        place = self.scratch / "model_1"
+        if (self.weights / NAME).is_file():
+            shutil.copyfile(self.weights / NAME, place / NAME)
+        return Subject(place, model, spec)
 
-    def _subject(self, spec: Spec, name: str) -> Subject:
-        """A built model of a settled spec."""
-
+    def _subject(self, now: Policy, name: str) -> Subject:
+        """The model that `attnc build` makes of a policy."""
         place = self.scratch / name
-        build(spec, place, BuildOptions(device=self.machine.device, weights=self.weights))
-        return Subject(place, attnc.load(place, self.device, self.dtype), spec)
+        build(self.run.spec, place, BuildOptions(device=self.machine.device, weights=self.weights, policy=now))
+        return Subject(place, attnc.load(place, self.device, self.dtype), of_folder(place))
 
     def _measured(self, subject: Subject, name: str) -> Mapping[tuple[str, int], tuple[float, int]]:
         self.say(f"{name}: {subject.cache_bytes(max(self._lengths)):,} bytes of cache")

@@ -106,7 +106,7 @@ def _solved(
     grid = [[_added(row) for row in rows_of] for rows_of, _ in together]
     if not all(grid):
         return None
-    limits = {names.index(what): limit - table.rest * _base(table, what) for what, limit in wanted.limits.items()}
+    limits = {names.index(what): limit - table.rest(what) for what, limit in wanted.limits.items()}
     if wanted.loss is not None:
         limits |= {names.index(f"loss of {task}"): wanted.loss for task in table.run.settings.tasks}
     column = names.index(wanted.objective)
@@ -124,10 +124,6 @@ def _solved(
         own = picks.setdefault(site.unit.place, [option.candidate] * site.unit.kv_heads)
         own[site.first : site.last + 1] = [option.candidate] * (site.last - site.first + 1)
     return Decided(_solution(table, wanted, found, check, shared, [(sites[at], chosen[at]) for at in sorted(chosen)]), picks)
-
-
-def _base(table: Table, what: str) -> float:
-    return table.whole(what) if what != "kv_bytes" and what in costs.OBJECTIVES else 0.0
 
 
 def _added(bundle: Sequence[Option]) -> list[float]:
@@ -165,7 +161,7 @@ def _solution(
         objective=wanted.objective,
         per=wanted.per,
         loss={task: sums[f"loss of {task}"] for task in table.run.settings.tasks},
-        costs={what: sums[what] + table.rest * _base(table, what) for what in costs.OBJECTIVES},
+        costs={what: sums[what] + table.rest(what) for what in costs.OBJECTIVES},
         gap=found.gap(column),
         check=None if check is None else check.gap(column),
         budgets=shared,
@@ -179,7 +175,7 @@ def _nothing(table: Table, wanted: Wanted, options: list[list[Option]]) -> SpecE
     least = dict(
         zip(names, (sum(min(numbers(o)[at] for o in own) for own in options) for at in range(len(names))), strict=True)
     )
-    said = [f"{what} is at least {least[what] + table.rest * _base(table, what):.6g}" for what in wanted.limits]
+    said = [f"{what} is at least {least[what] + table.rest(what):.6g}" for what in wanted.limits]
     if wanted.loss is not None:
         said += [f"the loss of {task} at least {least[f'loss of {task}']:.4g}" for task in table.run.settings.tasks]
     message = "no setting keeps all limits; taken alone, " + ", ".join(said)
@@ -200,7 +196,7 @@ def policy(table: Table, decided: Decided, machine: Machine, limits: Mapping[str
         predicted = solution.costs[what]
         if (not table.times and what != "kv_bytes") or what == "kv_bytes":
             predicted = costs.priced(spec, table.device, what, table.length, table.batch)
-        figures.append(Figure(what=what, length=table.length, batch=table.batch, predicted=predicted))
+        figures.append(Figure(what=what, length=table.length, batch=table.batch, full=table.whole(what), predicted=predicted))
     return Policy(
         model=run.spec.model.name,
         spec=run.settings.spec,

@@ -130,15 +130,25 @@ class Table:
         return {what: (own[what] - full[what]) / len(self.sites) for what in own if what in full}
 
     def whole(self, objective: str) -> float:
-        """The cost of full attention at every site, in the units of `options`, and the rest of the model where it is timed."""
+        """The cost of the model with full attention at every site: measured, or by the device's table."""
         if objective != "kv_bytes" and self.times:
             return self.times["full"][objective]
-        return sum(self.costs[(*unit.place, FULL.name)][objective] for unit in self.run.all)
+        if objective not in self._whole:
+            picks = {unit.place: [FULL] * unit.kv_heads for unit in self.run.all}
+            self._whole[objective] = costs.priced(
+                self.run.units.settled(picks), self.device, objective, self.length, self.batch
+            )
+        return self._whole[objective]
 
-    @property
-    def rest(self) -> float:
-        """What is added to sums of measured times."""
-        return 1.0 if self.times else 0.0
+    @cached_property
+    def _whole(self) -> dict[str, float]:
+        return {}
+
+    def rest(self, objective: str) -> float:
+        """What of the cost is not in the sum over sites; measured times are differences from full attention."""
+        if objective != "kv_bytes" and self.times:
+            return self.whole(objective)
+        return self.whole(objective) - sum(self.costs[(*unit.place, FULL.name)][objective] for unit in self.run.all)
 
     def _say(self, words: str) -> None:
         if words not in self.notes:
