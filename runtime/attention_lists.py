@@ -30,10 +30,18 @@ from .spans import Numbers, exact, head_spans, joined, reach, visible
 from .storage import LayerCache
 
 QUERIES = 64
-"""Queries of a block."""
+"""Queries of a block that read gathered keys."""
+
+MASKED = 256
+"""Queries of a block that read all keys under a mask, as far as that has at most so many numbers:"""
+
+MASK = 2**25
 
 NUMBERS = 2**22
 """Gathered numbers of a block."""
+
+HIDDEN = -1e30
+"""The logit of a key that is not seen: beside any other its weight is 0, and alone it is no NaN."""
 
 PREFILL_RATIO = 16
 """How many times longer than its lists the text of one of many queries is, where these are gathered."""
@@ -131,13 +139,15 @@ def _attend(
     listed = sum(one.index.shape[2] * one.selector.unit for one in lists)
     ratio = 1 if q.shape[1] <= DECODE_TOKENS else PREFILL_RATIO
     few = max(1, min(QUERIES, NUMBERS // max(1, listed * q.shape[2] * len(q))))
+    choosers = max([1, *(len(one.index) for one in lists)])
     outputs, begin = [], 0
     while begin < q.shape[1]:
         gathers = bounded and listed * ratio < asked.past + begin  # content decides nothing here, nor how sums are rounded
-        end = min(q.shape[1], begin + (few if gathers else QUERIES))
+        most = max(QUERIES // 4, min(MASKED, MASK // (choosers * (asked.past + begin + MASKED))))
+        end = min(q.shape[1], begin + (few if gathers else most))
         first, last = asked.past + begin, asked.past + end - 1
         i = torch.arange(first, last + 1, device=q.device)
-        here = [one.of(begin, end) for one in lists]
+        here = [_part(one, begin, end) for one in lists]
         stretches = [*reach(asked.numbers, first, last), *_newer(here, last)]
         j = _positions(joined(stretches) if gathers else [(-learned, last + 1)], learned, last, q.device)
         near = _shown(asked.numbers, here, i[:, None], j[None, :]).unsqueeze(0)
@@ -154,6 +164,13 @@ def _attend(
         outputs.append(o)
         begin = end
     return torch.cat(outputs, dim=1) if outputs else q.new_zeros(q.shape[0], 0, v.shape[2])
+
+
+def _part(one: Lists, begin: int, end: int) -> Lists:
+    """The lists of some of the queries, a row each; one row for all where all share it."""
+    if one.index.shape[1] != 1 or one.since is not None:
+        return one.of(begin, end)
+    return Lists(one.selector, one.index, one.count)
 
 
 def _newer(lists: list[Lists], last: int) -> list[tuple[int, int]]:
@@ -204,7 +221,13 @@ def _with_lists(near: Tensor, lists: list[Lists], i: Tensor, j: Tensor, text: in
     seen = near
     for one in lists:
         table = kept_table(one, -(-text // one.selector.unit))
-        kept = table.gather(2, _unit(one, i, j[None, :]).expand(len(table), -1, -1)) & (j >= 0) & (j <= i[:, None])
+        if one.selector.diagonals:
+            spread = table.expand(-1, len(i), -1)
+            kept = spread.gather(2, _unit(one, i, j[None, :]).expand(len(table), -1, -1)) & (j >= 0)
+        else:
+            spread = table.unsqueeze(-1).expand(-1, -1, -1, one.selector.unit).flatten(2)
+            kept = F.pad(spread[..., :text], (len(j) - text, 0))
+        kept = kept & (j <= i[:, None])
         finest = max(len(seen), len(kept))
         seen = _for_heads(seen, finest) | _for_heads(kept, finest)
     return seen
@@ -225,7 +248,7 @@ def _gathered(k: Tensor, v: Tensor, lists: list[Lists], i: Tensor, numbers: Numb
     units = -(-k.shape[1] // min(one.selector.unit for one in lists)) if lists else 0
     before: list[tuple[Lists, Tensor]] = []
     for one in lists:
-        unit, index = one.selector.unit, _for_heads(one.index, choosers).long()
+        unit, index = one.selector.unit, _for_heads(one.index, choosers).long().expand(-1, len(i), -1)
         inside = torch.arange(index.shape[2], device=k.device) < _for_heads(one.count, choosers).unsqueeze(-1)
         j = (index.unsqueeze(-1) * unit + torch.arange(unit, device=k.device)).flatten(2)  # [C, n, K]
         j = i[:, None] - index if one.selector.diagonals else j
@@ -233,7 +256,7 @@ def _gathered(k: Tensor, v: Tensor, lists: list[Lists], i: Tensor, numbers: Numb
         j = j.clamp(0, k.shape[1] - 1)
         seen = seen & ~_shown(numbers, lists, i[:, None], j)
         for other, table in before:
-            seen = seen & ~table.gather(2, _unit(other, i, j))
+            seen = seen & ~table.expand(-1, len(i), -1).gather(2, _unit(other, i, j))
         if len(lists) > 1:
             before.append((one, _for_heads(kept_table(one, units), choosers)))
         place, j = head[:, None, None], torch.where(seen, j, i[:, None])  # 0 * NaN is NaN; a query's own NaN is in it anyway
@@ -267,13 +290,16 @@ def _softmax(q: Tensor, keys: list[_Keys], asked: Asked, sink: Tensor | None) ->
 
 def _masked(q: Tensor, keys: _Keys, scale: float) -> Tensor:
     """The same by PyTorch's kernel, of keys that all heads of a KV head read."""
-    seen = _for_heads(keys.seen, len(q))
-    empty = ~seen.any(dim=-1, keepdim=True)
-    k, v = keys.k.to(q.dtype), keys.v.to(q.dtype)
+    groups, (heads, n, width) = len(keys.k), q.shape
+    k, v = (x.to(q.dtype).unsqueeze(1).expand(-1, heads // groups, -1, -1) for x in (keys.k, keys.v))
     if scale == 0.0:  # a plain mean; 0 * -inf is NaN
         q, scale = torch.zeros_like(q), 1.0
-    o = F.scaled_dot_product_attention(q[None], k[None], v[None], seen | empty, scale=scale, enable_gqa=len(q) > len(k))
-    return o[0].masked_fill(empty, 0.0)
+    hidden = keys.seen.logical_not().to(q.dtype) * HIDDEN  # numbers: PyTorch makes them of bools, in more time
+    shape = (groups, -1) if len(keys.seen) > 1 else (1, 1)
+    o = F.scaled_dot_product_attention(
+        q.reshape(groups, -1, n, width), k, v, hidden.reshape(*shape, *hidden.shape[1:]), scale=scale
+    )
+    return o.reshape(heads, n, -1).masked_fill(~_for_heads(keys.seen.any(dim=-1), heads).unsqueeze(-1), 0.0)
 
 
 def _products(q: Tensor, k: Tensor) -> Tensor:

@@ -129,6 +129,13 @@ class RunKeys:
     upper: Tensor | None = None
     lse: Tensor | None = None
 
+    def of(self, selector: Selector, tokens: int) -> RunKeys:
+        """The runs within the first so many tokens."""
+        many = runs(tokens, selector.span, selector.step)
+        upper = None if self.upper is None else self.upper[:, :many]
+        coarse = self.lse if self.lse is None or selector.lse is None else self.lse[:, : runs(tokens, *selector.lse)]
+        return RunKeys(self.k[:, :many], upper, coarse)
+
 
 def run_keys(selector: Selector, k: Tensor, first: int, last: int, s: int, batch: Batch, cache: LayerCache | None) -> RunKeys:
     """The runs of sequence s for KV heads first..last, whose keys are k [G, L, D]: from the cache where that holds them."""

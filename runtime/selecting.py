@@ -35,19 +35,25 @@ class Asked:
 
 def choose(selector: Selector, rows: Rows, keys: RunKeys, asked: Asked) -> Lists:
     """What each row keeps, of a sequence of `asked.tokens` tokens with this call's."""
-    units = -(-asked.tokens // selector.unit)
-    bound = selector.most(asked.length, units) if selector.wanted(asked.length) is not None else None
+    bound = (
+        selector.most(asked.length, -(-asked.tokens // selector.unit)) if selector.wanted(asked.length) is not None else None
+    )
     index, counts = [], []
     size = max(1, BLOCK // rows.at.shape[1])
     for begin in range(0, rows.q.shape[1], size):
-        some = rows.some(begin, begin + size)
-        scores, candidate = unit_scores(selector, some, keys, units, asked.scale, asked.cap)
+        some, read = rows.some(begin, begin + size), _read(selector, asked, begin + size)
+        units = -(-read // selector.unit)
+        scores, candidate = unit_scores(selector, some, keys.of(selector, read), units, asked.scale, asked.cap)
         shown = None if selector.overlap == "ranked" else shown_units(selector, units, some.last, asked.numbers)
-        kept = kept_units(selector, scores, candidate, shown, asked.length)
-        count = kept.sum(dim=-1, dtype=torch.int32)
+        order, enough = ranked_units(selector, scores, candidate, shown, asked.length)
+        count = enough.sum(dim=-1, dtype=torch.int32)
         most = int(count.amax()) if bound is None else bound  # else the device knows how many
-        numbers = torch.where(kept, torch.arange(units, device=kept.device), units).sort(dim=-1).values[..., :most]
-        index.append(numbers.to(torch.int32))
+        ahead = (
+            order[..., :most].masked_fill(~enough[..., :most], units)
+            if bound is not None
+            else order.masked_fill(~enough, units)
+        )
+        index.append(ahead.sort(dim=-1).values[..., :most].to(torch.int32))
         counts.append(count.masked_fill((scores.isnan() & candidate).any(dim=-1), -1))
     if not index:
         choosers = {"head": rows.q.shape[0], "group": keys.k.shape[0], "layer": 1}[selector.shared]
@@ -56,6 +62,18 @@ def choose(selector: Selector, rows: Rows, keys: RunKeys, asked: Asked) -> Lists
     longest = max(one.shape[-1] for one in index)
     padded = [F.pad(one, (0, longest - one.shape[-1])) for one in index]
     return Lists(selector, torch.cat(padded, dim=1), torch.cat(counts, dim=1), rows.row)
+
+
+def _read(selector: Selector, asked: Asked, rows: int) -> int:
+    """How many tokens the first so many rows have read at most; no device is asked."""
+    match selector.asks:
+        case "each":
+            end = asked.past + rows
+        case "block":
+            end = (asked.past // selector.many + rows) * selector.many
+        case "last":
+            end = asked.tokens
+    return min(end, asked.tokens)
 
 
 def unit_scores(
@@ -181,8 +199,13 @@ def shown_units(selector: Selector, units: int, i: Tensor, numbers: Numbers) -> 
     return (visible(numbers, i.unsqueeze(1), j) | later).view(len(i), units, unit).all(dim=-1) & ~later[:, ::unit]
 
 
-def kept_units(selector: Selector, scores: Tensor, candidate: Tensor, shown: Tensor | None, length: int) -> Tensor:
-    """Which units are kept, [C, n, U]: the best, ties to the lowest number. `shown` [n, U]: what becomes of them."""
+def ranked_units(
+    selector: Selector, scores: Tensor, candidate: Tensor, shown: Tensor | None, length: int
+) -> tuple[Tensor, Tensor]:
+    """Units best first, ties to the lowest number, [C, n, U], and which of them are kept: a query's kept ones come first.
+
+    `shown` [n, U]: which the intervals show, and so compete, count or are left out.
+    """
     least: int | Tensor = selector.at_least
     most: int | Tensor | None = selector.at_most
     wanted = selector.wanted(length)
@@ -195,13 +218,11 @@ def kept_units(selector: Selector, scores: Tensor, candidate: Tensor, shown: Ten
             least, most = least - used, None if most is None else most - used
             before = torch.where(shown & candidate, scores, 0.0).sum(dim=-1, keepdim=True)
         candidate = candidate & ~shown
-    ranked = torch.where(candidate, scores, float("-inf"))
-    order = torch.sort(ranked, dim=-1, descending=True, stable=True).indices
-    there = candidate.expand_as(scores).gather(-1, order)
-    order = order.gather(-1, torch.sort(there.to(torch.uint8), dim=-1, descending=True, stable=True).indices)
-    there = candidate.expand_as(scores).gather(-1, order)
-    sorted_scores = scores.gather(-1, order)
+    lowest = torch.finfo(scores.dtype).min  # a candidate comes before what is none, whatever its score
+    ranked = scores.clamp(min=lowest).masked_fill(~candidate, float("-inf"))
+    sorted_scores, order = torch.sort(ranked, dim=-1, descending=True, stable=True)
     rank = torch.arange(scores.shape[-1], device=scores.device)
+    there = rank < candidate.sum(dim=-1).view(1, -1, 1)
     enough = rank < least
     if selector.top_p is not None:
         mass = torch.where(there, sorted_scores, 0.0)
@@ -209,4 +230,4 @@ def kept_units(selector: Selector, scores: Tensor, candidate: Tensor, shown: Ten
     elif selector.threshold is not None:
         enough = enough | (sorted_scores > selector.threshold)
     enough = enough & there if most is None else enough & there & (rank < most)
-    return torch.zeros_like(enough).scatter(-1, order, enough)
+    return order, enough.expand_as(order)

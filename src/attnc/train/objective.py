@@ -97,7 +97,7 @@ class Objective:
         words = set(self.words())
         if self.scores:
             with taught_scores(model) as apart:
-                call(tokens)
+                call(tokens, terms.asked_places(targets))
             term = share * torch.stack(apart).mean()
             return self._weighed({"attention": term}, share), {"attention": term}
         with ExitStack() as watching:
