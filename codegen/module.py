@@ -16,7 +16,7 @@ from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
 from attnc.compiler.causality import Refusal, refusals
 from attnc.compiler.graph import Graph
-from attnc.compiler.mixers import MIXERS
+from attnc.compiler.mixers import MIXERS, stands
 from attnc.compiler.planned import Choice, Plan
 from attnc.compiler.selectors import ranges
 from attnc.compiler.spec import Attention, Chain, Choose, Context, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
@@ -75,7 +75,7 @@ class Classes:
                 part = self.write(first.mixer, layer, f"{scope}.{first.name}" if scope else first.name)
                 if not scope:
                     part = self.alone(first.name, first.mixer, part)
-            case Attention(keys=keys) if any(MIXERS[key.kind].condensed is not None for key in keys):
+            case Attention(keys=keys) if any(stands(key) for key in keys):
                 part = condensing.condensed(self.graph, layer, scope, self.names, self.spec.model, self.visible)
             case Context():
                 part = self.context(mixer, layer, scope)

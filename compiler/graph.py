@@ -21,7 +21,7 @@ from attnc.compiler import intervals as arithmetic
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.intervals import Intervals
 from attnc.compiler.mixer import Kind
-from attnc.compiler.mixers import MIXERS
+from attnc.compiler.mixers import MIXERS, stands
 from attnc.compiler.spec import (
     Attention,
     Chain,
@@ -255,7 +255,7 @@ class _Builder:
             case Mixing(kind=kind, attributes=attributes, origin=origin):
                 apply = Apply(layer=index, scope=scope, kind=kind, attributes=attributes, origin=origin, chained=chained)
                 return self.add(_name(index, scope, kind.kind), apply, source)
-            case Attention(keys=keys) if any(MIXERS[key.kind].condensed is not None for key in keys):
+            case Attention(keys=keys) if any(stands(key) for key in keys):
                 return self.condense(mixer, index, scope, source, chained)
             case Route():
                 return self.route(mixer, index, scope, source, chained)
@@ -333,7 +333,7 @@ class _Builder:
     def condense(self, mixer: Attention, index: int, scope: str, source: str, chained: bool) -> str:
         """A union in which a kind stands for what the others do not show."""
         attributes = mixer.attributes
-        (kind,) = (key for key in mixer.keys if MIXERS[key.kind].condensed is not None)
+        (kind,) = (key for key in mixer.keys if stands(key))
         if id(mixer) not in self.contexts:
             rest = tuple(key for key in mixer.keys if key is not kind)
             self.contexts[id(mixer)] = Attention(keys=rest, attributes=attributes, origin=mixer.origin)

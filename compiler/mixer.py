@@ -194,6 +194,7 @@ class Mixer:
                  in model.py is then written from that.
     `condensed`  key sets that stand for what the rest of the union does not show: how they become a launch with it that plain
                  PyTorch alone runs: condensed(kind, attributes, model).
+    `stands`     key sets with `condensed`: whether that holds for a value of the kind: stands(kind).
     `beside`     what of it is declared and not built beside the other key sets of a union: beside(kind, those).
     `selection`  key sets that choose by content: selection(kind, class of the choice that it may take over).
     `changes`    changes(kind) -> why results depend on the length or on the step beyond causality; keys within count apart.
@@ -235,6 +236,7 @@ class Mixer:
     taught: Callable[..., Taught] | None = None
     plain: Callable[..., Plain] | None = None
     condensed: Callable[..., Plain] | None = None
+    stands: Callable[[Any], bool] = lambda _kind: True
     beside: Callable[..., Iterable[Lacking]] = lambda _kind, _rest: ()
     selection: Callable[[Any, Causality], Selection | None] = lambda _kind, _earlier: None
     changes: Callable[[Any], Iterable[str]] = _share_of_length

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from attnc.compiler.attributes import Attributes, LogPosition
 from attnc.compiler.fields import fields
 from attnc.compiler.mixer import Kind
-from attnc.compiler.mixers import MIXERS
+from attnc.compiler.mixers import MIXERS, stands
 from attnc.compiler.origin import span_of
 from attnc.compiler.overlay import block_size
 from attnc.compiler.previous import held, in_branches
@@ -228,7 +228,7 @@ def _of_latent(mixer: Attention, at: Origin) -> Iterator[Finding]:
 
 def _of_choice(mixer: Attention, at: Origin) -> Iterator[Finding]:
     """What keys that content chooses cannot have beside them so far."""
-    chosen = [kind.kind for kind in mixer.keys if MIXERS[kind.kind].chooses is not None]
+    chosen = [kind.kind for kind in mixer.keys if MIXERS[kind.kind].chooses is not None and not stands(kind)]
     if chosen:
         yield from _beside(mixer.attributes, BESIDE_CHOICE, chosen[0], at)
     for kind in mixer.keys if mixer.attributes.kv_latent is not None else ():
@@ -252,13 +252,13 @@ def _of_summaries(mixer: Mixer, at: Origin) -> Iterator[Finding]:
     before: list[Kind] = []
     for part in parts(mixer):
         here = [kind for leaf in leaves(part.mixer) if isinstance(leaf, Attention) for kind in leaf.keys]
-        pooled = [kind for kind in here if kind.kind == "summary"]
+        pooled = [kind for kind in here if kind.kind == "summary" and not stands(kind)]
         for kind in here:
             asked = getattr(kind, "keys", None)
             if isinstance(asked, Kind) and asked not in before:
                 what = f"`keys = {print_value(asked)}` of `{kind.kind}` without such a branch before it"
                 yield Finding(what, at, "`gate(A, B, ...)` in which A is that summary", "let an earlier branch be the summary")
-        own = [kind for kind in here if MIXERS[kind.kind].chooses is not None and kind not in pooled]
+        own = [kind for kind in here if MIXERS[kind.kind].chooses is not None and kind not in pooled and not stands(kind)]
         if len(pooled) > 1 or (pooled and own):
             expected = "a summary beside key sets by position"
             yield Finding("a summary beside another one or beside `routed`", at, expected, "write them as branches of a gate")
@@ -270,7 +270,7 @@ def _of_condensed(mixer: Attention, at: Origin) -> Iterator[Finding]:
     a = mixer.attributes
     if a.input_ema is not None and a.qk_from is not None:
         yield Finding("`input_ema` beside `qk_from`", at, "q and k of its own", "leave `input_ema` out")
-    stand = [key for key in mixer.keys if MIXERS[key.kind].condensed is not None]
+    stand = [key for key in mixer.keys if stands(key)]
     rest = [key for key in mixer.keys if key not in stand]
     if not stand:
         return
@@ -400,7 +400,7 @@ def _of_block(mixer: Heads | When | Choose | Route, at: Origin, built: set[int])
         yield Finding(what, at, "key sets as alternatives", f"move what is not a key set out of the `{word}`")
         return
     found = [leaf for one in inner for leaf in leaves(one) if isinstance(leaf, Attention)]
-    for one in dict.fromkeys(key.kind for leaf in found for key in leaf.keys if MIXERS[key.kind].condensed is not None):
+    for one in dict.fromkeys(key.kind for leaf in found for key in leaf.keys if stands(key)):
         yield Finding(f"`{one}` in cases of `{word}`", at, "key sets that show tokens", f"write `{one}` for a whole layer")
     if len({tuple(key for key in leaf.keys if MIXERS[key.kind].own_keys(key)) for leaf in found}) > 1:
         expected, help_line = "the same `persistent` in every case", "add `| persistent(n)` to every case"

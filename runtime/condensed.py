@@ -181,6 +181,8 @@ def read(columns: Sequence[tuple[Tensor, Tensor]], sink_logit: Tensor | None) ->
     """One softmax over all columns, logits [G, R, N, C] with values [G, C, E] (or [G, 1, N, E] of one column) -> [N, H, E]."""
     logits = torch.cat([column for column, _ in columns], -1)
     groups, repeat, count, _ = logits.shape
+    if not logits.shape[-1]:
+        return logits.new_zeros(count, groups * repeat, columns[0][1].shape[-1])
     most = logits.amax(-1, keepdim=True)
     if sink_logit is not None:
         sink = sink_logit.view(groups, repeat, 1, 1)

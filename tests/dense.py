@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from chosen_model import content
 from formulas import block, convolved, l2, layer_norm, mask, rms, rotated, score_weights, silu
 from memory_formulas import memory
-from plain_formulas import CONDENSED, FORMULAS, condensed, context, smoothed
+from plain_formulas import FORMULAS, condensed, context, smoothed, stands
 from space_formulas import ssm
 from state_formulas import linear
 from summary_formulas import chunk_keys, chunk_values, sees_chunk
@@ -244,6 +244,7 @@ class _Call:
         if shape.kv_latent:
             return self.latent_attention(mixer, at, shape, x)
         if shape.qk_from is None:
+            self.text.joined(f"{at}.in", x)
             from_ = x if shape.input_ema is None else smoothed(self, f"{at}.input_ema", x, shape.input_ema)
             q = self.heads(at, "q", from_, shape.heads, shape.head_dim, shape)
             k = q if shape.share_qk else self.heads(at, "k", from_, shape.kv_heads, shape.head_dim, shape)
@@ -273,7 +274,7 @@ class _Call:
         """A layer that is full or chooses for itself lends its choice to the next ones."""
         leaf = owner(mixer, 0, self.step.phase, self.step.length)
         for kind in leaf.keys:
-            if kind.kind == "summary":
+            if kind.kind == "summary" and not stands(kind):
                 self.summaries[kind] = [chunk_keys(kind, leaf.attributes, self.weights, at, k[:, g]) for g in range(k.shape[1])]
         making = [kind for kind in owner(mixer, 0, self.step.phase, self.step.length).keys if kind.kind in ("full", "routed")]
         if making and not getattr(making[0], "from_", None):
@@ -322,7 +323,7 @@ class _Call:
     def head(self, leaf, at, g, q, k, v, sink, more=None):
         """One head: q [n, D], k [L, D], v [L, E] -> [n, E]. Learned keys stand before the text's. `more`: what content adds."""
         a, n = leaf.attributes, len(q)
-        if any(kind.kind in CONDENSED for kind in leaf.keys):
+        if any(map(stands, leaf.keys)):
             return condensed(self, leaf, at, g, q, k, v, sink)
         others = tuple(kind for kind in leaf.keys if kind.kind not in ("routed", "summary"))
         seen = mask(others, self.past, n, self.step.length, a.causal)

@@ -109,7 +109,7 @@ def llama3(speed: torch.Tensor, scale) -> torch.Tensor:
 def block(keys) -> int:
     """The block size that `positions = chunk` counts by."""
     for kind in keys:
-        if kind.kind in ("block_local", "power_of_two"):
+        if kind.kind in ("block_local", "power_of_two", "summary"):
             return kind.n
         if kind.kind == "window" and kind.aligned > 1:
             return kind.aligned

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from formulas import mask, rms, rotated, silu
+from formulas import block, mask, rms, rotated, silu
 from memory_formulas import memory, net, weights_after
 
 
@@ -141,16 +141,21 @@ def smoothed(call, at, x, states):
     return torch.stack(rows)[-len(x) :]
 
 
-CONDENSED = ("codebook",)
+def stands(kind):
+    """Whether a key set stands for keys that the rest of the union does not show, by formulas of this file."""
+    return kind.kind == "codebook" or {getattr(kind, "pool", ""), getattr(kind, "value_pool", "")} & APART
+
+
+APART = {"last_query", "attention", "recurrence"}
 
 
 def condensed(call, leaf, at, g, q, k, v, sink):
     """One head over keys that the union shows, and over what stands for the others: q [n, D], k [L, D] and v [L, E]."""
     a, n = leaf.attributes, len(q)
-    (kind,) = (kind for kind in leaf.keys if kind.kind in CONDENSED)
+    (kind,) = (kind for kind in leaf.keys if stands(kind))
     rest = tuple(key for key in leaf.keys if key is not kind)
     seen = mask(rest, call.past, n, call.step.length, a.causal) if rest else torch.zeros(n, len(k), dtype=torch.bool)
-    logits, values = {"codebook": quantised}[kind.kind](call, leaf, kind, at, g, q, k, v, seen)
+    logits, values = {"codebook": quantised, "summary": summarised}[kind.kind](call, leaf, kind, at, g, q, k, v, seen)
     if sink is not None:
         logits = torch.cat((logits, sink.expand(n, 1)), dim=1)
         values = torch.cat((values, torch.zeros_like(values[:, :1])), dim=1)
@@ -167,3 +172,57 @@ def quantised(call, leaf, kind, at, g, q, k, v, seen):
     logits = torch.where(seen, exact, call.scaled(q @ codes[near].T, a))
     later = torch.arange(len(k)) > torch.arange(call.past, call.past + len(q))[:, None]
     return logits.masked_fill(later, -math.inf), v.expand(len(q), *v.shape)
+
+
+def summarised(call, leaf, kind, at, g, q, k, v, seen):
+    """Tokens that are shown, then chunks: logits [n, L + chunks (+ 1)] and values; a recurrence also reads its own chunk."""
+    a, n = leaf.attributes, len(q)
+    turned, products = call.products(leaf, q, k, seen)
+    each = block(leaf.keys) if a.positions == "chunk" else 1
+    begins = range(0, len(k) - kind.n + 1, kind.stride)
+    ratio = a.heads // a.kv_heads
+    asked = call.text.rows[f"{at}.q"][:, g * ratio : (g + 1) * ratio].mean(1)
+    if kind.pool == "recurrence":
+        gate = squash(call.linear(f"{at}.summary_gate", call.text.rows[f"{at}.in"]))
+        gate = gate[:, g * a.head_dim : (g + 1) * a.head_dim]
+        keys, values = (ran_on(x, gate, kind.n) for x in (k, v))
+        pairs = [(keys[begin + kind.n - 1], values[begin + kind.n - 1]) for begin in begins]
+    else:
+        scale = call.spec.model.score_scale or a.head_dim**-0.5
+        scale /= a.temperature
+        pairs = []
+        for chunk in (slice(begin, begin + kind.n) for begin in begins):
+            rows = ((k[chunk], kind.pool), (v[chunk], kind.value_pool))
+            pairs.append([pooled(kind, how, x, k[chunk], asked[chunk], scale) for x, how in rows])
+    logits, read = [call.scaled(products, a).masked_fill(~seen, -math.inf)], [v.expand(n, *v.shape)]
+    for begin, (key, value) in zip(begins, pairs, strict=True):
+        last = begin + kind.n - 1
+        spun = key if a.rope is None else rotated(key[None], torch.tensor([last // each]), a)[0]
+        i = torch.arange(call.past, call.past + n)
+        whole = (last < i // kind.n * kind.n if kind.pool == "recurrence" else last <= i) & ~seen[:, begin : last + 1].any(1)
+        logits.append(call.scaled((turned @ spun)[:, None], a).masked_fill(~whole[:, None], -math.inf))
+        read.append(value.expand(n, 1, -1))
+    if kind.pool == "recurrence":
+        places = torch.arange(call.past, call.past + n)
+        own = keys[call.past :] if a.rope is None else rotated(keys[call.past :], places // each, a)
+        logits.append(call.scaled((turned * own).sum(1, keepdim=True), a))
+        read.append(values[call.past :, None])
+    return torch.cat(logits, dim=1), torch.cat(read, dim=1)
+
+
+def ran_on(x, gate, n):
+    """h <- g h + (1 - g) x, anew with each n tokens."""
+    rows, h = [], torch.zeros_like(x[0])
+    for t in range(len(x)):
+        h = gate[t] * (h if t % n else 0 * h) + (1 - gate[t]) * x[t]
+        rows.append(h)
+    return torch.stack(rows)
+
+
+def pooled(kind, how, x, k, q, scale):
+    """One number a channel for a chunk x [tokens, width], whose keys and mean queries are k and q."""
+    if how in ("last_query", "attention"):
+        way = kind.pool if kind.pool in ("max", "sum") else "mean"
+        query = q[-1] if how == "last_query" else {"max": q.amax(0), "sum": q.sum(0), "mean": q.mean(0)}[way]
+        return torch.softmax(scale * (k @ query), dim=0) @ x
+    return {"max": x.amax(0), "sum": x.sum(0), "mean": x.mean(0)}[how]

@@ -32,7 +32,7 @@ BUILT = (
     *("infiniretri", "based", "hybrid-gdn", "hybrid-hgrn2", "qwen3-next", "kimi-linear", "hydrahead", "hylra", "ucm"),
     *CHOSEN,
     *("jamba", "falcon-h1", "titans-lmm", "titans-mag", "titans-mal", "ttt-linear", "ttt-mlp", "allmem"),
-    *("lrcn", "sessa", "titans-mac", "longvq"),
+    *("lrcn", "sessa", "titans-mac", "longvq", "cca", "combiner", "rat"),
 )
 """Specs that are built."""
 

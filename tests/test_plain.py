@@ -33,6 +33,13 @@ MODELS = {
         "  1: block_local(4) | codebook(3) { rope = none, qk_norm = rms, short_conv = 2 }\n"
         "  2: gate(codebook(3), heads { 0: full, else: window(3) } { input_ema = 2 }, by = softmax) }"
     ),
+    "chunks beside tokens": (
+        "layers { 0: sink(1) | window(5) | summary(4, stride = 2, pool = last_query) { sink_logit = learned, kv_heads = 1 }\n"
+        "  1: block_local(4) | summary(4, pool = max, value_pool = attention)\n"
+        "  2: gate(summary(3, pool = recurrence) { positions = chunk, output_gate = sigmoid },"
+        " summary(5, stride = 3, pool = attention, value_pool = sum) { rope = none }, by = softmax)\n"
+        "  3: summary(4, pool = recurrence) { kv_heads = 1, short_conv = 2, temperature = 2 } }"
+    ),
     "contexts": (
         "mix ltm = memory(mlp(expand = 2), chunk = 2, lr = learned, momentum = learned, decay = learned)"
         " { short_conv = 3, qk_norm = l2, output_norm = rms, output_gate = silu }\n"
@@ -65,7 +72,7 @@ def test_a_model_is_the_oracle_in_every_way_to_run_it(name, tmp_path, monkeypatc
 def test_a_built_spec_is_the_oracle_and_trains(name, tmp_path):
     case = Case.of(reduce(check_path(SPECS / f"{name}.attn"), 32)[0], tmp_path / "out", tokens=19)
     case.check_sizes()
-    case.check(case.model)
+    case.check(case.model, ("training", "chunks", "padded decode"))
     case.model(case.texts).logits.square().mean().backward()
     assert all(one.grad is not None and one.grad.isfinite().all() for one in case.model.parameters() if one.requires_grad)
 

@@ -18,7 +18,7 @@ SPECS = Path(__file__).parent.parent / "specs"
 NAMES = sorted(path.stem for path in SPECS.glob("*.attn"))
 STATIC = [name for name in BUILT if name not in ("infiniretri", "hylra", "ucm", *CHOSEN)]
 """Specs that are built, each with key sets of its own, by position, or with states or nets."""
-PLAIN = ("lrcn", "sessa", "titans-mac", "longvq")
+PLAIN = ("lrcn", "sessa", "titans-mac", "longvq", "cca", "combiner", "rat")
 """Those of them that plain PyTorch runs: test_plain.py runs them."""
 NETS = ("titans-lmm", "titans-mag", "titans-mal", "ttt-linear", "ttt-mlp", "allmem")
 """Those of them whose weights learn while they read: test_memory.py runs them, as their reference takes its time."""

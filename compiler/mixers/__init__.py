@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 
-from attnc.compiler.mixer import Mixer
+from attnc.compiler.mixer import Kind, Mixer
 
 KINDS = (
     "full",
@@ -48,6 +48,11 @@ class _Mixers(Mapping[str, Mixer]):
 
 
 MIXERS: Mapping[str, Mixer] = _Mixers()
+
+
+def stands(kind: Kind) -> bool:
+    """Whether a key set stands for what the rest of its union does not show, in a launch of its own."""
+    return MIXERS[kind.kind].condensed is not None and MIXERS[kind.kind].stands(kind)
 
 
 @cache

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from attnc.compiler.declare import Bounds, Budgeted, Positional
 from attnc.compiler.mixer import Growing, Kept, Kind, Lacking, Mixer, Scores, Weight
+from attnc.compiler.mixers.chunk_attention import chunk_pooled, chunk_queries, chunk_read, summary_attention
+from attnc.compiler.plain import Cost, Plain
 from attnc.compiler.value import Broken, Share, derived
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def _state(kind: Summary, attributes: Any, _model: Any) -> dict[str, tuple[int, 
     if kind.pool == "recurrence":
         return {"k": (attributes.kv_heads, attributes.head_dim), "v": (attributes.kv_heads, attributes.value_dim)}
     if "attention" in (kind.pool, kind.value_pool):
-        return {"q": (-(-kind.n // kind.stride), attributes.heads, attributes.head_dim)}
+        return {"q": (-(-kind.n // kind.stride), attributes.kv_heads, attributes.head_dim)}
     return {}
 
 
@@ -98,9 +100,9 @@ def _scores(kind: Summary, attributes: Any, _model: Any) -> Scores:
 
 
 def _unbuilt(kind: Summary) -> Iterator[Lacking]:
-    for word in dict.fromkeys((kind.pool, kind.value_pool)):
-        if word in ("last_query", "recurrence", "attention"):
-            yield Lacking(f"`pool = {word}` of `summary`", "`mean`, `max`, `sum` or `mlp`", "write another pool")
+    words = (kind.pool, kind.value_pool)
+    if stands(kind) and "mlp" in words:
+        yield Lacking(f"`mlp` beside `{words[words[0] == 'mlp']}`", "one of them for both", "write the same pool for both")
 
 
 def chunk_keys(k: Any, v: Any, i: Any, net: Any, sizes: Any) -> Any:
@@ -132,6 +134,43 @@ def chunk_keys(k: Any, v: Any, i: Any, net: Any, sizes: Any) -> Any:
     return turn(keys, last), values, last <= i[:, None]
 
 
+APART = ("last_query", "attention", "recurrence")
+"""Pools that are weighed by queries or run on: chunks of these go beside the keys that the union shows, not as choices."""
+
+
+def stands(kind: Summary) -> bool:
+    """Whether the kind is no choice of all chunks."""
+    return kind.pool in APART or kind.value_pool in APART
+
+
+def _condensed(kind: Summary, attributes: Any, _model: Any) -> Plain:
+    """Blocks of 64 queries over the keys that are shown and over all chunks."""
+    a = attributes
+    return Plain(
+        file="summaries",
+        name="Summaries",
+        options={"n": kind.n, "stride": kind.stride, "pool": kind.pool, "value_pool": kind.value_pool},
+        formulas=(chunk_pooled, chunk_queries, chunk_read, summary_attention),
+        width=a.heads * a.value_dim,
+        cost=Cost(
+            flops=8.0 * kind.n * a.kv_heads * (a.head_dim + a.value_dim),
+            each=4.0 * (a.heads + a.kv_heads) * a.head_dim,
+            pairs=2.0 * a.heads * (a.head_dim + a.value_dim) / kind.stride,
+            block=64,
+            launches=40,
+        ),
+        how="chunks beside tokens",
+    )
+
+
+def _beside(kind: Summary, rest: Any) -> Iterator[Lacking]:
+    """A recurrence is a union of its own."""
+    if kind.pool == "recurrence" and rest:
+        yield Lacking(
+            f"`{rest[0].kind}` beside `summary` with `pool = recurrence`", "the summary alone", f"leave `{rest[0].kind}` out"
+        )
+
+
 def _fits(kind: Summary, attributes: Any, _model: Any) -> Iterator[Broken]:
     if kind.pool == "recurrence" and attributes.head_dim != attributes.value_dim:
         message = f"one gate runs over keys of {attributes.head_dim} and values of {attributes.value_dim}"
@@ -151,6 +190,9 @@ MIXER = Mixer(
     chooses=_selector,
     formulas=(chunk_keys,),
     scores=_scores,
+    condensed=_condensed,
+    stands=stands,
+    beside=_beside,
     unbuilt=_unbuilt,
     kept=lambda kind: Kept(recent=0 if kind.pool == "recurrence" else kind.n),
     weights=_weights,
