@@ -35,7 +35,7 @@ from attnc.compiler.spec import Spec
 from attnc.compiler.value import Value
 from attnc.dsl import SpecError
 
-KERNELS = ("kernels/softmax", "kernels/channel", "kernels/scan", "kernels/lists")
+KERNELS = ("kernels/softmax", "kernels/channel", "kernels/scan", "kernels/lists", "kernels/fast")
 """How the names of kernel files begin."""
 
 PORTABLE_GPU = "h100"

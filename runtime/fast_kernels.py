@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -175,7 +176,7 @@ def define(name: str, module: ModuleType) -> tuple[Any, Any]:
 @lru_cache(maxsize=256)
 def _places(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """`begins` and `chunks` of a `Given`."""
-    begins = torch.tensor([sum(counts[:c]) for c in range(len(counts))], dtype=torch.int64, device=device)
+    begins = torch.tensor([0, *accumulate(counts[:-1])], dtype=torch.int64, device=device)
     own = [sum(count > rank for count in counts) for rank in range(counts[0])]
     return begins, torch.tensor(own, dtype=torch.int32, device=device)
 

@@ -26,6 +26,7 @@ from attnc.codegen.triton.skeletons.fast_parts import (
     read_turned,
     tile_of,
 )
+from attnc.codegen.triton.skeletons.scan_parts import run
 
 KEY_WIDTH = 64
 VALUE_WIDTH = 64
@@ -39,6 +40,7 @@ BLOCKS = {  # (architecture, bytes of an element): tokens of a tile, value chann
 }
 
 KNOWN = {}  # device -> its row of BLOCKS
+READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 
 
 @triton.jit(do_not_specialize=["heads", "size"])
@@ -188,6 +190,12 @@ def arguments(given, blocks):
     return tensors, compiled, triton.cdiv(VALUE_WIDTH, compiled["BLOCK_V"]) * given.k.shape[1]
 
 
+def launch(kernel, programs, tensors, given, compiled):
+    """One launch."""
+    own = (compiled[name] for name in ("TILE", "BLOCK_V", "PRECISION", "num_warps", "num_stages"))
+    run(kernel, programs, tensors, given.k.shape[1:3], 0, (kernel, given.k.device, *own), lambda: compiled)
+
+
 def sweep(given, known, known_moment, *, blocks=None):
     """What sequences know before each chunk [R, heads, M] and after the last [S, heads, M]; each with momentum, or None.
 
@@ -199,10 +207,8 @@ def sweep(given, known, known_moment, *, blocks=None):
     after = torch.empty_like(known)
     kept_moment, after_moment = (torch.empty_like(x) if MOMENTUM else kept for x in (kept, known))
     moment = known_moment if MOMENTUM else known
-    sweep_kernel[(programs * len(known),)](
-        *tensors, known, moment, kept, kept_moment, after, after_moment, given.begins, given.chunks,
-        given.k.shape[1], given.k.shape[2], **compiled,
-    )  # fmt: skip
+    tensors = (*tensors, known, moment, kept, kept_moment, after, after_moment, given.begins, given.chunks)
+    launch(sweep_kernel, programs * len(known), tensors, given, compiled)
     return kept, kept_moment if MOMENTUM else None, after, after_moment if MOMENTUM else None, None
 
 
@@ -215,8 +221,6 @@ def go_back(given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_mom
     rows, known = torch.empty_like(kept), torch.empty_like(after_grad)
     rows_moment, known_moment = (torch.empty_like(x) if MOMENTUM else kept for x in (rows, known))
     held = (kept_moment_grad, after_grad, after_moment_grad) if MOMENTUM else (kept, after_grad, kept)
-    back_kernel[(programs * len(known),)](
-        *tensors, kept, kept_grad, *held, rows, rows_moment, known, known_moment, given.begins, given.chunks,
-        given.k.shape[1], given.k.shape[2], **compiled,
-    )  # fmt: skip
+    tensors = (*tensors, kept, kept_grad, *held, rows, rows_moment, known, known_moment, given.begins, given.chunks)
+    launch(back_kernel, programs * len(known), tensors, given, compiled)
     return rows, rows_moment if MOMENTUM else None, known, known_moment if MOMENTUM else None

@@ -31,6 +31,7 @@ from attnc.codegen.triton.skeletons.fast_parts import (
     read_turned,
     tile_of,
 )
+from attnc.codegen.triton.skeletons.scan_parts import run
 
 KEY_WIDTH = 64
 VALUE_WIDTH = 64
@@ -45,6 +46,7 @@ BLOCKS = {  # (architecture, bytes of an element): tokens of a tile, hidden unit
 }
 
 KNOWN = {}  # device -> its row of BLOCKS
+READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 
 
 @triton.jit
@@ -332,13 +334,17 @@ class Launches:
         first = self.compiled[meet_kernel]
         self.blocks, self.tiles = triton.cdiv(HIDDEN, first["BLOCK_H"]), triton.cdiv(self.size, first["TILE"])
         self.tensors = tuple(given.k if x is None else x for x in given.tensors)
-        counts = given.counts
-        self.rows = tuple((sum(counts[:c]), count, *counts[c + 1 : c + 2]) for c, count in enumerate(counts))
+        counts, self.rows, begin = given.counts, [], 0
+        for count, remain in zip(counts, (*counts[1:], 0), strict=True):
+            self.rows.append((begin, count, remain))
+            begin += count
         self.parts = given.k.new_empty(counts[0], self.heads, self.blocks, self.size, VALUE_WIDTH, dtype=torch.float32)
+        place = given.k.device, first["TILE"], first["BLOCK_H"], first["PRECISION"], first["num_warps"], first["num_stages"]
+        self.keys = {kernel: (kernel, *place) for kernel in self.compiled}
 
-    def run(self, kernel, programs, *arguments):
+    def run(self, kernel, programs, tensors, *numbers):
         """One launch."""
-        kernel[(programs,)](*arguments, **self.compiled[kernel])
+        run(kernel, programs, tensors, numbers, 0, self.keys[kernel], lambda: self.compiled[kernel])
 
 
 def sweep(given, known, known_moment, *, blocks=None):
@@ -356,12 +362,12 @@ def sweep(given, known, known_moment, *, blocks=None):
     if MOMENTUM:
         kept_moment[:count] = known_moment[:count]
     raws = known.new_empty(*given.k.shape[:3], VALUE_WIDTH)
-    k, held = launches.tensors[0], (kept, kept_moment, after, after_moment, raws, launches.parts)
-    for first, count, *remain in launches.rows:
+    k, written = launches.tensors[0], (*launches.tensors, kept, kept_moment, after, after_moment, raws, launches.parts)
+    for first, count, remain in launches.rows:
         programs = count * heads * launches.blocks
-        launches.run(meet_kernel, programs * launches.tiles, k, kept, launches.parts, first, heads, size, launches.tiles)
-        numbers = (first, first + count, remain[0] if remain else 0, heads, size)
-        launches.run(write_kernel, programs, *launches.tensors, *held, *numbers)
+        launches.run(meet_kernel, programs * launches.tiles, (k, kept, launches.parts), first, heads, size, launches.tiles)
+        numbers = (first, first + count, remain, heads, size)
+        launches.run(write_kernel, programs, written, *numbers)
     return kept, kept_moment if MOMENTUM else None, after, after_moment if MOMENTUM else None, raws
 
 
@@ -376,10 +382,11 @@ def go_back(given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_mom
     rows_moment, by_moment = (torch.empty_like(kept), after_moment_grad.clone()) if MOMENTUM else (rows, by)
     within = launches.parts.new_empty(given.counts[0], heads, 3, size, HIDDEN)
     k, v, writes, pushes, _, _, _, *norm = launches.tensors
+    asked = (k, v, writes, pushes, *norm, kept, raw, by, by_moment, launches.parts, within)
     held = (kept, raw, kept_grad, kept_moment_grad if MOMENTUM else kept_grad, by, by_moment, rows, rows_moment)
-    for first, count, *_ in reversed(launches.rows):
-        programs, scratch = count * heads * launches.blocks, (launches.parts, within)
-        asked = (k, v, writes, pushes, *norm, kept, raw, by, by_moment, *scratch)
-        launches.run(blame_kernel, programs * launches.tiles, *asked, first, heads, size, launches.tiles)
-        launches.run(back_kernel, programs, *launches.tensors, *held, *scratch, first, heads, size)
+    held = (*launches.tensors, *held, launches.parts, within)
+    for first, count, _ in reversed(launches.rows):
+        programs = count * heads * launches.blocks
+        launches.run(blame_kernel, programs * launches.tiles, asked, first, heads, size, launches.tiles)
+        launches.run(back_kernel, programs, held, first, heads, size)
     return rows, rows_moment if MOMENTUM else None, by, by_moment if MOMENTUM else None
