@@ -17,32 +17,38 @@ import torch
 from attnc.codegen import kernels
 from attnc.codegen.triton.compile import load
 from attnc.codegen.verify.channels import ChannelSubject, channel_rows
+from attnc.codegen.verify.nets import NetSubject, net_rows
 from attnc.codegen.verify.report import Row
 from attnc.codegen.verify.states import PARTS, parts_of, skeleton_of, state_rows
 from attnc.compiler import check_path, passes
 from attnc.compiler import graph as graphs
 from attnc.compiler.channel_providers import ChannelLaunch
-from attnc.compiler.families import Channels, Recurrence
+from attnc.compiler.families import Channels, FastWeights, Recurrence
+from attnc.compiler.fast_providers import Nets
 from attnc.compiler.plan import states
 from attnc.compiler.scan_providers import States
 from attnc.compiler.unbuilt import unbuilt
 
 TOP = Path(__file__).parents[2]
 PROCESSES = 14
-CONSTANTS = {"scan": ("FORM", "KEY_WIDTH", "VALUE_WIDTH"), "channel": ("STATE", "PARTS")}
-Member = Channels | Recurrence
+CONSTANTS = {
+    "scan": ("FORM", "KEY_WIDTH", "VALUE_WIDTH"),
+    "channel": ("STATE", "PARTS"),
+    "fast": ("KEY_WIDTH", "VALUE_WIDTH", "MOMENTUM", "NORM", "RESIDUAL"),
+}
+Member = Channels | FastWeights | Recurrence
 Compared = tuple[list[Row], dict[str, dict[str, Any]]]
 
 
 def members() -> dict[Member, str]:
-    """The members of both families that specs need, each with the first spec that has it."""
+    """The members of these families that specs need, each with the first spec that has it."""
     found: dict[Member, str] = {}
     for path in (*sorted((TOP / "specs").glob("*.attn")), TOP / "docs" / "bench" / "states.attn"):
         spec = check_path(path)
         graph = None if unbuilt(spec) else passes.run(graphs.build(spec))
         for _, node in graph.network.nodes(data="node") if graph else ():
             launched = states(node, graph) if isinstance(node, graphs.Apply) else None
-            if isinstance(launched, States | ChannelLaunch) and kernels.of_states(launched.family):
+            if isinstance(launched, States | ChannelLaunch | Nets) and kernels.of_states(launched.family):
                 found.setdefault(launched.family, f"{path.stem}:{len(found)}")
     return found
 
@@ -57,6 +63,8 @@ def compared(member: Member, dtype: str) -> Compared:
         parts = [
             channel_rows(ChannelSubject(name, file, ()), dtype, "cuda", 700, lambda _: True) for name, file in files.items()
         ]
+    elif isinstance(member, FastWeights):
+        parts = [net_rows(NetSubject(name, file, ()), dtype, "cuda", lambda _: True) for name, file in files.items()]
     else:
         parts = [state_rows(one, dtype, "cuda", lambda _: True) for one in parts_of(files)]
     return [row for part in parts for row in part], constants
