@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat gpu evidence docs fmt clean
+.PHONY: help demo test compat gpu evidence evidence-chosen docs fmt clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ gpu:  ## tests/gpu with this python, nothing installed; writes docs/gpu.json
 
 evidence:  ## mixes trained and asked with this python, nothing installed; writes docs/evidence.md; 25 minutes of a GPU
 	PYTHONPATH=src $(PYTHON) tools/evidence.py
+
+evidence-chosen:  ## mixes that choose keys on the weights that `make demo` imports; their part of docs/evidence.md; best on a GPU
+	PYTHONPATH=src $(PYTHON) tools/evidence_chosen.py
 
 docs: $(READY)  ## docs/diagnostics.md from the codes
 	$(BIN)/python tools/diagnostics.py

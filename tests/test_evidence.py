@@ -14,6 +14,7 @@ from attnc.compiler import graph, passes
 from attnc.compiler.data import from_json
 from attnc.compiler.parameters import parameters, total
 from attnc.evaluate.evidence import Evidence, Trained, cells, claims, page
+from attnc.evaluate.evidence_chosen import MARK, Asked, ChosenEvidence, joined, part
 from attnc.evaluate.report import EvalReport, Share
 from attnc.tasks.examples import TaskError
 from attnc.tasks.recall import Mqar
@@ -78,9 +79,37 @@ def test_a_spec_of_the_page_has_at_most_three_million_parameters(name):
 
 def test_the_page_is_what_was_measured():
     record, written = DOCS / "evidence" / "mqar.json", DOCS / "evidence.md"
-    assert record.exists() == written.exists(), "numbers and page are written together"
+    records = (record, DOCS / "evidence" / "chosen.json")
+    assert any(one.exists() for one in records) == written.exists(), "numbers and page are written together"
+    text = written.read_text("utf-8") if written.exists() else ""
     if record.exists():
-        assert written.read_text("utf-8") == page(from_json(Evidence, record.read_text("utf-8")), "make evidence")
+        expected = page(from_json(Evidence, record.read_text("utf-8")), "make evidence")
+        assert text.partition(MARK)[0].rstrip() == expected.rstrip()
+    if records[1].exists():
+        assert text.endswith(part(from_json(ChosenEvidence, records[1].read_text("utf-8")), "make evidence-chosen"))
+
+
+def test_the_part_of_chosen_keys_stands_at_the_end_and_is_replaced():
+    row = Asked(
+        mix="quest",
+        length=2048,
+        kept=0.125,
+        nll=3.0,
+        tokens=64,
+        passkey=0.5,
+        low=0.4,
+        high=0.6,
+        trials=200,
+        cache_bytes=2**20,
+        prefill=0.25,
+        decode=0.002,
+    )
+    rest = {"device": "cpu", "dtype": "float32", "share": 0.125, "trials": 200, "windows": 1, "decoded": 64, "text": "a text"}
+    written = part(ChosenEvidence(model="smollm2", commit=None, rows=(row,), **rest), "make evidence-chosen")
+    assert "| quest | 2048 | 12.5% | 3.000 | 50.0% (40.0% to 60.0% of 200) | 1.0 MiB | 250 ms | 2.00 ms |" in written
+    once = joined("# Evidence\n\nfirst\n", written)
+    assert once.startswith("# Evidence\n\nfirst\n\n## Keys that content chooses\n")
+    assert joined(once, written) == once
 
 
 @pytest.fixture

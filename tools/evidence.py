@@ -22,6 +22,7 @@ from attnc.bench.machine import commit
 from attnc.compiler.data import from_json, to_json
 from attnc.evaluate import run as asking
 from attnc.evaluate.evidence import Evidence, Trained, page
+from attnc.evaluate.evidence_chosen import MARK
 from attnc.evaluate.subject import Subject
 from attnc.tasks.examples import Examples, Task
 from attnc.tasks.recall import Mqar
@@ -64,7 +65,10 @@ def main(command_line: list[str]) -> None:
         write(record, to_json(known, indent=1) + "\n")
     known = replace(known, runs=tuple(sorted(known.runs, key=lambda run: (run.seed, SPECS.index(run.spec)))))
     write(record, to_json(known, indent=1) + "\n")
-    write(words.out / "evidence.md", page(known, COMMAND))
+    written = words.out / "evidence.md"
+    before = written.read_text("utf-8") if written.exists() else ""
+    _, mark, rest = before.partition(MARK)  # the part of another command
+    write(written, page(known, COMMAND) + (f"\n{mark}{rest}" if mark else ""))
     print(f"wrote {words.out / 'evidence.md'}")
 
 

@@ -1,0 +1,76 @@
+"""The part of docs/evidence.md about keys that content chooses: one model's weights, grafted mixes at equal kept shares."""
+
+from __future__ import annotations
+
+import textwrap
+
+from attnc.compiler.value import Value
+
+MARK = "## Keys that content chooses"
+"""The heading of the part; what stands before it in the file is left as it is."""
+
+
+class Asked(Value):
+    """One mix at one length. Seconds are medians; `decode` is of one token, `kept` of the keys a query may see there.
+
+    nll        nats a token of the last tokens of the windows, which are decoded behind a prefill of the rest
+    low, high  of the passkey's share, 95%
+    """
+
+    mix: str
+    length: int
+    kept: float
+    nll: float
+    tokens: int
+    passkey: float
+    low: float
+    high: float
+    trials: int
+    cache_bytes: int
+    prefill: float
+    decode: float
+
+
+class ChosenEvidence(Value):
+    """docs/evidence/chosen.json."""
+
+    schema_version: int = 1
+    model: str
+    device: str
+    dtype: str
+    share: float
+    trials: int
+    windows: int
+    decoded: int
+    text: str
+    commit: str | None
+    rows: tuple[Asked, ...] = ()
+
+
+def part(evidence: ChosenEvidence, command: str) -> str:
+    """The part's text in Markdown."""
+    lines = [
+        MARK,
+        "",
+        f"`{command}` grafts each mix onto {evidence.model} (`attnc graft`), whose weights stay as they are, and asks it.",
+        f"{evidence.device}, {evidence.dtype}, torch's providers and kernels as planned. Each query keeps at most "
+        f"{evidence.share:.1%} of the text; `full` keeps all.",
+        f"NLL is of the last {evidence.decoded} tokens of {evidence.windows} windows of {evidence.text}, decoded behind a "
+        "prefill of the rest, so that",
+        "mixes that choose while decoding alone show it. Passkeys are decoded too; intervals are of 95%.",
+        "Times are of one text.",
+        "",
+        "| mix | tokens | kept | NLL | passkey | cache | prefill | decode |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(evidence.rows, key=lambda one: (one.length, one.mix != "full", one.mix)):
+        passkey = f"{row.passkey:.1%} ({row.low:.1%} to {row.high:.1%} of {row.trials})"
+        times = f"{row.prefill * 1e3:.0f} ms | {row.decode * 1e3:.2f} ms"
+        size = f"{row.cache_bytes / 2**20:.1f} MiB"
+        lines.append(f"| {row.mix} | {row.length} | {row.kept:.1%} | {row.nll:.3f} | {passkey} | {size} | {times} |")
+    return "\n".join([*(textwrap.fill(line, 120) if not line.startswith("|") else line for line in lines), ""])
+
+
+def joined(page: str, text: str) -> str:
+    """A page with this part at its end, in place of an earlier one."""
+    return f"{page.partition(MARK)[0].rstrip()}\n\n{text}" if page.strip() else f"# Evidence\n\n{text}"
