@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from attnc.codegen.triton.blocks import blocks
 from attnc.codegen.triton.holes import made_holes
@@ -52,28 +54,45 @@ def fill(source: str, functions: Mapping[str, str], constants: Mapping[str, str]
     """`source` with these top-level functions and these constants' values exchanged; every name must be there."""
     lines = source.splitlines()
     missing = set(functions) | set(constants)
-    for node in reversed(ast.parse(source).body):
-        if isinstance(node, ast.FunctionDef) and node.name in functions:
-            lines[first_line(node) : node.end_lineno] = functions[node.name].splitlines()
-            missing.remove(node.name)
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in constants:
-            name = node.targets[0].id
-            comment = lines[node.lineno - 1].partition("  #")  # a constant's comment stands on its first line
-            first, *rest = constants[name].splitlines()
-            lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {first}{''.join(comment[1:])}", *rest]
-            missing.remove(name)
+    for one in reversed(statements(source)):
+        if one.function and one.name in functions:
+            lines[one.first : one.end] = functions[one.name].splitlines()
+            missing.remove(one.name)
+        elif not one.function and one.name in constants:
+            comment = lines[one.first].partition("  #")  # a constant's comment stands on its first line
+            first, *rest = constants[one.name].splitlines()
+            lines[one.first : one.end] = [f"{one.name} = {first}{''.join(comment[1:])}", *rest]
+            missing.remove(one.name)
     assert not missing, f"not in the skeleton: {sorted(missing)}"
     return "\n".join(lines) + "\n"
+
+
+class Statement(NamedTuple):
+    """A function, decorators included, or a constant, at the top level of a text: lines[first:end]."""
+
+    name: str
+    function: bool
+    first: int
+    end: int
+
+
+@lru_cache(maxsize=256)  # the same few skeletons and files of holes make all kernels
+def statements(source: str) -> tuple[Statement, ...]:
+    """In the order of the text."""
+    found = []
+    for node in ast.parse(source).body:
+        assert node.end_lineno is not None
+        if isinstance(node, ast.FunctionDef):
+            found.append(Statement(node.name, True, first_line(node), node.end_lineno))
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            found.append(Statement(node.targets[0].id, False, node.lineno - 1, node.end_lineno))
+    return tuple(found)
 
 
 def functions_of(source: str) -> dict[str, str]:
     """The text of every top-level function, decorators included."""
     lines = source.splitlines()
-    return {
-        node.name: "\n".join(lines[first_line(node) : node.end_lineno])
-        for node in ast.parse(source).body
-        if isinstance(node, ast.FunctionDef)
-    }
+    return {one.name: "\n".join(lines[one.first : one.end]) for one in statements(source) if one.function}
 
 
 def read_holes(name: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ Rows that concern no kernel of this project yet stay: they are what a new skelet
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -123,40 +123,54 @@ def _declared(node: ast.Assign) -> tuple[str, ...]:
 
 def _dots_transposed_result(function: ast.FunctionDef) -> bool:
     """Whether some product's first operand is a transposed value that comes, perhaps through arithmetic, from a product."""
+    nodes = list(ast.walk(function))
+    operands = [node.args[0] for node in nodes if isinstance(node, ast.Call) and _calls(node, "dot") and node.args]
+    turned = [value for operand in operands for value in _transposed(operand)]
+    if not turned:
+        return False
+    results = _results(nodes)
+    return any(product or names & results for product, names in map(_parts, turned))
+
+
+def _results(nodes: list[ast.AST]) -> set[str]:
+    """The names that hold products, perhaps through arithmetic; nodes: all of a function."""
+    assigned = [
+        node for node in nodes if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value is not None
+    ]
+    made = []
+    for node in assigned:
+        assert node.value is not None
+        written = ast.walk(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+        made.append(({target.id for target in written if isinstance(target, ast.Name)}, *_parts(node.value)))
     results: set[str] = set()
     while True:
-        more = {
-            target.id
-            for node in ast.walk(function)
-            if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value is not None
-            if _is_result(node.value, results)
-            for target in ast.walk(node.targets[0] if isinstance(node, ast.Assign) else node.target)
-            if isinstance(target, ast.Name)
-        }
+        more = {name for targets, product, names in made if product or names & results for name in targets}
         if more <= results:
-            break
+            return results
         results |= more
-    products = (node for node in ast.walk(function) if _calls(node, "dot") and isinstance(node, ast.Call))
-    return any(_transposes_result(node.args[0], results) for node in products if node.args)
 
 
-def _is_result(value: ast.AST, results: set[str]) -> bool:
-    """Whether a product, or a name that holds one, is part of an expression; what is loaded from memory is none."""
-    if _calls(value, "load"):
-        return False
-    if _calls(value, "dot") or (isinstance(value, ast.Name) and value.id in results):
-        return True
-    return any(_is_result(child, results) for child in ast.iter_child_nodes(value))
+def _parts(value: ast.AST) -> tuple[bool, set[str]]:
+    """Whether a product is part of an expression, and the names in it; what is loaded from memory is neither."""
+    product, names, left = False, set(), [value]
+    while left:
+        node = left.pop()
+        if _calls(node, "load"):
+            continue
+        product = product or _calls(node, "dot")
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        left += ast.iter_child_nodes(node)
+    return product, names
 
 
-def _transposes_result(operand: ast.AST, results: set[str]) -> bool:
+def _transposed(operand: ast.AST) -> Iterator[ast.AST]:
+    """The transposed values within an operand."""
     for node in ast.walk(operand):
-        turned = node.value if isinstance(node, ast.Attribute) and node.attr == "T" else None
-        if isinstance(node, ast.Call) and (_calls(node, "trans") or _calls(node, "permute")):
-            turned = node
-        if turned is not None and _is_result(turned, results):
-            return True
-    return False
+        if isinstance(node, ast.Attribute) and node.attr == "T":
+            yield node.value
+        elif _calls(node, "trans") or _calls(node, "permute"):
+            yield node
 
 
 def _calls(node: ast.AST, name: str) -> bool:

@@ -7,6 +7,7 @@ import from each other; the emitter puts those functions in the place of the imp
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 
 from attnc.codegen.triton.emit import SKELETONS, fill, first_line, functions_of, read_holes, table
 from attnc.codegen.triton.known_bugs import refusals
@@ -72,6 +73,7 @@ def chosen_holes(skeleton: str, kernel: Recurrence) -> tuple[str, ...]:
     return tuple(name for name, is_wanted in wanted if is_wanted)
 
 
+@lru_cache(maxsize=16)  # there are few skeletons
 def joined(source: str) -> str:
     """A skeleton with the functions that it imports from others in the place of the import."""
     lines = source.splitlines()
