@@ -1,4 +1,4 @@
-"""Runs every test of tests/interpreter with TRITON_INTERPRET=1, each in a process of its own: Triton reads it when imported."""
+"""Runs every test of tests/interpreter with TRITON_INTERPRET=1, in processes of their own: Triton reads it when imported."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 
 pytestmark = pytest.mark.triton
 HERE = Path(__file__).parent
-TOGETHER = 6
-"""Tests that one process runs: to begin with torch and triton takes it as long as a small test."""
+TOGETHER = 10
+"""Tests that one process runs: to begin with torch and triton takes it as long as a small test, 6 seconds of the processor."""
 
 
 def groups() -> list[list[str]]:
-    """The tests of tests/interpreter, a few of a file at a time."""
-    found = []
+    """The tests of tests/interpreter, a few at a time."""
+    found: list[str] = []
     for file in sorted((HERE / "interpreter").glob("*.py")):
         nodes = ast.parse(file.read_text(encoding="utf-8")).body
         names = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
-        found += [[f"{file.name}::{name}" for name in names[n : n + TOGETHER]] for n in range(0, len(names), TOGETHER)]
-    return found
+        found += [f"{file.name}::{name}" for name in names]
+    return [found[n : n + TOGETHER] for n in range(0, len(found), TOGETHER)]
 
 
 @pytest.mark.parametrize("tests", groups(), ids=" ".join)
