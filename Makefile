@@ -35,8 +35,9 @@ test compat: export CI := 1  # hypothesis draws the same examples every time
 test: $(READY)  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20
+	@nice $(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=20; tests=$$?; \
+	wait $$types && exit $$tests
 	$(BIN)/python tools/unverified.py
 
 compat: $(READY) $(TRITONS:%=.compat/triton-%)  ## interpreter and compile-only tests on the oldest and the newest triton

@@ -33,8 +33,6 @@ from attnc.evaluate.subject import Subject
 from attnc.evaluate.tokenizer import FolderTokenizer
 from attnc.tasks import text as prose
 
-pytestmark = pytest.mark.xdist_group("smollm2")  # one worker holds the models
-
 TOP = Path(__file__).parent.parent
 TEXTS = ("assert", "truth", "context-managers")
 TEXT_TOKENS = 224
