@@ -97,7 +97,8 @@ def _triton(task: Task) -> Price | str:
     reason = unkept(task.launch.family)
     if reason is not None:
         return reason
-    return Price(provider="triton", seconds=seconds(work(task), task.device, 0.3, matrix=False))
+    efficiency = task.device.efficiency["channel"][task.phase]
+    return Price(provider="triton", seconds=seconds(work(task), task.device, efficiency, matrix=False))
 
 
 def _torch(task: Task) -> Price | str:

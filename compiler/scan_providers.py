@@ -116,7 +116,7 @@ def _triton(task: Task) -> Price | str:
     launches = {"decode": 1, "prefill": 1 + before, "train": 4 + 2 * before + (family.decay == "vector")}[task.phase]
     work = replace(chunked(task, task.load.width), launches=launches)
     how = "step" if task.phase == "decode" else f"chunks of {CHUNK}"
-    return Price(provider="triton", seconds=seconds(work, device, device.efficiency["triton"][task.phase]), how=how)
+    return Price(provider="triton", seconds=seconds(work, device, device.efficiency["scan"][task.phase]), how=how)
 
 
 def _fla(task: Task) -> Price | str:

@@ -19,6 +19,7 @@ from attnc.bench.launches import launches, open_folder
 from attnc.bench.machine import machine
 from attnc.bench.peers import Provided
 from attnc.bench.report import Result, Row, Timed
+from attnc.bench.states import states_launches
 from attnc.bench.tables_report import CalibrationReport
 from attnc.cli.schema import schema_of
 from attnc.compiler import device as devices
@@ -106,11 +107,13 @@ def timed(name, seconds):
 
 
 @pytest.mark.parametrize("phase", calibrate.PHASES)
-@pytest.mark.parametrize("provider", ["triton", "torch", "flash", "flex", "fa4"])
+@pytest.mark.parametrize("provider", ["triton", "torch", "flash", "flex", "fa4", "scan", "fla"])
 def test_the_measured_share_makes_the_plans_price_the_measured_time(tmp_path, provider, phase):
-    attnc.build(attnc.check(calibrate.TEXT.format(**calibrate.SIZES["cuda"])), tmp_path / "built")
-    usual, _ = launches(open_folder(tmp_path / "built"))
-    assert [launch.words.count("full") for launch in usual] == [1, 0, 1, 0]
+    of_states = provider in calibrate.STATE_ROWS
+    text = calibrate.STATES if of_states else calibrate.TEXT.format(**calibrate.SIZES["cuda"])
+    attnc.build(attnc.check(text), tmp_path / "built")
+    usual = states_launches(open_folder(tmp_path / "built")) if of_states else launches(open_folder(tmp_path / "built"))[0]
+    assert of_states or [launch.words.count("full") for launch in usual] == [1, 0, 1, 0]
     peaks, asked, asked_for = replace(devices.shipped("h100"), efficiency={}), calibrate.Asked(CPU, 1.0, print, {}), 0
     for launch in usual:
         length, seconds = 16384, 3e-2
@@ -130,7 +133,15 @@ def test_the_measured_share_makes_the_plans_price_the_measured_time(tmp_path, pr
     decode = phase == "decode"
     assert (
         asked_for
-        == {"triton": 4, "torch": 1, "flash": int(not decode), "flex": 0 if decode else 4, "fa4": 2 - decode}[provider]
+        == {
+            "triton": 4,
+            "torch": 1,
+            "flash": int(not decode),
+            "flex": 0 if decode else 4,
+            "fa4": 2 - decode,
+            "scan": 3,
+            "fla": 3,
+        }[provider]
     )
 
 

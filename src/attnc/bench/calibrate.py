@@ -12,24 +12,29 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import attnc
-from attnc.bench.launches import Launch, launches, open_folder
+from attnc.bench.fields import AnyLaunch
+from attnc.bench.launches import launches, open_folder
 from attnc.bench.machine import processor
 from attnc.bench.peers import Peer, Provided
 from attnc.bench.rates import measure
 from attnc.bench.report import Row
 from attnc.bench.run import Options, row
+from attnc.bench.states import StatesLaunch, states_launches
+from attnc.bench.states_peers import StatesProvided
 from attnc.bench.tables_report import Lack
 from attnc.bench.timing import Roof, clock
 from attnc.bench.work import unions
 from attnc.codegen.build import Options as BuildOptions
 from attnc.codegen.build import build
-from attnc.compiler import cost, device
+from attnc.compiler import cost, device, scan_providers
 from attnc.compiler.cost import Seen, Workload
 from attnc.compiler.device import Device
+from attnc.compiler.families import Recurrence
 from attnc.compiler.providers import PROVIDERS, Task
 from attnc.compiler.spec import Phase
 
@@ -43,6 +48,16 @@ layers {{
   2: heads {{ 0: full, else: sink({sink}) | window({window}) }}
   3: window({window})
 }}
+"""
+
+STATES = """model usual_states {
+  vocab = 256, dim = 4096, layers = 3, ffn = swiglu(64), norm = rms(1e-6), heads = 32, head_dim = 128, rope = none
+}
+layers {
+  0: linear(decay = scalar)
+  1: linear(decay = vector)
+  2: linear(update = delta, decay = scalar) { qk_norm = l2 }
+}
 """
 
 SIZES = {
@@ -100,7 +115,11 @@ def calibrate(
     base = basis(where)
     with tempfile.TemporaryDirectory(prefix="attnc-calibrate-") as place:
         build(attnc.check(TEXT.format(**SIZES[kind])), Path(place) / "built", BuildOptions(measured=False))  # it may be damaged
-        usual, _ = launches(open_folder(Path(place) / "built"))
+        softmaxes, _ = launches(open_folder(Path(place) / "built"))
+        usual: list[AnyLaunch] = [*softmaxes]
+        if STATE_ROWS & set(base.efficiency):
+            build(attnc.check(STATES), Path(place) / "states", BuildOptions(measured=False))
+            usual += states_launches(open_folder(Path(place) / "states"))
         rows = list(_rows(usual, base, asked))
     peaks = Device(
         name=name or own_name(where),
@@ -145,16 +164,19 @@ def basis(where: torch.device) -> Device:
     return device.shipped(name if name in device.shipped_names() else device.PORTABLE)
 
 
-Rows = list[tuple[Launch, Row]]
+Rows = list[tuple[AnyLaunch, Row]]
 
-KERNELS = {"flash": "torch"}
-"""Rows of a table that are not a provider's name, but of one of its kernels."""
+KERNELS = {"flash": "torch", "scan": "triton", "channel": "triton"}
+"""Rows of a table that are not a provider's name, but of some of its kernels."""
+
+STATE_ROWS = frozenset({"scan", "fla"})
+"""Rows that launches of matrix states tell; the others softmaxes do, but for `channel`, which no usual launch tells."""
 
 ALONE = {"torch": "full", "flash": "window"}
 """Rows that are told by one usual launch; the provider's prices of others are mostly those of launching, or another row's."""
 
 
-def _rows(usual: list[Launch], base: Device, asked: Asked) -> Iterator[tuple[Launch, Row]]:
+def _rows(usual: list[AnyLaunch], base: Device, asked: Asked) -> Iterator[tuple[AnyLaunch, Row]]:
     """Every usual launch in every phase: compared and timed."""
     for launch in usual:
         for phase, length in asked.lengths.items():
@@ -162,12 +184,13 @@ def _rows(usual: list[Launch], base: Device, asked: Asked) -> Iterator[tuple[Lau
             if rows:
                 asked.say(f"{launch.words}: {phase}, {length} tokens")
                 options = Options((length,), (phase,), (), 1, asked.dtype, asked.where, asked.budget)
-                peers: list[Peer] = [Provided(name) for name in dict.fromkeys(KERNELS.get(name, name) for name in rows)]
+                provided: Any = StatesProvided if isinstance(launch, StatesLaunch) else Provided
+                peers: list[Peer] = [provided(name) for name in dict.fromkeys(KERNELS.get(name, name) for name in rows)]
                 yield launch, row(launch, phase, length, peers, options, Roof(1.0, 1.0), clock(asked.where), asked.say)
 
 
 def _efficiency(
-    usual: list[Launch], base: Device, peaks: Device, rows: Rows, asked: Asked
+    usual: list[AnyLaunch], base: Device, peaks: Device, rows: Rows, asked: Asked
 ) -> tuple[dict[str, dict[str, float]], tuple[Lack, ...]]:
     """row -> phase -> share, the geometric mean over the launches; one that could not be measured is the basis's."""
     shares: dict[str, dict[str, float]] = {}
@@ -180,8 +203,9 @@ def _efficiency(
             if logs:
                 shares[name][phase] = rounded(math.exp(sum(logs) / len(logs)))
             else:
-                some = next(launch for launch in usual if _tells(name, launch))
-                reason = _lack(name, phase, some, base, asked) or _reason(name, phase, rows)
+                some = next((launch for launch in usual if _tells(name, launch)), None)
+                reason = "no usual launch tells it" if some is None else _lack(name, phase, some, base, asked)
+                reason = reason or _reason(name, phase, rows)
                 lacks.append(Lack(provider=name, phase=phase, reason=reason))
     return shares, tuple(lacks)
 
@@ -190,25 +214,27 @@ def _plan_phase(phase: str) -> Phase:
     return next(plan for plan, parts in reversed(PHASES.items()) if phase in parts)
 
 
-def _tells(name: str, launch: Launch) -> bool:
+def _tells(name: str, launch: AnyLaunch) -> bool:
     """Whether a usual launch tells the row `name` of a table."""
+    if name == "channel" or (name in STATE_ROWS) != isinstance(launch, StatesLaunch):
+        return False
     return name not in ALONE or re.fullmatch(rf"{ALONE[name]}(\(\d+\))?", launch.words) is not None
 
 
-def _lack(name: str, phase: Phase, launch: Launch, table: Device, asked: Asked) -> str | None:
+def _lack(name: str, phase: Phase, launch: AnyLaunch, table: Device, asked: Asked) -> str | None:
     """Why a usual launch is not run for the row `name`: its provider is not here, or a plan would not ask it either."""
     provider = KERNELS.get(name, name)
+    if not _tells(name, launch):
+        return "another launch tells it"
     if (reason := launch.lacking(provider, asked.where, asked.dtype)) is not None:
         return reason
     if phase not in table.efficiency[name]:
         return "it has no such phase"
-    if not _tells(name, launch):
-        return "another launch tells it"
     found = price(provider, phase, launch, table, 1, asked)
     return found if isinstance(found, str) else None
 
 
-def _share(name: str, phase: Phase, launch: Launch, peaks: Device, rows: Rows, asked: Asked) -> float | None:
+def _share(name: str, phase: Phase, launch: AnyLaunch, peaks: Device, rows: Rows, asked: Asked) -> float | None:
     """At which share of the peaks the plan's price is the time that was measured; None where none was."""
     provider = KERNELS.get(name, name)
     parts = [one for owner, one in rows if owner is launch and one.phase in PHASES[phase]]
@@ -226,14 +252,21 @@ SMALL = 1e-3
 """A share at which the peaks alone decide the price, not exponentials."""
 
 
-def _at(share: float, name: str, phase: Phase, launch: Launch, peaks: Device, length: int, asked: Asked) -> float:
+def _at(share: float, name: str, phase: Phase, launch: AnyLaunch, peaks: Device, length: int, asked: Asked) -> float:
     found = price(KERNELS.get(name, name), phase, launch, replace(peaks, efficiency={name: {phase: share}}), length, asked)
     assert isinstance(found, float), found
     return found
 
 
-def price(provider: str, phase: Phase, launch: Launch, table: Device, length: int, asked: Asked) -> float | str:
+def price(provider: str, phase: Phase, launch: AnyLaunch, table: Device, length: int, asked: Asked) -> float | str:
     """What a plan would say of a usual launch: seconds, or why the provider is not asked."""
+    if isinstance(launch, StatesLaunch):
+        states = scan_providers.States(
+            family(launch), launch.heads, launch.numbers.q_heads, launch.numbers.k_heads, launch.numbers.v_heads
+        )
+        load = Workload(length=length, width=asked.dtype.itemsize)
+        priced = scan_providers.PROVIDERS[provider](scan_providers.Task(states, phase, table, load))
+        return priced if isinstance(priced, str) else float(priced.seconds or 0.0)
     seen = launch.groups(phase, length)
     assert seen is not None, "a usual launch runs in every phase"
     groups = tuple(Seen(heads, union) for heads, union in unions(launch, seen, length))
@@ -243,6 +276,15 @@ def price(provider: str, phase: Phase, launch: Launch, table: Device, length: in
     task = Task(counted, groups, phase, table, Workload(length=length, width=asked.dtype.itemsize))
     found = PROVIDERS[provider](task)
     return found if isinstance(found, str) else float(found.seconds or 0.0)
+
+
+def family(launch: StatesLaunch) -> Recurrence:
+    """The member of the family of matrix states that a launch is."""
+    n, fixed = launch.numbers, launch.scan.decay is not None
+    decay: Any = "head" if fixed else "none" if n.decay is None else "vector" if n.decay else "scalar"
+    erase, write = ("vector" if axes else "scalar" for axes in (n.erase, n.write))
+    kinds: Any = {"update": "delta" if launch.delta else "add", "erase": erase, "write": write}
+    return Recurrence(decay=decay, **kinds, normalize=launch.scan.normalize, key_width=n.key_width, value_width=n.value_width)
 
 
 def _reason(name: str, phase: Phase, rows: Rows) -> str:
