@@ -33,10 +33,28 @@ class Value(torch.Tensor):
 
     type = SimpleNamespace(layout=None)  # type: ignore[assignment]
     __ior__, __iand__, __iadd__ = torch.Tensor.__or__, torch.Tensor.__and__, torch.Tensor.__add__  # new values, as there
+    exact: torch.Tensor | None = None
+
+    def __mul__(self, other: Any) -> Any:
+        """Remembers the product as it was before rounding: a sum that follows is one operation with it."""
+        product = super().__mul__(other)
+        if product.dtype == torch.float32:
+            product.exact = self.as_subclass(torch.Tensor).double() * plain(other)
+        return product
+
+    def __add__(self, other: Any) -> Any:
+        return super().__add__(other) if self.exact is None else value((self.exact + plain(other)).float())
+
+    def __sub__(self, other: Any) -> Any:
+        return super().__sub__(other) if self.exact is None else value((self.exact - plain(other)).float())
 
 
 def value(x: Any, dtype: torch.dtype | None = None) -> Any:
     return torch.as_tensor(x, dtype=dtype).as_subclass(Value)
+
+
+def plain(x: Any) -> torch.Tensor:
+    return torch.as_tensor(x).as_subclass(torch.Tensor)
 
 
 class Pointer:

@@ -21,6 +21,7 @@ HEADS = (Union(nears=(FULL,)), Union(sink=70, nears=((1, 0, 127, 0),)), Union(ne
 FAR = Softmax(1, 1, 1, head_width=64, value_width=64, sink_logit=True)
 FAR_HEADS = (Union(strides=(333,)), Union(powers=(64,)), Union(sink=3, strides=(512,)), Union(strides=(300,), powers=(64,)))
 BOTH = Softmax(1, causal=False, head_width=96, value_width=64, cap=True)
+WIDE = Softmax(1, head_width=192, value_width=64)
 """Between them every hole, copies padded to the next power of two, and widths that differ."""
 
 
@@ -37,11 +38,14 @@ def attend(text: str, inputs: Inputs, seed: int) -> tuple[torch.Tensor, torch.Te
         Case(PLAIN, HEADS, (30, 17), (500, 3), dtype=torch.bfloat16, cache=True, keeps=((70, 200), None, (0, 50), None)),
         Case(FAR, FAR_HEADS, (130,), (700,), dtype=torch.float16, cache=True),
         Case(BOTH, HEADS[:3], (70, 130), (5, 0), dtype=torch.bfloat16),
+        Case(WIDE, HEADS[:1], (130,), (900,), dtype=torch.float16, found=True, cache=True),
     ],
-    ids=["packed", "rings", "far", "both_ways"],
+    ids=["packed", "rings", "far", "both_ways", "found"],
 )
 def test_no_schedule_deadlocks_or_reads_too_early(case: Case) -> None:
-    """Sequences of no, few and many tokens, heads that see everything, little and nothing; NaN lies around all keys."""
+    """Sequences of no, few and many tokens, heads that see everything, little and nothing; NaN lies around all keys.
+    Logits of 24,576, whose product with log2(e) is rounded, leave a found value and its log-sum-exp what they are.
+    """
     inputs = build(case)
     check(inputs, *attend(emit(case.kernel), inputs, seed=0))
 
