@@ -285,9 +285,11 @@ def test_providers_that_a_machine_lacks_are_planned_with_and_others_without(attn
     asked = ("show", GEMMA, "--device", "h100")
     assert "; flex no: not installed; fa4 no: not installed" in attnc_run(*asked)[1]
     out = attnc_run(*asked, "--with", "flex,fa4", "--without", "torch")[1]
-    assert "8192 tokens; torch no: left out by --without\n" in out
+    assert "; torch no: left out by --without\n" in out
+    assert "gluon no: asked for by --with gluon alone" in out
+    assert "train    gluon" in attnc_run(*asked, "--with", "gluon", "--without", "torch")[1]
     assert "train    fa4" in out
-    for option, known in (("--with", "flex, fa4, fla"), ("--without", "triton, torch, flex, fa4, fla")):
+    for option, known in (("--with", "flex, fa4, fla, gluon"), ("--without", "triton, gluon, torch, flex, fa4, fla")):
         code, _, err = attnc_run(*asked, option, "cudnn")
         assert code == 2
         assert "there is no provider cudnn" in err
