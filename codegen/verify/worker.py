@@ -26,6 +26,7 @@ from attnc.codegen.verify.cases import Case
 from attnc.codegen.verify.channels import ChannelSubject, channel_rows, channel_subjects
 from attnc.codegen.verify.classes import DECODE, IN_INTERPRETER, ON_GPU, cases
 from attnc.codegen.verify.judge import Verdict
+from attnc.codegen.verify.list_rows import ListSubject, list_rows, list_subjects
 from attnc.codegen.verify.nets import NetSubject, net_rows, net_subjects
 from attnc.codegen.verify.report import Job, Kernel, Machine, Message, Row
 from attnc.codegen.verify.states import StateSubject, skeleton_of, state_rows, state_subjects
@@ -35,7 +36,7 @@ from attnc.compiler.data import from_json, to_json
 IN_INTERPRETED, CHANNELS_ON_GPU = 20, 700
 """Tokens of the longest sequence whose channel states are compared: the interpreter scans number by number."""
 
-AnySubject = Subject | ChannelSubject | NetSubject | StateSubject
+AnySubject = Subject | ChannelSubject | ListSubject | NetSubject | StateSubject
 
 BROKEN = 3
 """Exit code after an error that leaves a GPU's context unusable: whoever asked starts a new process for the rest."""
@@ -55,9 +56,11 @@ def main() -> None:
     of_channels = [one for one in channel_subjects(Path(job.folder)) if not job.only or one.file in job.only]
     of_states = [one for one in state_subjects(Path(job.folder)) if not job.only or not set(job.only).isdisjoint(one.files)]
     of_nets = [one for one in net_subjects(Path(job.folder)) if not job.only or one.file in job.only]
+    of_lists = [one for one in list_subjects(Path(job.folder)) if not job.only or one.file in job.only]
     files: list[tuple[str, AnySubject]] = [(file, one) for one in found for file in (one.file, one.masses) if file is not None]
     files += [(one.file, one) for one in of_channels]
     files += [(one.file, one) for one in of_nets]
+    files += [(one.file, one) for one in of_lists]
     files += [(file, one) for one in of_states for file in one.files]
     say(answers, Message(machine=machine(job.device), kernels=tuple(described(Path(job.folder), *pair) for pair in files)))
     for subject in found:
@@ -77,6 +80,7 @@ def main() -> None:
         rows = [channel_rows(one, dtype, job.device, longest, begin) for one in of_channels]
         rows += [state_rows(one, dtype, job.device, begin) for one in of_states]
         rows += [net_rows(one, dtype, job.device, begin) for one in of_nets]
+        rows += [list_rows(one, dtype, job.device, begin) for one in of_lists]
         for row in chain.from_iterable(rows):
             say(answers, Message(row=row))
             if row.verdict == "wrong" and lost(job.device):

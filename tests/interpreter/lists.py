@@ -23,6 +23,7 @@ from attnc.codegen.triton.lists import emit_choose, emit_lists
 from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.verify.cases import Case, Inputs, Union, build, poisoned
 from attnc.codegen.verify.gradients import gradients, outer_gradients
+from attnc.codegen.verify.list_rows import ListSubject, list_rows
 from attnc.codegen.verify.lists import Listed, lists_of
 from attnc.compiler import check_text, families
 from attnc.compiler.families import Listed as Kernel
@@ -161,3 +162,13 @@ def test_a_built_model_reads_on_kernels_what_plain_torch_reads(name):
         outputs = [model(texts[:, :10], cache=cache, lengths=[9, 10]).logits, model(texts[:, 10:], cache=cache).logits]
         found.append(torch.cat(outputs, dim=1))
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+def test_attnc_verify_finds_a_kernel_that_counts_a_key_twice():
+    text = emit_lists("lists_attend", families.Listed(narrow(1), 8, True))
+    wrong = text.replace("(j <= i) & (near_seen == 0)", "(j <= i)")
+    assert wrong != text
+    for made, verdict in ((text, "right"), (wrong, "wrong")):
+        subject = ListSubject("lists_attend_0", load(made, FOLDER, f"verified_{verdict}"), ())
+        (row,) = list_rows(subject, "float16", "cpu", lambda key: key[2] == "steps")
+        assert row.verdict == verdict, row

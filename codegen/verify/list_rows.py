@@ -1,0 +1,196 @@
+"""What of a built folder's kernels over lists is verified: attention and its gradients beside dense attention, and choices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from attnc.codegen.importing import import_folder
+from attnc.codegen.verify.cases import FULL, Case, Inputs, Union, build, poisoned
+from attnc.codegen.verify.gradients import gradients, outer_gradients
+from attnc.codegen.verify.judge import Verdict, judge, judge_gradients
+from attnc.codegen.verify.lists import Listed, lists_of
+from attnc.codegen.verify.report import Row
+from attnc.compiler.families import Softmax
+from attnc.runtime.asking import asking
+from attnc.runtime.intervals import Form, HeadGroup, Near
+from attnc.runtime.list_choice import chosen_by_kernels
+from attnc.runtime.list_kernels import Call, attend
+from attnc.runtime.pooled import run_keys
+from attnc.runtime.selecting import Asked, choose
+from attnc.runtime.selector import Selector
+from attnc.runtime.sizes import UNBOUNDED
+from attnc.runtime.spans import Numbers
+
+READS, GOES_BACK, CHOOSES = "lists_attend", "lists_backward", "lists_choose"
+KV_HEADS = 2
+
+
+@dataclass(frozen=True)
+class ListSubject:
+    """A kernel file, the launches that run it, and the file that attends beside one that goes back."""
+
+    file: str
+    module: ModuleType
+    launches: tuple[str, ...]
+    beside: ModuleType | None = None
+
+    @property
+    def skeleton(self) -> str:
+        """Which of the skeletons it was made from."""
+        return self.file.rpartition("_")[0]
+
+
+def list_subjects(folder: Path) -> list[ListSubject]:
+    """The kernel files over lists of a built folder; importing them needs triton."""
+    package = import_folder(folder).__name__
+    index = import_module(f"{package}.kernels")
+    served: dict[str, list[str]] = {}
+    for launch, names in getattr(index, "LISTS", {}).items():
+        index.kernel(launch)  # tuned blocks are put into the files' tables
+        for name in names:
+            served.setdefault(name, []).append(launch)
+    found = {name: import_module(f"{package}.kernels.{name}") for name in served}
+    subjects = []
+    for name, module in found.items():
+        beside = None
+        if name.startswith(GOES_BACK):
+            alike = [one for other, one in found.items() if other.startswith(READS) and _sort(one) == _sort(module)]
+            beside = alike[0]
+        subjects.append(ListSubject(name, module, tuple(served[name]), beside))
+    return subjects
+
+
+def _sort(module: ModuleType) -> tuple[object, ...]:
+    return module.FORM, module.HEAD_WIDTH, module.VALUE_WIDTH, module.GROUP, module.MEMBERS, module.UNIT, module.CAP
+
+
+def list_rows(subject: ListSubject, dtype: str, device: str, begin: Callable[[tuple[str, str, str]], bool]) -> Iterator[Row]:
+    """A row for each class of inputs that `begin` lets through."""
+    number_type = getattr(torch, dtype)
+    if subject.skeleton == CHOOSES:
+        classes: dict[str, Callable[[], Verdict]] = {
+            "integers": lambda: chosen(subject.module, number_type, device, 0),
+            "packed": lambda: chosen(subject.module, number_type, device, 7),
+        }
+    else:
+        run = gone_back if subject.skeleton == GOES_BACK else attended
+        classes = {
+            name: lambda case=case: run(subject, case)  # type: ignore[misc]
+            for name, case in cases(subject.module, number_type, device).items()
+        }
+    for name, compare in classes.items():
+        key = (subject.file, dtype, name)
+        if begin(key):
+            yield _row(key, compare())
+
+
+def _row(key: tuple[str, str, str], verdict: Verdict) -> Row:
+    kernel, dtype, name = key
+    error, own, allowed = (x if math.isfinite(x) else None for x in (verdict.error, verdict.torch_error, verdict.allowed))
+    return Row(
+        kernel=kernel, dtype=dtype, inputs=name, cases=1, error=error, torch_error=own, allowed=allowed,
+        verdict="wrong" if verdict.wrong else "right", reason=verdict.wrong,
+    )  # fmt: skip
+
+
+def cases(module: ModuleType, dtype: torch.dtype, device: str) -> dict[str, Case]:
+    """Rows of one query, of a block, of all; packed sequences, one without tokens; steps on a cache; large logits; integers."""
+    nears, strides, powers, causal = module.FORM
+    sink_logit = getattr(module, "SINK_LOGIT", False)
+    kernel = Softmax(
+        nears, strides, powers, causal, module.HEAD_WIDTH, module.VALUE_WIDTH, module.GROUP, module.CAP, sink_logit
+    )
+    rest = Union(3, ((1, 0, 5, 0),) * min(1, nears), (7,) * min(1, strides), (4,) * min(1, powers and not strides))
+    unit, long = module.UNIT, 12 if device == "cpu" else 200
+    far = 2 * unit if device != "cpu" or unit <= 256 else unit + 8  # the interpreter is slow
+
+    def made(many: int, sizes: tuple[int, ...], pasts: tuple[int, ...], **more: object) -> Case:
+        unions = tuple(Listed(rest, unit, many, salt) for salt in range(KV_HEADS))
+        return Case(kernel, unions, sizes, pasts, dtype, cache=True, device=device, **more)  # type: ignore[arg-type]
+
+    return {
+        "queries": made(1, (long // 2, 1), (far + 3, 0)),
+        "blocks": made(8, (long, 0, 5), (unit + 1, 3, 0)),
+        "one row": made(UNBOUNDED, (long // 2, 3), (unit, 0)),
+        "steps": made(1, (1, 1), (far + unit // 2, unit // 2)),
+        "large": made(8, (long,), (far,), magnitude=30.0),
+        "integers": made(8, (long,), (far,), magnitude=0.0, integers=True),
+    }
+
+
+def attended(subject: ListSubject, case: Case) -> Verdict:
+    """Of the forward kernels; where every query head has lists of its own, all of them differ."""
+    inputs, module = build(case), subject.module
+    expected, sets = _by_heads(inputs, case) if module.MEMBERS < module.GROUP else (inputs, case.unions)
+    with poisoned():
+        o, lse = module.attend(*inputs.arguments, lists_of(case, sets))  # type: ignore[arg-type]
+    return judge(expected, o, lse)
+
+
+def _by_heads(inputs: Inputs, case: Case) -> tuple[Inputs, tuple[Listed, ...]]:
+    """The same as a launch of which every query head is a KV head, with sets of its own."""
+    group, first = case.kernel.group, case.unions[0]
+    assert isinstance(first, Listed)
+    sets = tuple(Listed(first.rest, first.unit, first.many, salt) for salt in range(len(case.unions) * group))
+    keys, values = ([x.repeat_interleave(group, 1) for x in part] for part in (inputs.keys, inputs.values))
+    alone = replace(case, kernel=replace(case.kernel, group=1), unions=sets)
+    return replace(inputs, case=alone, keys=keys, values=values), sets
+
+
+def gone_back(subject: ListSubject, case: Case) -> Verdict:
+    """Of the gradients; query heads of a KV head have equal lists here."""
+    inputs, module, reads = build(case), subject.module, subject.beside
+    assert reads is not None, "a file that goes back has one that attends beside it"
+    sets = tuple(one for one in case.unions for _ in range(module.GROUP // module.MEMBERS))
+    lists = lists_of(case, sets)  # type: ignore[arg-type]
+
+    def launch(q: Tensor, part, rows, form, batch, scale, cap, sink) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        return attend(q, sink, Call(reads, module, part, rows, form, batch, scale, cap, lists))
+
+    given = outer_gradients(inputs)
+    verdicts = judge_gradients(inputs, gradients(launch, inputs, *given), *given)
+    return max(verdicts.values(), key=Verdict.rank)
+
+
+def chosen(module: ModuleType, dtype: torch.dtype, device: str, other: int) -> Verdict:
+    """How many rows differ from what plain torch keeps of small integers: of scores that are exact none may.
+
+    Shares of a mass are rounded: there a row may, where two units are as near as that; allowed is one of 16.
+    """
+    unit, keys, span, step, score, lse, shared, heads, fold, overlap = module.SELECTOR
+    one = Selector(
+        unit, keys=keys, span=span, step=step, score=score, lse=lse, shared=shared, heads=heads, fold=fold, overlap=overlap,
+        asks="block", many=max(8, 1 << (unit // 2).bit_length()), top_k=2,
+    )  # fmt: skip
+    sizes = (4 * unit + 3, *((unit + other,) if other else ()))
+    nears, strides, powers, causal = module.FORM
+    kernel = Softmax(nears, strides, powers, causal, module.HEAD_WIDTH, module.HEAD_WIDTH, module.GROUP)
+    inputs = build(
+        Case(kernel, (Union(nears=(FULL,)),) * KV_HEADS, sizes, (0,) * len(sizes), dtype, integers=True, device=device)
+    )
+    parts = (inputs.batch.keys(torch.cat(inputs.keys), torch.cat(inputs.values)),)
+    group = HeadGroup(0, KV_HEADS - 1, 3, (Near(back=5),) * min(1, nears))
+    cap = 5.0 if module.CAP else None
+    form = Form(nears, strides, powers, causal)
+    with poisoned():
+        found = chosen_by_kernels(module, one, inputs.q, parts, group, form, inputs.batch, 0.25, cap, None)
+    wrong = rows = 0
+    for s, queries in enumerate(torch.split(inputs.q, list(sizes))):
+        stands = run_keys(one, inputs.keys[s].transpose(0, 1), 0, KV_HEADS - 1, s, inputs.batch, None)
+        asks = asking(one, queries.transpose(0, 1), 0, False, None)
+        lists = choose(one, asks, stands, Asked(0, sizes[s], sizes[s], Numbers.of(group, sizes[s], True), 0.25, cap))
+        at, count = int(found.row_begin[s]), lists.count
+        own = found.index[:, at : at + count.shape[1], : lists.index.shape[2]]
+        inside = torch.arange(lists.index.shape[2], device=device) < count.unsqueeze(-1)
+        differ = ((own != lists.index) & inside).any(-1) | (found.count[:, at : at + count.shape[1]] != count)
+        wrong, rows = wrong + int(differ.sum()), rows + differ.numel()
+    allowed = rows / 16 if score == "softmax" else 0.0
+    return Verdict(float(wrong), 0.0, allowed, "" if wrong <= allowed else f"{wrong} of {rows} rows keep other units")
