@@ -51,6 +51,7 @@ gpu:  ## tests/gpu with this python, nothing installed; writes docs/gpu.json
 
 evidence:  ## mixes trained and asked with this python, nothing installed; writes docs/evidence.md; 25 minutes of a GPU
 	PYTHONPATH=src $(PYTHON) tools/evidence.py
+	PYTHONPATH=src $(PYTHON) tools/evidence_tuned.py
 
 evidence-chosen:  ## mixes that choose keys on the weights that `make demo` imports; their part of docs/evidence.md; best on a GPU
 	PYTHONPATH=src $(PYTHON) tools/evidence_chosen.py
