@@ -20,7 +20,7 @@ from attnc.compiler.cost import Workload
 from attnc.compiler.graph import Apply, Mix, RouteTokens
 from attnc.compiler.plan import choose
 from attnc.compiler.planned import HeadPart
-from attnc.compiler.providers import OPTIONAL, absent
+from attnc.compiler.providers import OPTIONAL, UNCOMPARED, absent
 from attnc.compiler.reduce import reduce
 from attnc.compiler.show import plan_text
 from attnc.compiler.spec import PHASES
@@ -297,3 +297,17 @@ def test_kernels_of_states_that_no_gpu_has_compared_are_said(monkeypatch):
     assert names["train"] == names["prefill"] | {("scan_backward", 0), ("scan_gradients", 0)}
     monkeypatch.setattr(verified, "record", lambda _: frozenset(row.sha256 for row in found))
     assert verified.unverified(plan, layers, spec.model) == []
+
+
+def test_kernels_over_lists_wait_until_a_gpu_has_compared_them():
+    """Whatever they would cost; and a launch whose lists they cannot read says why."""
+    lists = "block_local(64) | routed(blocks(64), top_k = 8)"
+    for choice in planned(rule(lists), length=32768).choices:
+        (triton,) = (price for price in choice.others if price.provider == "triton")
+        assert choice.provider == "torch"
+        assert triton.seconds < choice.seconds
+    without = planned(rule(lists), length=32768, without=("torch",))
+    assert {(choice.provider, choice.how) for choice in without.choices} == {("triton", UNCOMPARED)}
+    far = planned(rule("window(8) | routed(diagonals, top_k = 8, queries = last(8), score = softmax)"), length=32768)
+    reasons = [refusal.reason for choice in far.choices for refusal in choice.refused if refusal.provider == "triton"]
+    assert reasons == ["its kernels read units of keys, not distances"] * len(far.choices)

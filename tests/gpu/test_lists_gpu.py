@@ -6,20 +6,25 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from kernel_cases import check
+from kernel_cases import check, check_gradients
 
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.lists import emit_choose, emit_lists
 from attnc.codegen.verify.cases import Case, Union, build, poisoned
+from attnc.codegen.verify.gradients import gradients, outer_gradients
 from attnc.codegen.verify.lists import Listed, lists_of
 from attnc.compiler import families
 from attnc.compiler.families import Softmax
 from attnc.runtime.asking import asking
-from attnc.runtime.intervals import HeadGroup, Near
-from attnc.runtime.list_choice import chosen_by_kernels
-from attnc.runtime.pooled import run_keys
+from attnc.runtime.batch import lay_out
+from attnc.runtime.cache import Cache, Growing, LayerPlan, Slots
+from attnc.runtime.intervals import Form, HeadGroup, Near, rows
+from attnc.runtime.list_choice import alone, chosen_by_kernels
+from attnc.runtime.list_kernels import Call, attend
+from attnc.runtime.pooled import Pooled, keep, run_keys
 from attnc.runtime.selecting import Asked, choose
 from attnc.runtime.selector import Selector
+from attnc.runtime.softmax import head_scale
 from attnc.runtime.spans import Numbers
 
 pytestmark = pytest.mark.gpu
@@ -54,6 +59,65 @@ def test_attention_over_lists_is_as_near_to_float64_as_torch(name, dtype, tmp_pa
         check(inputs, o, lse)
         again, _ = module.attend(*inputs.arguments, lists)
         assert torch.equal(again, o), "the same twice"
+
+
+@pytest.mark.parametrize("name", ["blocks", "tokens", "columns", "cap"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_gradients_over_lists_are_as_near_to_float64_as_torch(name, dtype, tmp_path):
+    form, unit, many, sizes, pasts = CASES[name]
+    made = families.Listed(form, unit, False)
+    files = [load(emit_lists(skeleton, made), tmp_path, skeleton) for skeleton in ("lists_attend", "lists_backward")]
+    unions = tuple(Listed(NEAR, unit, many, salt) for salt in range(2))
+    case = Case(form, unions, sizes, pasts, dtype, cache=True, device="cuda")
+    inputs, lists = build(case), lists_of(case, unions)
+
+    def launch(q, part, rows, form, batch, scale, cap, sink):
+        return attend(q, sink, Call(*files, part, rows, form, batch, scale, cap, lists))
+
+    given = outer_gradients(inputs)
+    found = gradients(launch, inputs, *given)
+    check_gradients(inputs, found, *given)
+    again = gradients(launch, inputs, *given)
+    assert all(torch.equal(found[name], again[name]) for name in found), "the same twice"
+
+
+@torch.no_grad()
+def test_a_captured_step_goes_on_while_the_cache_grows(tmp_path):
+    """Lists are made and read by a graph, without a word from the host."""
+    one = Selector(64, keys="mean", span=64, step=64, top_k=4, held="routed")
+    words = {field.name: getattr(one, field.name) for field in fields(families.Selector)}
+    choosing = load(emit_choose(families.Selector(**words), WIDE), tmp_path, "choose")
+    reading = load(emit_lists("lists_attend", families.Listed(WIDE, 64, False)), tmp_path, "read")
+    group, form, length = HeadGroup(0, 1, 5, (Near(back=90),)), Form(1, 0, 0, True), 1024
+    pooled = Pooled("routed.mean.0", 0, 1, 128, 64, 64)
+    cache = Cache([LayerPlan((Slots(0, 1, Growing()),), 128, 128, pooled=(pooled,))], 2, length, torch.bfloat16, "cuda")
+    layer = cache.layers[0]
+    drawn = torch.Generator("cuda").manual_seed(0)
+    q = torch.zeros(2, 8, 128, dtype=torch.bfloat16, device="cuda")
+    keys, values = (torch.randn(2 * 700, 2, 128, device="cuda", generator=drawn).bfloat16() for _ in "kv")
+    text = lay_out((700, 700), (0, 0), (700, 700), "prefill", (2, 700), q.device, cache.lengths)
+    layer.write(keys, values, text)
+    keep(layer, (text.keys(keys, values),), text)
+    past = torch.full((2,), 300, device="cuda")
+
+    def step():
+        batch = lay_out((1, 1), (699, 699), (700, 700), "decode", (2, 1), q.device, past)
+        part = replace(layer.part(batch, written=True), stored=(past + 1).int())
+        lists = chosen_by_kernels(choosing, one, q, (part,), group, form, batch, 0.09, None, layer)
+        table, scale = rows(alone(group), form, batch), head_scale(0.09, 8, q.device)
+        return reading.attend(q, part, table, form, batch, scale, None, None, lists)[0]
+
+    for _ in range(2):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for length in (90, 300, 650):
+        q.copy_(torch.randn(q.shape, device="cuda", generator=drawn))
+        past.fill_(length)
+        graph.replay()
+        assert torch.equal(captured, step()), length
 
 
 MEANS = Selector(64, keys="mean", span=64, step=64, top_k=8)
