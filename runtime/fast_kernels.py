@@ -38,8 +38,18 @@ SCHEMAS = {
         f"({GIVEN}, Tensor kept, Tensor raw, Tensor kept_grad, Tensor? kept_moment_grad, Tensor after_grad, "
         "Tensor? after_moment_grad) -> Tensor[]"
     ),
+    "chain": (
+        f"({GIVEN}, Tensor raw, Tensor alone, Tensor? alone_moment, Tensor known, Tensor? known_moment, Tensor kept, "
+        "Tensor kept_moment, Tensor after, Tensor after_moment) "
+        "-> (Tensor kept_after, Tensor kept_moment_after, Tensor after_all, Tensor after_moment_all)"
+    ),
 }
-"""What the operators take, and give in the order of a kernel file's `sweep` and `go_back`; what is not there is empty."""
+"""What the operators take, and give in the order of a kernel file's `sweep` and `go_back`; what is not there is empty.
+
+`chain` gives what `sweep` has found, with gradients. Of `alone`, what each chunk makes of what was known before it, only the
+gradients are asked: what flows on from there reaches what the chunk's tokens brought. What was known before it stands still
+there: the kernels have gone back along it.
+"""
 
 
 class Given(NamedTuple):
@@ -99,7 +109,7 @@ def kernel_sweep(module: ModuleType) -> Sweep:
             before = Learned(_nets(found[0], shapes), None if moment is None else _nets(found[1], shapes))
             after = written(before, amounts, slopes_of(rule, before.weights, tokens, norm))
             alone = (_flat(after.weights), None if after.moment is None else _flat(after.moment))
-            found = list(_Chain.apply(operators[1], given, raw, *alone, now, moment, *found))  # type: ignore[no-untyped-call]
+            found = list(operators[1](*given, raw, *alone, now, moment, *found))
         kept, kept_moment, then, then_moment = (
             None if moment is None and n % 2 else _nets(x, shapes) for n, x in enumerate(found)
         )
@@ -129,31 +139,6 @@ def _nets(flat: Tensor, shapes: dict[str, torch.Size]) -> Weights:
     return {name: part.view(*part.shape[:2], *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-class _Chain(torch.autograd.Function):
-    """What is known before each chunk and after the last, as the kernels found it, with gradients.
-
-    Of `alone`, what each chunk makes of what was known before it, only the gradients are asked: what flows on from there
-    reaches what the chunk's tokens brought. What was known before it stands still there: the kernels have gone back along it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, back: Any, given: tuple[Any, ...], raw: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        *_, moment, kept, kept_moment, after, after_moment = tensors
-        ctx.back, ctx.given, ctx.momentum = back, given[-2:], moment is not None
-        ctx.save_for_backward(*given[:-2], raw, kept)
-        return kept, kept_moment, after, after_moment  # type: ignore[return-value]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *given, raw, kept = ctx.saved_tensors
-        of = [grad.contiguous() if ctx.momentum or n % 2 == 0 else None for n, grad in enumerate(grads)]
-        rows, rows_moment, known, known_moment = ctx.back(*given, *ctx.given, kept, raw, *of)
-        if not ctx.momentum:
-            rows_moment = known_moment = None
-        return None, None, None, rows, rows_moment, known, known_moment, None, None, None, None
-
-
 def name_of(module: ModuleType) -> str:
     """A name for the operators of a kernel file: of its text, and of this one, which knows what operators take."""
     texts = [Path(str(file)).read_bytes() for file in (module.__file__, __file__)]
@@ -161,16 +146,53 @@ def name_of(module: ModuleType) -> str:
 
 
 def define(name: str, module: ModuleType) -> tuple[Any, Any]:
-    """The operators `name`_sweep and `name`_back; the first that asks for a name defines them, for the life of the process."""
+    """The operators `name`_sweep and `name`_chain; the first that asks for a name defines them, for the life of the process."""
     if not hasattr(torch.ops.attnc, f"{name}_sweep"):
-        functions = {"sweep": (_sweep(module), _fake_sweep(module)), "back": (_back(module), _fake_back)}
+        functions = {
+            "sweep": (_sweep(module), _fake_sweep(module)),
+            "back": (_back(module), _fake_back),
+            "chain": (_chain, _chain),
+        }
         for kind, (function, fake) in functions.items():
             title = f"{NAMESPACE}::{name}_{kind}"
             torch.library.define(title, SCHEMAS[kind], tags=(torch.Tag.pt2_compliant_tag,))
             torch.library.impl(title, "default", function)
             torch.library.register_fake(title, fake)
-    found = [getattr(torch.ops.attnc, f"{name}_{kind}").default for kind in ("sweep", "back")]
-    return found[0], found[1]
+        back = getattr(torch.ops.attnc, f"{name}_back").default
+        torch.library.register_autograd(f"{NAMESPACE}::{name}_chain", _gradients(back), setup_context=_save)
+        torch.library.register_autograd(f"{NAMESPACE}::{name}_back", _no_second_derivative)
+    return getattr(torch.ops.attnc, f"{name}_sweep").default, getattr(torch.ops.attnc, f"{name}_chain").default
+
+
+def _chain(*parts: Any) -> tuple[Tensor, ...]:
+    """Copies: what an operator gives is its own."""
+    return tuple(x.clone() for x in parts[-4:])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    del output
+    *given, counts, element_size, raw, _, _, _, moment = inputs[:-4]
+    ctx.numbers, ctx.momentum = (counts, element_size), moment is not None
+    ctx.save_for_backward(*given, raw, inputs[-4])
+
+
+def _gradients(back: Any) -> Any:
+    """Of `alone` and of what was known before the first chunk."""
+
+    def gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *given, raw, kept = ctx.saved_tensors
+        of = [grad.contiguous() if ctx.momentum or n % 2 == 0 else None for n, grad in enumerate(grads)]
+        rows, rows_moment, known, known_moment = back(*given, *ctx.numbers, kept, raw, *of)
+        if not ctx.momentum:
+            rows_moment = known_moment = None
+        nothing = [None] * (len(given) + len(ctx.numbers) + 1)
+        return *nothing, rows, rows_moment, known, known_moment, None, None, None, None
+
+    return gradients
+
+
+def _no_second_derivative(*_anything: object) -> None:
+    raise RuntimeError("the generated kernels have no second derivative: use('torch') or use('reference')")
 
 
 @lru_cache(maxsize=256)

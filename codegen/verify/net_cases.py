@@ -33,7 +33,7 @@ class Case:
     """A call: sequences of `sizes` new tokens behind `pasts`, of which the last ones wait in an unfinished chunk."""
 
     family: FastWeights
-    sizes: tuple[int, ...] = (20, 3, 0, 9)
+    sizes: tuple[int, ...] = (13, 3, 0, 9)
     pasts: tuple[int, ...] = (5, 0, 0, 8)
     chunk: int = 8
     heads: int = 2
