@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from attnc.codegen.verify.state_cases import Case, run
 from attnc.codegen.verify.state_judge import Expected, Verdict, expected, judge, measure_of
 from attnc.compiler.families import FAMILIES, Recurrence
 from attnc.runtime.recurrence import Scan
+from attnc.runtime.scan_fla import fla_scan
 from attnc.runtime.scan_kernels import scan_kernels
 from attnc.runtime.sizes import DECODE_TOKENS
 
@@ -32,13 +34,17 @@ BEHIND = (-1e-3, -1e-3, -5e3)
 
 @dataclass(frozen=True)
 class StateSubject:
-    """A part of a launch's kernels that is compared: `file` names it, `others` are compared with it; `modules`: all."""
+    """A part of a launch's kernels that is compared: `file` names it, `others` are compared with it; `modules`: all.
+
+    library  who runs it instead, where the plan takes a library's kernels
+    """
 
     file: str
     others: tuple[str, ...]
     modules: tuple[ModuleType, ...]
     kernel: Recurrence
     launches: tuple[str, ...]
+    library: Scan | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -48,12 +54,12 @@ class StateSubject:
     @property
     def skeleton(self) -> str:
         """That of `file`."""
-        return skeleton_of(self.file)
+        return skeleton_of(self.file).replace("fla_", "scan_")
 
     @property
     def scan(self) -> Scan:
-        """All kernels of the launch as a provider."""
-        return scan_kernels(self.modules)
+        """All kernels of the launch as a provider, or the library's."""
+        return self.library or scan_kernels(self.modules)
 
     def module(self, file: str) -> ModuleType:
         """One of its files."""
@@ -87,6 +93,18 @@ def parts_of(files: Mapping[str, ModuleType], launches: tuple[str, ...] = ()) ->
         kernel = made_for(files[names[0]])
         found.append(StateSubject(names[0], tuple(names[1:]), tuple(files.values()), kernel, launches))
     return found
+
+
+def library_subjects(folder: Path, subjects: Sequence[StateSubject]) -> list[StateSubject]:
+    """The launches for which the folder's plan takes flash-linear-attention on a GPU, in the same parts as `subjects`."""
+    built = json.loads((folder / "plan.json").read_text("utf-8"))
+    nodes = {choice["node"] for choice in built["plans"]["cuda"]["choices"] if choice["provider"] == "fla"}
+    taken = {launch for launch, node in built["launches"].items() if node in nodes}
+    return [
+        replace(one, file=one.file.replace("scan_", "fla_"), others=(), library=fla_scan)
+        for one in subjects
+        if not taken.isdisjoint(one.launches)
+    ]
 
 
 def made_for(module: ModuleType) -> Recurrence:
@@ -131,6 +149,8 @@ def _sizes(skeleton: str, chunk: int, small: bool) -> tuple[tuple[int, ...], ...
 def state_rows(subject: StateSubject, dtype: str, device: str, begin: Callable[[tuple[str, str, str]], bool]) -> Iterator[Row]:
     """A row for each class of inputs; `begin` hears of its key, and says whether it is to run."""
     number_type = getattr(torch, dtype)
+    if subject.library is not None and number_type == torch.float32:
+        return  # it takes TF32 there, which nobody asked for in float32; a plan is made for 16 bits
     for name, several in classes(subject, chunk_of(subject, device, number_type), number_type, device).items():
         if begin((subject.file, dtype, name)):
             verdicts = [tried(subject, case, prepared(subject, case)) for case in several]

@@ -29,7 +29,7 @@ from attnc.codegen.verify.judge import Verdict
 from attnc.codegen.verify.list_rows import ListSubject, list_rows, list_subjects
 from attnc.codegen.verify.nets import NetSubject, net_rows, net_subjects
 from attnc.codegen.verify.report import Job, Kernel, Machine, Message, Row
-from attnc.codegen.verify.states import StateSubject, skeleton_of, state_rows, state_subjects
+from attnc.codegen.verify.states import StateSubject, library_subjects, skeleton_of, state_rows, state_subjects
 from attnc.codegen.verify.subjects import Subject, subjects
 from attnc.compiler.data import from_json, to_json
 
@@ -55,6 +55,7 @@ def main() -> None:
     found = [one for one in found if runs_on(one, torch.device(job.device))]
     of_channels = [one for one in channel_subjects(Path(job.folder)) if not job.only or one.file in job.only]
     of_states = [one for one in state_subjects(Path(job.folder)) if not job.only or not set(job.only).isdisjoint(one.files)]
+    of_library = [] if INTERPRETS or job.only else library_subjects(Path(job.folder), of_states)
     of_nets = [one for one in net_subjects(Path(job.folder)) if not job.only or one.file in job.only]
     of_lists = [one for one in list_subjects(Path(job.folder)) if not job.only or one.file in job.only]
     files: list[tuple[str, AnySubject]] = [(file, one) for one in found for file in (one.file, one.masses) if file is not None]
@@ -78,7 +79,7 @@ def main() -> None:
     for dtype in job.dtypes:
         longest = IN_INTERPRETED if INTERPRETS else CHANNELS_ON_GPU
         rows = [channel_rows(one, dtype, job.device, longest, begin) for one in of_channels]
-        rows += [state_rows(one, dtype, job.device, begin) for one in of_states]
+        rows += [state_rows(one, dtype, job.device, begin) for one in (*of_states, *of_library)]
         rows += [net_rows(one, dtype, job.device, begin) for one in of_nets]
         rows += [list_rows(one, dtype, job.device, begin) for one in of_lists]
         for row in chain.from_iterable(rows):

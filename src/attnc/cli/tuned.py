@@ -6,8 +6,9 @@ from attnc.codegen import kernels
 from attnc.codegen.triton.emit import emit
 from attnc.codegen.tune import table as tables
 from attnc.codegen.tune.table import FolderTuning
-from attnc.compiler.families import FAMILIES
-from attnc.compiler.graph import Graph, Mix
+from attnc.compiler.families import FAMILIES, Recurrence
+from attnc.compiler.graph import Apply, Graph, Mix
+from attnc.compiler.plan import states
 from attnc.compiler.planned import Plan
 from attnc.compiler.spec import Model
 
@@ -26,6 +27,11 @@ def tuned(graph: Graph, model: Model) -> FolderTuning:
         for number, family in enumerate(families)
         for skeleton in FAMILIES["softmax"]
     }
+    nodes = (node for _, node in graph.network.nodes(data="node") if isinstance(node, Apply))
+    launched = (getattr(states(node, graph), "family", None) for node in nodes)
+    members = dict.fromkeys(one for one in launched if isinstance(one, Recurrence))
+    for number, member in enumerate(one for one in members if kernels.of_states(one)):
+        texts |= {f"{skeleton}_{number}": text for skeleton, text in kernels.of_states(member).items()}
     return tables.for_folder(found, texts)
 
 
