@@ -87,10 +87,12 @@ def fails(text: str, inputs: Inputs, seed: int) -> bool:
 @pytest.mark.triton
 def test_it_compiles_for_sm_90() -> None:
     from attnc.codegen.triton.compile import SHARED_LIMIT, compile_ahead
+    from attnc.codegen.triton.versions import VERSION
 
     text = emit(Softmax(1, head_width=128, value_width=128, group=4)).replace("in (False, True))", "in (False,))")
     for used in compile_ahead(text, "sm_90", "bf16"):
-        assert used.spills <= 8, "the number of a party's task, once a launch"
+        # the number of a party's task, once a launch; from Triton 3.8 on also where the copying warp writes zeros
+        assert used.spills <= (8 if VERSION < (3, 8) else 128)
         assert used.shared <= SHARED_LIMIT["sm_90"]
         assert used.registers == 168
 
