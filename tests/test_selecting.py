@@ -236,6 +236,15 @@ def test_later_tokens_change_no_bit_of_earlier_outputs(built, name, way):
     assert not torch.equal(before[15:], after[15:])
 
 
+def test_what_summaries_are_made_of_learns_and_a_choice_by_them_moves_nothing(built):
+    """NSA: the compressed branch teaches its maps; who chooses by them has no gradient of its own."""
+    model = built["summary"].use("torch")
+    model(drawn(1, 26)).logits.square().sum().backward()
+    still = {name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()}
+    model.zero_grad()
+    assert not still
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_budget_for_all_units_is_full_attention(tmp_path, way):
     """Of the units that have been read whole, and the own one."""
