@@ -97,6 +97,8 @@ def _triton(task: Task) -> Price | str:
     reason = unkept(task.launch.family)
     if reason is not None:
         return reason
+    if task.launch.family.weights:
+        return "no GPU has compared these kernels yet; `attnc verify` does, load(use = 'triton') runs them"
     efficiency = task.device.efficiency["channel"][task.phase]
     return Price(provider="triton", seconds=seconds(work(task), task.device, efficiency, matrix=False))
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 class Cost(NamedTuple):
     """What PyTorch is asked for, for a price: `flops` of every new token; of every pair of a query and an earlier token
     (`pairs`); numbers that are read and written of `each` token, and in each call whatever its length, such as weights; and
-    launches for each block of so many tokens (0: for each call).
+    launches for each block of so many tokens (0: for each call). `trained`: flops of every pair that training adds.
     """
 
     flops: float
@@ -19,6 +19,7 @@ class Cost(NamedTuple):
     numbers: float = 0.0
     block: int = 0
     launches: int = 1
+    trained: float = 0.0
 
 
 class Stored(NamedTuple):

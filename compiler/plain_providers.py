@@ -49,8 +49,9 @@ class Task(NamedTuple):
         """With so many launches a sequence."""
         cost, load = self.launch.cost, self.load
         keys = load.length if self.phase == "decode" else load.length / 2
+        pairs = cost.pairs + cost.trained * (self.phase == "train")
         work = Work(
-            flops=load.batch * self.tokens * (cost.flops + cost.pairs * keys) * self.passes,
+            flops=load.batch * self.tokens * (cost.flops + pairs * keys) * self.passes,
             exponentials=0.0,
             bytes=load.width * (cost.numbers + load.batch * (self.tokens * cost.each + self.blocks * keys * cost.pairs / 2)),
             launches=int(launches * self.passes),

@@ -97,6 +97,7 @@ def _condensed(kind: Codebook, attributes: Any, _model: Any) -> Plain:
             numbers=kind.n * a.kv_heads * (a.head_dim + 2.0 * a.value_dim),
             block=64,
             launches=40,
+            trained=2.0 * a.heads * (2 * a.head_dim + a.value_dim),
         ),
         how="codes with counts",
     )
