@@ -56,7 +56,8 @@ class Task(NamedTuple):
             bytes=load.width * (cost.numbers + load.batch * (self.tokens * cost.each + self.blocks * keys * cost.pairs / 2)),
             launches=int(launches * self.passes),
         )
-        return Price(provider=provider, seconds=seconds(work, self.device, 0.3), how=how)
+        efficiency = self.device.efficiency["torch"][self.phase]
+        return Price(provider=provider, seconds=seconds(work, self.device, efficiency), how=how)
 
 
 def candidates(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple[Refusal, ...]]:
