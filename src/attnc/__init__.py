@@ -112,7 +112,7 @@ def load(
 ) -> BuiltModel:
     """The model of a built folder, with its weights; runs the folder's own code. `dtype` None keeps that of the weights.
 
-    `use` says who runs the launches: `plan`, or one of `torch`, `triton`, `flex`, `fa4`, `fla`, `reference` for all. Raises
+    `use` says who runs the launches: `plan`, or one of `torch`, `triton`, `gluon`, `flex`, `fa4`, `fla`, `reference` for all. Raises
     FileNotFoundError where there is no built folder, the folder's WeightsError where weights are missing or do not fit, and
     ValueError where the provider of `use` cannot run here.
     """
