@@ -6,7 +6,7 @@ or a number that a `budget` moves. It is decided for each KV group, or for all o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -16,24 +16,15 @@ from attnc.compiler.budget_text import Site, sites, with_values
 from attnc.compiler.check import check
 from attnc.compiler.full import full
 from attnc.compiler.spec import (
-    Alternative,
-    Attention,
     BudgetSite,
-    Chain,
-    Choose,
-    Gate,
     HeadCase,
     Heads,
     Mixer,
-    Mixing,
-    Select,
     Spec,
-    Sum,
-    When,
-    WhenCase,
 )
 from attnc.compiler.tuning import Method
-from attnc.compiler.walk import attentions, children, first_leaf, is_softmax, joined, rebuilt, selected_scope
+from attnc.compiler.unit_parts import chooses, chooses_met, onto, pieces, resolved, with_pieces
+from attnc.compiler.walk import attentions, first_leaf
 from attnc.dsl import tree
 from attnc.dsl.diagnostic import SpecError
 from attnc.dsl.parse import parse
@@ -241,7 +232,7 @@ class Units:
             key = id(layer.mixer), tuple(tuple(picks.get((layer.index, scope), ())) for scope in scopes)
             if key not in known:
                 made = {scope: self._decided(layer.index, scope, picks) for scope in scopes if (layer.index, scope) in picks}
-                known[key] = _with_pieces(layer.mixer, made)
+                known[key] = with_pieces(layer.mixer, made)
             layers.append(replace(layer, mixer=known[key]))
         return replace(self.text, layers=tuple(layers), budgets=())
 
@@ -267,79 +258,6 @@ class Units:
         if candidate.full:
             return full(found) if attentions(found) else resolved(found, {})
         return resolved(found, dict(candidate.choose))
-
-
-def pieces(mixer: Mixer, scope: str = "") -> Iterator[tuple[str, Mixer]]:
-    """The parts of a layer that may be decided apart, each with its scope."""
-    match mixer:
-        case Sum() | Chain() | Gate():
-            for name, part in zip(mixer.names, mixer.parts, strict=True):
-                yield from pieces(part, joined(scope, name))
-        case Select(mixer=inner):
-            yield from pieces(inner, selected_scope(mixer, scope))
-        case _:
-            yield scope, mixer
-
-
-def _with_pieces(mixer: Mixer, made: Mapping[str, Mixer], scope: str = "") -> Mixer:
-    match mixer:
-        case Sum() | Chain() | Gate():
-            parts = zip(mixer.names, mixer.parts, strict=True)
-            return replace(mixer, parts=tuple(_with_pieces(part, made, joined(scope, name)) for name, part in parts))
-        case Select(mixer=inner):
-            return replace(mixer, mixer=_with_pieces(inner, made, selected_scope(mixer, scope)))
-        case _:
-            return made.get(scope, mixer)
-
-
-def chooses(mixer: Mixer, path: str = "") -> Iterator[tuple[str, Choose]]:
-    """Every `choose` of a part and its place: numbers of cases and names of alternatives, joined by dots."""
-    if isinstance(mixer, Choose):
-        yield path, mixer
-        for alternative in mixer.alternatives:
-            yield from chooses(alternative.mixer, joined(path, alternative.name))
-    else:
-        for number, inner in enumerate(children(mixer)):
-            yield from chooses(inner, joined(path, str(number)))
-
-
-def chooses_met(mixer: Mixer, words: Mapping[str, str], path: str = "") -> Iterator[tuple[str, Choose]]:
-    """Those that still decide something with these alternatives."""
-    if isinstance(mixer, Choose):
-        yield path, mixer
-        for alternative in mixer.alternatives:
-            if alternative.name == words.get(path, mixer.alternatives[0].name):
-                yield from chooses_met(alternative.mixer, words, joined(path, alternative.name))
-    else:
-        for number, inner in enumerate(children(mixer)):
-            yield from chooses_met(inner, words, joined(path, str(number)))
-
-
-def resolved(mixer: Mixer, words: Mapping[str, str], path: str = "") -> Mixer:
-    """The mixer with an alternative in place of each `choose`: the first one where `words` says nothing.
-
-    An alternative with weights of its own stays the only one of its `choose`, whose name is part of the weights' names.
-    """
-    if isinstance(mixer, Choose):
-        wanted = words.get(path, mixer.alternatives[0].name)
-        taken = next(one for one in mixer.alternatives if one.name == wanted)
-        inner = resolved(taken.mixer, words, joined(path, wanted))
-        return inner if is_softmax(inner) else replace(mixer, alternatives=(Alternative(name=wanted, mixer=inner),))
-    count = iter(range(len(children(mixer))))
-    return rebuilt(mixer, lambda one: resolved(one, words, joined(path, str(next(count)))))
-
-
-def onto(mixer: Mixer, group: int) -> Mixer:
-    """What one KV group of a block does."""
-    match mixer:
-        case Heads(cases=cases):
-            return onto(next(case.mixer for case in cases if case.first <= group <= case.last), group)
-        case When(cases=branches):
-            made: tuple[WhenCase, ...] = tuple(replace(one, mixer=onto(one.mixer, group)) for one in branches)
-            return replace(mixer, cases=made)
-        case _:
-            assert isinstance(mixer, Attention | Mixing | Choose), "what is decided for each head is made of heads"
-            return mixer
 
 
 def _kv_heads(mixer: Mixer) -> int:

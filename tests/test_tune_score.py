@@ -21,9 +21,12 @@ from attnc.cli import invoke
 from attnc.compiler.cache_spec import cache_bytes
 from attnc.compiler.policies import read_policy
 from attnc.compiler.policy import Machine, spec_digest
+from attnc.compiler.tuning import TrainedGate
 from attnc.compiler.units import FULL, Units
 from attnc.dsl import SpecError
+from attnc.tune import gate, watch
 from attnc.tune import prove as proving
+from attnc.tune.jobs import Work
 from attnc.tune.journal import Journal, Row
 from attnc.tune.models import Models
 from attnc.tune.probes import Probe, read
@@ -58,7 +61,7 @@ def scoring(path, run, *more):
 def test_a_loss_is_what_the_whole_model_loses_with_one_group_changed(place, tmp_path):
     run = Run.open(place / "run")
     scorer = Scorer(run, place / "built", "cpu", Machine(device="cpu"), tmp_path, False, lambda _: None)
-    unit, job = run.all[1], scorer.jobs[0]
+    unit, job = run.all[1], scorer.work.jobs[0]
     sample, candidate = scorer.sample(job), run.all[1].candidates[2]
     models = scorer.models
     with torch.no_grad():
@@ -69,12 +72,12 @@ def test_a_loss_is_what_the_whole_model_loses_with_one_group_changed(place, tmp_
         kl = float(F.kl_div(other, words, log_target=True, reduction="batchmean"))
         targets = torch.tensor(sample.targets)
         nll = float(F.nll_loss(other, targets) - F.nll_loss(words, targets))
-    values = run.journal.rows()[scorer._loss_row("passkey", 24, 0, unit, candidate.name, 1, 1, {}).key].values
+    values = run.journal.rows()[Work.loss_row("passkey", 24, 0, unit, candidate.name, 1, 1, {}).key].values
     assert values["kl"] == pytest.approx(kl, abs=1e-6)
     assert values["nll"] == pytest.approx(nll, abs=1e-5)
     assert values["kl"] > 0
     assert 0 < values["mass"] < 1
-    same = run.journal.rows()[scorer._loss_row("passkey", 24, 0, unit, "all", 1, 1, {}).key].values
+    same = run.journal.rows()[Work.loss_row("passkey", 24, 0, unit, "all", 1, 1, {}).key].values
     assert set(same.values()) == {0.0}
 
 
@@ -99,7 +102,36 @@ def test_recovered_mass_is_that_of_the_maps(place, tmp_path):
         i, j = torch.arange(24)[:, None], torch.arange(24)[None]
         weights = logits.masked_fill(j > i, float("-inf")).softmax(-1)
         lost = 1 - (weights * ((j < 1) | (i - j < 8))).sum(-1)[2:4].mean()
+        copied = watch.retrieval(probe.model, every, sample)[every[0].place]
+        table, gone = watch.similarity(probe.model, every, sample, {unit.place: 5 for unit in every})
     assert probe.mass(every[0], 1, 1, seen) == pytest.approx(float(lost), abs=1e-6)
+    found = torch.tensor(sample.tokens)[weights.argmax(-1)][:, list(sample.asked)] == torch.tensor(sample.targets)
+    assert copied == pytest.approx(found.float().mean(1).view(2, 2).amax(1).tolist())
+    together = weights.sum(0)
+    rest = 1 - together.topk(5, -1).values.sum() / together.sum()
+    assert gone[0] == pytest.approx(float(rest), abs=1e-6)
+    assert [table[at][at] for at in range(2)] == [1.0, 1.0]
+    assert 0 < table[0][1] < 1
+    assert table[0][1] == pytest.approx(table[1][0], abs=0.1)  # early queries have fewer than five keys in both
+
+
+def test_gates_lie_between_the_two_models_and_fall_where_nothing_needs_them(place, tmp_path):
+    units = Units(attnc.check(MODEL + "layers { all: choose(per = head) { all: full, near: window(2) } }"))
+    every = units.all()
+    models = Models(units, every, place / "built", tmp_path, "cpu", "float32", "cpu")
+    kept, dropped = models.uniform(0), models.uniform(1)
+    samples = Source(place / "built", 64, None, 0).samples("passkey", 24, 2)
+    with torch.no_grad():
+        ends = [read(model, (), samples[0]).hidden for model in (dropped, kept)]
+        for share, end in enumerate(ends):
+            alphas = {unit.place: torch.full((2,), float(share)) for unit in every}
+            torch.testing.assert_close(gate.mixed(kept, dropped, every, samples[0], alphas), end)
+    free, pulled = (
+        gate.trained(kept, dropped, every, samples, TrainedGate(data="passkey", l1=l1), 6, lambda _: None)
+        for l1 in (0.0, 100.0)
+    )
+    assert all(value > 0.999 for row in free.values() for value in row)
+    assert all(value < 0.95 for row in pulled.values() for value in row)
 
 
 def test_a_run_goes_on_where_it_was_killed(place):
@@ -140,7 +172,7 @@ def test_half_a_line_is_measured_again_and_a_wrong_one_is_an_error(tmp_path):
 def test_a_text_that_another_process_works_on_is_left_to_it(place, tmp_path):
     run = Run.open(place / "run")
     scorer = Scorer(run, place / "built", "cpu", Machine(device="cpu"), tmp_path, False, lambda _: None)
-    job = scorer.jobs[0]
+    job = scorer.work.jobs[0]
     with FileLock(run.place / "locks" / job.name), scorer.alone(job) as mine:
         assert not mine
     with scorer.alone(job) as mine:

@@ -48,7 +48,7 @@ def trained(
             wanted = read(kept, (), sample).hidden[asked]
         for group in optimizer.param_groups:
             group["lr"] = LR * rate(step, steps)
-        hidden = _mixed(kept, dropped, units, sample, alphas)[asked]
+        hidden = mixed(kept, dropped, units, sample, alphas)[asked]
         loss = (hidden.float() - wanted.float()).square().mean()
         loss = loss + method.l1 * torch.cat(list(alphas.values())).abs().mean()
         optimizer.zero_grad()
@@ -68,7 +68,7 @@ def rate(step: int, steps: int) -> float:
     return max(FLOOR, min(1.0, rise, fall))
 
 
-def _mixed(kept: Any, dropped: Any, units: Sequence[Unit], sample: Sample, alphas: dict[tuple[int, str], Tensor]) -> Tensor:
+def mixed(kept: Any, dropped: Any, units: Sequence[Unit], sample: Sample, alphas: dict[tuple[int, str], Tensor]) -> Tensor:
     """The last hidden state [T, W] where each group has alpha of its first alternative and the rest of its second."""
     other_call, _ = new_call(dropped, sample)
     call, tokens = new_call(kept, sample)

@@ -25,6 +25,7 @@ from attnc.compiler.value import Share, tokens_of
 from attnc.compiler.walk import every as every_mixer
 from attnc.compiler.walk import kinds
 from attnc.tune import costs, gate, watch
+from attnc.tune.jobs import Job, Work
 from attnc.tune.journal import Key, Row
 from attnc.tune.models import Models
 from attnc.tune.probes import Probe, read
@@ -48,21 +49,6 @@ class Progress(NamedTuple):
     left: float | None
 
 
-class Job(NamedTuple):
-    """One text of one sort of measurement, which one process does."""
-
-    what: Any
-    task: str
-    length: int
-    number: int
-    keys: frozenset[Key]
-
-    @property
-    def name(self) -> str:
-        """Of its lock."""
-        return f"{self.what}-{self.task or 'all'}-{self.length}-{self.number}"
-
-
 @dataclass(eq=False)
 class Scorer:
     """One process at work on a run."""
@@ -79,9 +65,9 @@ class Scorer:
         """Measures until nothing is missing. Raises SpecError A6xx; what is measured stays, whenever this ends."""
         (self.run.place / "locks").mkdir(exist_ok=True)
         known = set(self.run.journal.rows())
-        wanted = frozenset(key for job in self.jobs for key in job.keys)
+        wanted = frozenset(key for job in self.work.jobs for key in job.keys)
         self.began, self.first = time.monotonic(), len(known & wanted)
-        while missing := [job for job in self.jobs if not job.keys <= known]:
+        while missing := [job for job in self.work.jobs if not job.keys <= known]:
             worked = False
             for job in missing:
                 with self.alone(job) as mine:
@@ -123,7 +109,7 @@ class Scorer:
 
     def progress(self, what: str) -> None:
         """Tells how far this is."""
-        total = sum(len(job.keys) for job in self.jobs)
+        total = sum(len(job.keys) for job in self.work.jobs)
         speed = (time.monotonic() - self.began) / self.done if self.done else None
         here = min(total, self.first + self.done)
         self.say(Progress(here, total, what, None if speed is None else speed * (total - here)))
@@ -131,74 +117,9 @@ class Scorer:
     done, first, began = 0, 0, 0.0
 
     @cached_property
-    def jobs(self) -> list[Job]:
-        """All of the run."""
-        settings, every = self.run.settings, self.run.all
-        methods = {type(unit.by) for unit in every}
-        texts = range(settings.samples)
-        found = []
-        for task in settings.tasks:
-            for length in settings.lengths:
-                found += [Job("loss", task, length, n, frozenset(self._loss_keys(task, length, n))) for n in texts]
-        for length in settings.lengths:
-            tasks = [task for task in settings.tasks if task == "passkey"]
-            if RetrievalScore in methods:
-                self._asks_passkeys(tasks)
-                found += [self._watch("retrieval", "passkey", length, n, RetrievalScore) for n in texts]
-            if Similarity in methods:
-                found += [self._watch("similarity", settings.tasks[0], length, n, Similarity) for n in texts]
-            if TrainedGate in methods:
-                self._asks_passkeys(tasks)
-                found.append(self._watch("gate", "passkey", length, 0, TrainedGate))
-        if self.times:
-            for length in settings.lengths:
-                found += [
-                    Job("cost", "", length, batch, frozenset(self._cost_keys(length, batch))) for batch in settings.batches
-                ]
-        return found
-
-    def _asks_passkeys(self, tasks: Sequence[str]) -> None:
-        if not tasks:
-            raise trouble(
-                "A613", "the method of a choose asks passkeys, which are not measured", self.run.place, "add --task passkey"
-            )
-
-    def _loss_keys(self, task: str, length: int, number: int) -> Iterator[Key]:
-        for unit in self.run.all:
-            for candidate in unit.candidates:
-                for first, last in unit.groups:
-                    yield self._loss_row(task, length, number, unit, candidate.name, first, last, {}).key
-
-    @staticmethod
-    def _loss_row(
-        task: str, length: int, number: int, unit: Unit, name: str, first: int, last: int, values: dict[str, float]
-    ) -> Row:
-        place: dict[str, Any] = {"layer": unit.layer, "scope": unit.scope, "first": first, "last": last}
-        return Row(what="loss", task=task, length=length, sample=number, **place, candidate=name, values=values)
-
-    def _watch(self, what: Any, task: str, length: int, number: int, method: type) -> Job:
-        units = self.of(method)
-        keys = [
-            Row(
-                what=what, task=task, length=length, sample=number, layer=u.layer, scope=u.scope, first=g, last=g, values={}
-            ).key
-            for u in units
-            for g in (range(u.kv_heads) if what != "similarity" else [-1])
-        ]
-        return Job(what, task, length, number, frozenset(keys))
-
-    def of(self, method: type) -> list[Unit]:
-        """The units that a method decides."""
-        return [unit for unit in self.run.all if isinstance(unit.by, method)]
-
-    def _cost_keys(self, length: int, batch: int) -> Iterator[Key]:
-        for name in ("full", *(str(number) for number in range(self.most))):
-            yield Row(what="cost", length=length, batch=batch, candidate=name, machine=self.machine.gpu, values={}).key
-
-    @cached_property
-    def most(self) -> int:
-        """Candidates of the unit that has most."""
-        return max(len(unit.candidates) for unit in self.run.all)
+    def work(self) -> Work:
+        """What is to be measured."""
+        return Work(self.run, self.times, self.machine.gpu)
 
     @cached_property
     def models(self) -> Models:
@@ -216,7 +137,7 @@ class Scorer:
     @cached_property
     def uniform(self) -> list[Any]:
         """A model for each number of a candidate."""
-        return [self.models.uniform(number) for number in range(self.most)]
+        return [self.models.uniform(number) for number in range(self.work.most)]
 
     @cached_property
     def source(self) -> Source:
@@ -246,7 +167,7 @@ class Scorer:
         sample, probes = self.sample(job), self.run.settings.probes
         masses = "mass" in probes
         probe = Probe.of(self.full, self.run.all, sample, masses)
-        for number in range(self.most):
+        for number in range(self.work.most):
             seen = None
             for unit in self.run.all:
                 if number >= len(unit.candidates):
@@ -254,7 +175,7 @@ class Scorer:
                 candidate = unit.candidates[number]
                 same = self.run.units.mixer(unit.place, candidate) == self.run.units.mixer(unit.place, FULL)
                 for first, last in unit.groups:
-                    row = self._loss_row(job.task, job.length, job.number, unit, candidate.name, first, last, {})
+                    row = Work.loss_row(job.task, job.length, job.number, unit, candidate.name, first, last, {})
                     if row.key in known:
                         continue
                     if not same and seen is None:
@@ -279,11 +200,11 @@ class Scorer:
 
     @torch.no_grad()
     def _retrieval(self, job: Job, known: set[Key]) -> None:
-        found = watch.retrieval(self.full, self.of(RetrievalScore), self.sample(job))
-        self._by_group(job, known, self.of(RetrievalScore), found, "retrieval")
+        found = watch.retrieval(self.full, self.work.of(RetrievalScore), self.sample(job))
+        self._by_group(job, known, self.work.of(RetrievalScore), found, "retrieval")
 
     def _gate(self, job: Job, known: set[Key]) -> None:
-        units = self.of(TrainedGate)
+        units = self.work.of(TrainedGate)
         samples = self.source.samples("passkey", job.length, GATE_STEPS)
         method = units[0].by
         assert isinstance(method, TrainedGate), "asked for these units alone"
@@ -306,7 +227,7 @@ class Scorer:
 
     @torch.no_grad()
     def _similarity(self, job: Job, known: set[Key]) -> None:
-        units = self.of(Similarity)
+        units = self.work.of(Similarity)
         counts = {unit.place: self._kept(unit, job.length) for unit in units}
         table, lost = watch.similarity(self.full, units, self.sample(job), counts)
         for at, unit in enumerate(units):

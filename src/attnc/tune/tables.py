@@ -14,7 +14,8 @@ from attnc.compiler.policies import rows, trouble
 from attnc.compiler.policy import Machine, Policy, Setting, spec_digest
 from attnc.compiler.spec import Attention, Spec
 from attnc.compiler.tuning import TrainedGate
-from attnc.compiler.units import Candidate, Unit, Units, chooses
+from attnc.compiler.unit_parts import chooses
+from attnc.compiler.units import Candidate, Unit, Units
 from attnc.compiler.walk import every, first_leaf
 
 Format = Literal["minference", "duo"]
