@@ -112,9 +112,9 @@ def load(
 ) -> BuiltModel:
     """The model of a built folder, with its weights; runs the folder's own code. `dtype` None keeps that of the weights.
 
-    `use` says who runs the launches: `plan`, or one of `torch`, `triton`, `gluon`, `flex`, `fa4`, `fla`, `reference` for all. Raises
-    FileNotFoundError where there is no built folder, the folder's WeightsError where weights are missing or do not fit, and
-    ValueError where the provider of `use` cannot run here.
+    `use` says who runs the launches: `plan`, or one of `torch`, `triton`, `gluon`, `flex`, `fa4`, `fla`, `reference` for all.
+    Raises FileNotFoundError where there is no built folder, the folder's WeightsError where weights are missing or do not fit,
+    and ValueError where the provider of `use` cannot run here.
     """
     from attnc.codegen.importing import import_folder
 
