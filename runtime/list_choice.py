@@ -106,10 +106,18 @@ def _asking(selector: Selector, q: Tensor, batch: Batch, stepwise: bool, cache: 
     earlier = earlier_of(selector, cache, batch, heads)
     found = []
     for s, tokens in enumerate(torch.split(q, list(batch.sizes))):
-        if len(tokens):
+        past, many = batch.pasts[s], selector.many
+        if not len(tokens):
+            continue
+        if stepwise or past % many:
             before = None if earlier is None else earlier[s]
-            found.append(asking(selector, tokens.transpose(0, 1), batch.pasts[s], stepwise, before).q[:, :, 0])
-    return torch.cat(found, dim=1).transpose(0, 1).contiguous() if found else q.new_zeros(0, *q.shape[1:])
+            found.append(asking(selector, tokens.transpose(0, 1), past, stepwise, before).q[:, :, 0].transpose(0, 1))
+            continue
+        whole = len(tokens) // many * many  # the queries are read once, where they lie
+        parts = [tokens[:whole].reshape(-1, many, *tokens.shape[1:])] if whole else []
+        parts += [tokens[None, whole:]] if whole < len(tokens) else []
+        found += [part[:, :: selector.every].mean(1, dtype=torch.float32) for part in parts]
+    return torch.cat(found) if found else q.new_zeros(0, *q.shape[1:])
 
 
 def _own(parts: tuple[KeyPart, ...], batch: Batch) -> Runs:
