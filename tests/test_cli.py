@@ -459,9 +459,9 @@ def test_what_is_not_built_is_shown_as_its_file_has_it(attnc_run, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "a.attn"
-    model = "model m { vocab = 100, dim = 64, layers = 2, heads = 4, ffn = none, norm = rms(1e-6) }"
-    path.write_text(f"# first\n{model}\nlayers {{\n  all:  recurrent( lstm )  # as it is\n}}\n")
+    model = "model m { vocab = 100, dim = 64, layers = 2, heads = 4, ffn = none, norm = rms(1e-6), causal = false }"
+    path.write_text(f"# first\n{model}\nlayers {{\n  all:  select( ssm(s4d), keep = 50%, by = gumbel )  # as it is\n}}\n")
     code, _, err = attnc_run(arguments[0], "in/a.attn", *arguments[1:])
     assert code == expected
     assert "in/a.attn:4:3" in err
-    assert "4 |   all:  recurrent( lstm )  # as it is" in err
+    assert "4 |   all:  select( ssm(s4d), keep = 50%, by = gumbel )  # as it is" in err
