@@ -37,3 +37,10 @@ CODES: dict[str, tuple[str, str]] = {
         "decay. The cache is as it was before the call.",
     ),
 }
+
+MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory ended. PyTorch says so by a RuntimeError, torch.OutOfMemoryError among them, in one of these words."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in MEMORY))

@@ -16,10 +16,11 @@ import attnc
 from attnc.cli import invoke
 from attnc.cli.evaluate import table
 from attnc.compiler.data import from_json
+from attnc.dsl import SpecError
 from attnc.evaluate import asking, intervals, subject
 from attnc.evaluate.report import Depth, EvalReport, Loss, Share
 from attnc.evaluate.run import DEPTHS, Options, evaluate
-from attnc.evaluate.subject import Subject
+from attnc.evaluate.subject import Subject, enough_memory
 from attnc.evaluate.tokenizer import FolderTokenizer
 from attnc.tasks.examples import NOT_ASKED, UNSEEN, Examples
 from attnc.tasks.passkeys import Passkey
@@ -274,6 +275,16 @@ def test_a_model_that_sees_all_is_asked_what_is_nowhere_in_the_text(folder, said
     assert status == 0
     assert "mqar 8" in out
     assert "note: texts are read in one call" in err
+
+
+def test_an_error_that_is_not_about_memory_stays_as_it_is(tmp_path):
+    for error in (RuntimeError("sizes differ"), ValueError("out of memory")):
+        with pytest.raises(type(error)) as caught, enough_memory(tmp_path, 1, 8):
+            raise error
+        assert caught.value is error
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")):
+        with pytest.raises(SpecError, match="A565"), enough_memory(tmp_path, 1, 8):
+            raise error
 
 
 @pytest.mark.parametrize(("batch", "advice"), [(4, "--batch below 4"), (1, "--dtype bfloat16, or a shorter --length")])

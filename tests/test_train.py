@@ -391,6 +391,18 @@ def test_a_gradient_that_is_not_finite_is_found_on_its_way_back(tmp_path):
         one.step(examples())
 
 
+def test_an_error_that_is_not_about_memory_stays_as_it_is(tmp_path, monkeypatch):
+    one, error = trainer(tmp_path), RuntimeError("sizes differ")
+
+    def wrong(*_arguments):
+        raise error
+
+    monkeypatch.setattr(one, "objective", wrong)
+    with pytest.raises(RuntimeError) as caught:
+        one.step(examples())
+    assert caught.value is error
+
+
 @pytest.mark.parametrize("batch", [2, 1])
 def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, batch):
     one = trainer(tmp_path, batch=batch, accumulate=3)
@@ -425,6 +437,5 @@ def test_the_line_of_the_picture_is_a_mean():
 
 
 def test_a_run_leaves_a_picture_of_its_losses(folder, attnc_run):
-    pytest.importorskip("matplotlib")
     assert attnc_run("train", folder, *TASK, "--steps", "3")[0] == 0
     assert (folder / "training" / "run-1" / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -17,6 +17,7 @@ from attnc.bench.report import Result, Row, Status, Timed
 from attnc.bench.timing import Clock, Roof, Times, interleaved
 from attnc.bench.work import RUNTIME
 from attnc.runtime.choosing import way_text
+from attnc.runtime.codes import is_memory
 
 Say = Callable[[str], None]
 """Takes a line of progress."""
@@ -252,7 +253,7 @@ class _Failures:
             return False
         real = error.cause if isinstance(error, _FailedError) else error
         self.name = error.name if isinstance(error, _FailedError) else None
-        memory = isinstance(real, torch.OutOfMemoryError) or "not enough memory" in str(real)
+        memory = is_memory(real)
         lines = str(real).strip().splitlines() or [type(real).__name__]
         self.status = "out of memory" if memory else "failed"
         self.reason = self.status if memory else f"fails: {lines[0][:200]}"

@@ -19,6 +19,7 @@ from attnc.compiler.policies import of_folder
 from attnc.compiler.spec import Spec
 from attnc.evaluate.report import Form, Read
 from attnc.evaluate.tokenizer import NAME, Bytes, FolderTokenizer
+from attnc.runtime.codes import is_memory
 from attnc.runtime.model import BuiltModel
 from attnc.tasks.text import problem
 
@@ -115,9 +116,8 @@ def enough_memory(folder: Path, batch: int, length: int) -> Iterator[None]:
     """Raises SpecError A565, which says what to lower, where memory ends."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        ours = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not ours:
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
             raise
         lower = f"--batch below {batch}" if batch > 1 else "--dtype bfloat16, or a shorter --length"
         message = f"out of memory with {batch} sequence{'s' if batch > 1 else ''} of {length} tokens at once"

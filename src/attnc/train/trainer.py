@@ -19,6 +19,7 @@ from attnc.codegen.build import Options
 from attnc.codegen.problem import complaint
 from attnc.compiler.spec import Spec
 from attnc.dsl import SpecError
+from attnc.runtime.codes import is_memory
 from attnc.tasks.examples import Examples
 from attnc.train import lora, schedule
 from attnc.train.budgets import Budgets, compiles_numbers
@@ -116,12 +117,12 @@ class Trainer:
         self._prepare()
         try:
             found, loss = self._backward(examples)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             if getattr(error, "code", "") == FAST_WEIGHTS:
                 raise SpecError(
                     [self._not_finite(f"step {self.done + 1}: {str(error).removeprefix(f'{FAST_WEIGHTS}: ')}")]
                 ) from error
-            if not _is_memory(error):
+            if not is_memory(error):
                 raise
             raise SpecError([self._too_large(error)]) from error
         norm = nn.utils.clip_grad_norm_(self.moving.values(), self.settings.clip or math.inf)
@@ -237,8 +238,3 @@ class Trainer:
         own = self.model.state_dict()
         found = {name: own[name] for name in self.moving if name in own}
         return found | {name: adapter.merged(own[name]) for name, adapter in self.adapters.items()}
-
-
-def _is_memory(error: BaseException) -> bool:
-    words = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
