@@ -605,7 +605,6 @@ def test_a_picture_has_a_panel_for_each_launch_and_phase(known):
 
 
 def test_a_picture_is_drawn(folder, attnc_run, tmp_path):
-    pytest.importorskip("matplotlib")
     path = tmp_path / "out.png"
     code, _, err = attnc_run("bench", folder, *ARGUMENTS, "--plot", path)
     assert code == 0

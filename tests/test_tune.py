@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import KERNELS
@@ -365,8 +366,7 @@ def test_a_build_takes_the_blocks_of_its_own_kernels(folder: Path, tmp_path: Pat
 def test_kernels_take_them_on_that_gpu_alone(
     device: str | None, taken: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    triton = pytest.importorskip("triton").__version__
-    table = table_of(folder, {"softmax_prefill_0": (128, 128, 8, 2)}, triton=triton)
+    table = table_of(folder, {"softmax_prefill_0": (128, 128, 8, 2)}, triton=triton.__version__)
     build(check_text(TEXT, "small.attn"), tmp_path / "out", Options(tuned=(table,)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: device is not None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
