@@ -13,12 +13,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from scan_cases import FORMS, Case, check, expected, inputs, launched, run
+from scan_cases import FORMS, Case, compare, in_chunks, inputs, launched, run
 
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.scan import files
 from attnc.codegen.triton.versions import INTERPRETS
-from attnc.codegen.verify.cases import poisoned
 from attnc.compiler.families import Recurrence
 from attnc.runtime.batch import Batch
 from attnc.runtime.recurrence import Scan
@@ -49,21 +48,19 @@ def chunked(form: Recurrence, chunk: int = 16) -> Scan:
 def test_every_form_and_its_gradients(name: str) -> None:
     """Sequences of none, one and many tokens, around the edges of chunks; repeated queries, keys and values."""
     shares = {"head": (2, 2, 1), "scalar": (1, 1, 2), "gated_delta": (2, 2, 1), "vector_delta": (2, 1, 1)}.get(name, (1, 1, 1))
-    case = Case(FORMS[name], (17, 0, 1, 14), heads=max(shares), shares=shares, seed=1 if name == "vector" else 0)
-    wanted = expected(case)
-    with poisoned():
-        check(wanted, run(case, chunked(case.kernel), wanted.given))
-        check(wanted, by_tokens(case, wanted.given))
+    case = Case(FORMS[name], (17, 0, 1, 14), heads=max(shares), shares=shares)
+    compare(case, chunked(case.kernel))
+    compare(case, by_tokens(case.kernel), back=False)
 
 
-def by_tokens(case: Case, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+def by_tokens(form: Recurrence) -> Scan:
     """One token at a time, as decoding does."""
 
     def scan(steps: object, before: object, batch: object) -> object:
         few = SimpleNamespace(offsets=batch.offsets, max_new=1)  # it is only asked whether there are few
-        return chunked(case.kernel)(steps, before, few)
+        return chunked(form)(steps, before, few)
 
-    return run(case, scan, given, back=False)
+    return scan
 
 
 def parallel(case: Case, given: dict[str, torch.Tensor | None], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -78,36 +75,31 @@ def test_chunks_of_several_parts() -> None:
     """Beside PyTorch's chunks, of which the delta rule's long ones round more than single steps."""
     for name in ("gated_delta", "vector_delta"):
         case = Case(FORMS[name], (39,), heads=1, gates=(0.0, -0.05, -1.0))
-        wanted = expected(case, parallel)
-        check(wanted, run(case, chunked(case.kernel, 32), wanted.given))
+        compare(case, chunked(case.kernel, 32), parallel)
 
 
 def test_states_begin_at_zero_where_none_are_given() -> None:
     for name in ("head", "vector_delta"):
         case = Case(FORMS[name], (18,), heads=1, before=False)
-        wanted = expected(case)
-        with poisoned():
-            check(wanted, run(case, chunked(case.kernel), wanted.given))
-            check(wanted, by_tokens(case, wanted.given))
+        compare(case, chunked(case.kernel))
+        compare(case, by_tokens(case.kernel), back=False)
 
 
 @pytest.mark.parametrize(("name", "gates"), [("scalar", (-50.0, -50.0, 0.0)), ("vector_delta", (-50.0,))])
 def test_deep_decays_leave_nothing_and_break_nothing(name: str, gates: tuple[float, ...]) -> None:
     """What is left is little more than the token's own, and the gradients of gates are as small as they are.
 
-    Beside PyTorch's chunks, which take the exponential of a sum of logarithms too, where single steps multiply.
+    Beside the formula by chunks, which takes the exponential of a sum of logarithms too, where single steps multiply.
     """
     case = Case(FORMS[name], (34,), heads=1, gates=gates, before=False)
-    wanted = expected(case, parallel)
-    check(wanted, run(case, chunked(case.kernel, 32), wanted.given))
+    compare(case, chunked(case.kernel, 32), functools.partial(in_chunks, chunk=32))
 
 
 def test_shallow_decays_behind_a_deep_one() -> None:
     """A running sum of thousands would have no digits for them."""
     case = Case(FORMS["scalar"], (16,), heads=1, gates=(-1e-3, -1e-3, -5e3), seed=3)
-    wanted = expected(case)
-    assert (wanted.given["decay"] < -1e3).any()
-    check(wanted, run(case, chunked(case.kernel), wanted.given))
+    assert (inputs(case)["decay"] < -1e3).any()
+    compare(case, chunked(case.kernel), functools.partial(in_chunks, chunk=16))
 
 
 def test_a_nan_stays() -> None:
