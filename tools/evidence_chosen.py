@@ -36,6 +36,9 @@ from attnc.tasks.text import Text, topics, windows
 TOP = Path(__file__).resolve().parent.parent
 COMMAND = "make evidence-chosen"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LEAST = 256
+"""Keys that the mixes have room for."""
+
 BODY = "model method { vocab = 64, dim = 64, layers = 1, heads = 8, kv_heads = 8, ffn = none, norm = rms(1e-6) }\n"
 """What a method stands on before it is grafted."""
 
@@ -78,7 +81,10 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if cuda else "float32")
     parser.add_argument("--out", type=Path, default=TOP / "docs", help="where evidence.md and evidence/chosen.json go")
-    return parser.parse_args(words)
+    found = parser.parse_args(words)
+    if min(map(int, found.lengths.split(","))) < LEAST * found.share:
+        parser.error(f"a query keeps {LEAST} keys at least: lengths from {LEAST * found.share} tokens on, or a smaller --share")
+    return found
 
 
 def main(command_line: list[str]) -> None:

@@ -56,9 +56,8 @@ def part(evidence: ChosenEvidence, command: str) -> str:
         f"{evidence.device}, {evidence.dtype}, torch's providers and kernels as planned. Each query keeps at most "
         f"{evidence.share:.1%} of the text; `full` keeps all.",
         f"NLL is of the last {evidence.decoded} tokens of {evidence.windows} windows of {evidence.text}, decoded behind a "
-        "prefill of the rest, so that",
-        "mixes that choose while decoding alone show it. Passkeys are decoded too; intervals are of 95%.",
-        "Times are of one text.",
+        "prefill of the rest, so that mixes that choose while decoding alone show it. Passkeys are decoded too; intervals are "
+        "of 95%. Times are of one text.",
         "",
         "| mix | tokens | kept | NLL | passkey | cache | prefill | decode |",
         "|---|---|---|---|---|---|---|---|",

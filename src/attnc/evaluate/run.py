@@ -120,8 +120,8 @@ def _check(subject: Subject, question: Question, options: Options) -> None:
     if context is not None and question.length > context and not options.beyond_context:
         message = f"{question.length} tokens are more than the context of {subject.spec.model.name}, {context}"
         raise problem("A563", message, str(subject.folder), f"--length {context} or less, or --beyond-context")
-    if question.name not in READ:
-        subject.must_not_look_ahead(question.name)
+    if question.name == "nll" or (question.name not in READ and not subject.model.causal):
+        subject.must_not_look_ahead(question.name)  # an answer that is decoded is not there to be seen
     if question.task is not None:
         question.task.batch(options.seed, UNSEEN, 1, question.length, subject.vocabulary)
     else:
