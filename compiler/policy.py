@@ -74,6 +74,7 @@ class Policy(Value):
     spec, weights, data  SHA-256 of the spec's canonical text, of the weights' files, of what was measured on
     made_by     the tuner's words, such as `search` or `minference`
     lengths     tokens of the sequences that were measured
+    probe       by which losses were added up
     budgets     those that are one number for all layers: path -> number
     estimate    the sum of the losses of the settings, each measured alone; no result
     losses      what `attnc tune prove` measured of the whole model; empty until then
@@ -89,6 +90,7 @@ class Policy(Value):
     seed: int | None = None
     lengths: tuple[int, ...] = ()
     objective: str = ""
+    probe: str = "kl"
     limits: dict[str, float] = derived(default_factory=lambda _: {})
     estimate: float | None = None
     budgets: dict[str, float] = derived(default_factory=lambda _: {})

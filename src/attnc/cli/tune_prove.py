@@ -54,7 +54,8 @@ def prove(
         raise CommandError(Exit.USAGE, "the run read a text of yours, so its proof needs another one", "--text FILE")
     where = chosen_device(device, "--device cpu proves there")
     first = read_policy(policy or place / POLICY)
-    table = table_of(run, first.machine.device, max(run.settings.lengths), 1, "kl")
+    at = first.figures[0] if first.figures else None
+    table = table_of(run, first.machine.device, at.length if at else None, at.batch if at else 1, first.probe)
     machine = machine_of(where, "cpu" if where == "cpu" else device_name(None))
     gate = Gate(max_rise / 100, max_drop / 100, trials, numbers("length", length) if length else (), text, rounds, batch)
     folder = weights or Path(run.settings.weights_from)

@@ -28,6 +28,9 @@ from attnc.tune.table import Table
 EVALUATED = {"text": "nll", "passkey": "passkey"}
 """What each task of a run is called in an evaluation."""
 
+RISES = 9
+"""How often budgets are made higher before nothing is expected to change any more."""
+
 Say = Callable[[str], None]
 
 
@@ -97,14 +100,17 @@ class Prover:
             now = raised
 
     def _raised(self, last: Policy, table: Table, count: int) -> Policy | None:
-        """The policy with half the loss, or with a fifth more of each cost; None where that is the same one."""
-        loss = last.limits.get("loss")
-        limits = {what: 1.2 * limit for what, limit in last.limits.items() if what != "loss"}
-        wider = replace_rounds(table, count)
-        wanted = Wanted(last.objective, limits, loss=None if loss is None else loss / 2)
-        said = limits | ({} if loss is None else {"loss": loss / 2})
-        made = policy(wider, solve(wider, wanted), self.machine, said)
-        return None if made.settings == last.settings and made.budgets == last.budgets else made
+        """The policy with half the loss, or with a fifth more of each cost, as often as it takes until something changes; None
+        where nothing does.
+        """
+        for more in range(1, RISES):
+            limits = {what: limit / 2**more if what == "loss" else limit * 1.2**more for what, limit in last.limits.items()}
+            wider = replace(table, rounds=count + more - 1, notes=[])
+            costly = {what: limit for what, limit in limits.items() if what != "loss"}
+            made = policy(wider, solve(wider, Wanted(last.objective, costly, limits.get("loss"))), self.machine, limits)
+            if (made.settings, made.budgets) != (last.settings, last.budgets):
+                return made
+        return None
 
     def _used(self, one: TaskLoss) -> float:
         """The part of what a task may lose that it loses."""
@@ -180,8 +186,3 @@ class Prover:
                 taken = costs.measured({"policy": model}, figure.length, figure.batch)["policy"]
                 found.append(replace(figure, measured=taken[figure.what]))
         return tuple(found)
-
-
-def replace_rounds(table: Table, rounds: int) -> Table:
-    """The table after so many proofs that failed."""
-    return replace(table, rounds=rounds, notes=[])

@@ -207,6 +207,7 @@ def policy(table: Table, decided: Decided, machine: Machine, limits: Mapping[str
         seed=run.settings.seed,
         lengths=run.settings.lengths,
         objective=solution.objective,
+        probe=table.loss,
         limits=dict(limits),
         estimate=max(solution.loss.values()),
         budgets=solution.budgets,
