@@ -247,6 +247,11 @@ class Mixer:
         return self.make_examples()
 
     @property
+    def positional(self) -> bool:
+        """Whether a key set is decided by positions alone, and shows tokens or learned keys one by one."""
+        return self.chooses is None and self.condensed is None
+
+    @property
     def built(self) -> bool:
         """Whether this version builds the kind, or only declares it: what it means, and how kernels are told."""
         if self.chooses is not None or self.condensed is not None:

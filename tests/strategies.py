@@ -54,7 +54,7 @@ def kinds(draw: st.DrawFn, name: str, largest: int = 40, shares: bool = True) ->
 
 def key_sets(largest: int = 40, shares: bool = True) -> st.SearchStrategy[Kind]:
     """A static key set of the sequence's own keys."""
-    keys = [(name, mixer) for name, mixer in MIXERS.items() if mixer.type == "keys" and mixer.built and mixer.chooses is None]
+    keys = [(name, mixer) for name, mixer in MIXERS.items() if mixer.type == "keys" and mixer.built and mixer.positional]
     static = [name for name, mixer in keys if not mixer.own_keys(mixer.examples[0])]
     return st.sampled_from(static).flatmap(lambda name: kinds(name, largest, shares))
 
