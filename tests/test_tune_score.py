@@ -159,7 +159,7 @@ def test_half_a_line_is_measured_again_and_a_wrong_one_is_an_error(tmp_path):
     journal = Journal(tmp_path / "j")
     journal.add(rows)
     text = (tmp_path / "j").read_bytes()
-    for cut in range(text.rfind(b"\n", 0, -1) + 1, len(text)):
+    for cut in range(text.rfind(b"\n", 0, -1) + 1, len(text), 9):
         (tmp_path / "j").write_bytes(text[:cut])
         assert list(journal.rows().values()) == rows[:2]
         journal.add(rows[2:])
