@@ -608,6 +608,8 @@ WEIGHTS = {
     "routed(tokens, top_k = 4, keys = indexer(heads = 2, head_dim = 16))": {
         "indexer.q_proj.weight": (32, 64),
         "indexer.k_proj.weight": (16, 64),
+        "indexer.k_norm.weight": (16,),
+        "indexer.k_norm.bias": (16,),
         "indexer.weight_proj.weight": (2, 64),
     },
 }
