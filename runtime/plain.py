@@ -24,6 +24,11 @@ class PlainLaunch:
         self.name, self.ways = name, ways
         self.providers: dict[str, Callable[..., Any]] = {}
 
+    @property
+    def reference(self) -> Callable[..., Any]:
+        """The way of the formula."""
+        return self.ways["reference"]
+
     def prepare(self, device: torch.device) -> None:
         """Nothing is made ahead."""
 

@@ -42,6 +42,11 @@ SPECS = {
         "0: linear(decay = vector, key = one_minus_decay, lower_bound = learned)\n"
         "1: linear(decay = scalar, feature = taylor(2), normalize = sum)"
     ),
+    "cells and a feedback": text("0: recurrent(lstm)\n1: recurrent(gru)\n2: feedback(heads = 2)"),
+    "codes": text("all: window(2) | codebook(2)"),
+    "chunks weighed by queries, and one that runs on": text(
+        "0: window(1) | summary(2, pool = last_query, value_pool = attention)\n1: summary(2, pool = recurrence)"
+    ),
     "window": text("all: window(2)"),
     "an aligned window": text("all: window(4, aligned = 2) { positions = chunk }"),
     "sink and window": text("all: sink(1) | window(2)"),
