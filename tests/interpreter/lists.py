@@ -150,14 +150,17 @@ layers {
 def test_a_built_model_reads_on_kernels_what_plain_torch_reads():
     """A prefill of rows of two lengths and a step: by lists of kernels, and of PyTorch where no kernel makes them."""
     build_folder(check_text(MODEL), FOLDER / "built", Options(seed=0))
-    model = attnc.load(FOLDER / "built")
     texts = torch.randint(0, 32, (2, 10), generator=torch.Generator().manual_seed(1))
-    found = []
-    for way in ("torch", "triton"):
-        cache = model.use(way).new_cache(2, 16)
+
+    def read(way: str, dtype: torch.dtype) -> torch.Tensor:
+        model = attnc.load(FOLDER / "built", dtype=dtype, use=way)
+        cache = model.new_cache(2, 16)
         outputs = [model(texts[:, :9], cache=cache, lengths=[7, 9]).logits, model(texts[:, 9:], cache=cache).logits]
-        found.append(torch.cat(outputs, dim=1))
-    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+        return torch.cat(outputs, dim=1).double()
+
+    exact = read("reference", torch.float64)
+    ours, theirs = (float((read(way, torch.float32) - exact).square().mean().sqrt()) for way in ("triton", "torch"))
+    assert 0 < ours <= 1.5 * theirs
 
 
 def test_attnc_verify_finds_a_kernel_that_counts_a_key_twice():
