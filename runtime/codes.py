@@ -42,5 +42,6 @@ MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether memory ended. PyTorch says so by a RuntimeError, torch.OutOfMemoryError among them, in one of these words."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in MEMORY))
+    """Whether memory ended: a MemoryError, torch.OutOfMemoryError, or a RuntimeError of PyTorch in one of these words."""
+    said = isinstance(error, RuntimeError) and any(word in str(error) for word in MEMORY)
+    return said or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
