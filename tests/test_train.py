@@ -286,7 +286,7 @@ def test_a_run_killed_at_any_point_loses_at_most_an_interval(folder, tmp_path, m
 def test_a_process_killed_by_the_system_is_resumed(folder, tmp_path):
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)
-    arguments = ["--task", "copy", "--set", "items=3", "--length", "12", "--batch", "2", "--steps", "400", "--every", "5"]
+    arguments = ["--task", "copy", "--set", "items=3", "--length", "12", "--batch", "2", "--steps", "20000", "--every", "5"]
     child = subprocess.Popen(
         [sys.executable, "-m", "attnc", "train", str(folder), *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,21 +132,35 @@ def test_gates_lie_between_the_two_models_and_fall_where_nothing_needs_them(plac
     assert all(value < 0.95 for row in pulled.values() for value in row)
 
 
+DIES = """
+import os, signal, sys
+from attnc.cli import invoke
+from attnc.tune.journal import Journal
+
+add, written = Journal.add, []
+
+def dying(journal, rows):
+    if len(written) == 5:
+        with open(journal.path, "ab") as file:
+            file.write(b'{"what": "lo')
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(journal, rows)
+    written.append(1)
+
+Journal.add = dying
+invoke(sys.argv[1:])
+"""
+"""A measuring process that the system kills in the middle of its sixth line."""
+
+
 def test_a_run_goes_on_where_it_was_killed(place):
     whole = Journal(place / "run/journal.jsonl")
     path = place / "killed/journal.jsonl"
     given = scoring(place, "killed", "--samples", "1")
-    command = [sys.executable, "-m", "attnc", *given]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(2400):
-        if path.is_file() and path.read_bytes().count(b"\n") >= 5:
-            break
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    left = Journal(path).rows()
+    ended = subprocess.run([sys.executable, "-c", DIES, *given], check=False, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     half = {key: row for key, row in whole.rows().items() if key.sample == 0}
-    assert 5 <= len(left) < len(half)
+    assert len(Journal(path).rows()) == 5 < len(half)
     assert invoke(given) == 0
     assert len(path.read_text().splitlines()) == len(half)
     assert Journal(path).rows().keys() == half.keys()
