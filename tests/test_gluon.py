@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import re
 from pathlib import Path
 
@@ -106,6 +108,19 @@ def test_what_copies_are_told_is_what_triton_checks(tmp_path: Path) -> None:
     checked = TensorDescriptor(x, [5, 3, 64], [192, 64, 1], [64, 1, 64], made.layout)
     assert isinstance(made, TensorDescriptor)
     assert {name: vars(made)[name] for name in vars(checked)} == vars(checked)
+
+
+@pytest.mark.parametrize("kernel", [PLAIN, FAR, BOTH], ids=["plain", "far", "both_ways"])
+def test_a_joined_text_has_every_name_that_it_uses(kernel: Softmax) -> None:
+    nodes = list(ast.walk(ast.parse(emit(kernel))))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    there = {node.id for node in names if isinstance(node.ctx, ast.Store)} | set(vars(builtins))
+    there |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    there |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    there |= {
+        (alias.asname or alias.name) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+    }
+    assert {node.id for node in names} <= there
 
 
 def test_its_names_of_gluon_stand_in_one_file() -> None:

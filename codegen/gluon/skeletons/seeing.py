@@ -1,0 +1,106 @@
+"""Which keys a query sees, and which blocks of keys are walked for it.
+
+Most are holes, filled from the numbers that a row holds, by the texts of Triton's kernels in Gluon's names.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+HIDDEN = gl.constexpr(float("-inf"))  # score of a key that is not seen
+NOWHERE = gl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
+HALF = gl.constexpr(64)  # queries of one group of warps
+
+
+@gluon.jit
+def read_row(row):
+    """The numbers of one sequence and KV head."""
+    return gl.load(row), gl.load(row + 1), gl.load(row + 2), gl.load(row + 3), gl.load(row + 4)
+
+
+@gluon.jit
+def lower(numbers, i):
+    """The first key near query i that it sees."""
+    sink, align, shift, back, ahead = numbers
+    return (i + shift) // align * align - shift - back
+
+
+@gluon.jit
+def upper(numbers, i):
+    """One past the last key near query i that it sees."""
+    return i + 1
+
+
+@gluon.jit
+def horizon(i):
+    """One past the last key that causality shows to query i."""
+    return i + 1
+
+
+@gluon.jit
+def keep(numbers, i, j):
+    """Whether the query at i sees the key at j."""
+    sink, align, shift, back, ahead = numbers
+    return ((j >= lower(numbers, i)) | (j < sink)) & (j <= i)
+
+
+@gluon.jit
+def solid(numbers, first, last, begin, end):
+    """Whether all queries first..last see all keys from begin up to, not including, end."""
+    whole = end <= numbers[0]
+    whole |= (begin >= lower(numbers, last)) & (end <= upper(numbers, first))
+    return whole & (end <= horizon(first))
+
+
+@gluon.jit
+def visit(numbers, first, last, base, slots, whole, BLOCK_K: gl.constexpr):
+    """Which key blocks the queries first..last see: how many of the first ones, the first near one, how many in all."""
+    sink_end = gl.minimum(gl.maximum(gl.minimum(numbers[0], horizon(last)) - base, 0), slots)
+    sink_blocks = gl.where(whole, 0, gl.cdiv(sink_end, BLOCK_K))
+    begin = gl.where(whole, 0, gl.maximum(lower(numbers, first) - base, 0))
+    end = gl.where(whole, slots, gl.minimum(gl.maximum(upper(numbers, last) - base, 0), slots))
+    near_block = gl.maximum(begin // BLOCK_K, sink_blocks)
+    near_blocks = gl.where(begin < end, gl.maximum(gl.cdiv(end, BLOCK_K) - near_block, 0), 0)
+    return sink_blocks, near_block, sink_blocks + near_blocks
+
+
+@gluon.jit
+def block_of(visits, step, base, slots, BLOCK_K: gl.constexpr):
+    """The key block of a step."""
+    sink_blocks, near_block, steps = visits
+    return gl.where(step < sink_blocks, step, step - sink_blocks + near_block)
+
+
+@gluon.jit
+def position(slot, base, stored, pinned, ring, slots, RINGS: gl.constexpr):
+    """Where the keys of these slots stand in the text."""
+    j = slot
+    if RINGS:  # a slot behind the pinned ones holds the newest token whose number differs by a multiple of `ring`
+        turns = gl.maximum(stored - 1 - pinned, 0) // ring * ring
+        older = gl.where(slot > stored - 1 - turns, ring, 0)
+        j = gl.where(slot < pinned, slot, slot + turns - older)
+    return gl.where(slot < slots, base + j, NOWHERE)
+
+
+@gluon.jit
+def key_block(visits, step, base, slots, BLOCK_K: gl.constexpr):
+    """The key block of a step, the last one first; one past all keys where nothing is to be seen."""
+    block = block_of(visits, gl.maximum(visits[-1] - 1 - step, 0), base, slots, BLOCK_K)
+    return gl.where(visits[-1] > 0, block, gl.cdiv(slots, BLOCK_K))
+
+
+@gluon.jit
+def hide(
+    score, numbers, first, block, base, stored, pinned, ring, slots, RINGS: gl.constexpr, BLOCK_K: gl.constexpr,
+    SCORES: gl.constexpr,
+):  # fmt: skip
+    """HIDDEN for keys that are not seen; blocks in which there are none skip it as a whole."""
+    begin = block * BLOCK_K
+    whole = solid(numbers, first, first + HALF - 1, base + begin, base + begin + BLOCK_K) & (begin + BLOCK_K <= slots)
+    if RINGS:
+        whole &= ring == NOWHERE
+    if not whole:
+        i = first + gl.arange(0, HALF, layout=gl.SliceLayout(1, SCORES))
+        slot = begin + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, SCORES))
+        j = position(slot, base, stored, pinned, ring, slots, RINGS)
+        score = gl.where(keep(numbers, i[:, None], j[None, :]), score, HIDDEN)
+    return score

@@ -1,0 +1,32 @@
+"""How programs share the queries of a launch, and how parties count through the slots of a ring."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+
+@gluon.jit
+def tile(t, batch, keys, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr):
+    """Of tile t: sequence, KV head, query head; its first query, as a row and in its sequence; the sequence's queries, its
+    past, its slots. The heads of a group side by side, as they read the same keys; the last queries, which see most, first.
+    """
+    offsets, past, sequences, kv_heads, blocks, tiles = batch
+    rows, row_stride, stored, base, pinned, ring = keys
+    member = t % GROUP
+    group = t // GROUP % kv_heads
+    sequence = t // (GROUP * kv_heads) % sequences
+    query = (blocks - 1 - t // (GROUP * kv_heads * sequences)) * BLOCK_Q
+    begin = gl.load(offsets + sequence)
+    count = (gl.load(offsets + sequence + 1) - begin).to(gl.int32)
+    start = gl.load(past + sequence).to(gl.int32)
+    slots = gl.minimum(gl.load(stored + sequence), gl.load(pinned + group) + gl.load(ring + group))
+    return sequence, group, group * GROUP + member, begin.to(gl.int32) + query, query, count, start, slots
+
+
+@gluon.jit
+def next_slot(slot, phase, SLOTS: gl.constexpr):
+    """The slot after this one in a ring, and its phase."""
+    slot += 1
+    if slot == SLOTS:
+        slot = 0
+        phase ^= 1
+    return slot, phase
