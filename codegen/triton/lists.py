@@ -1,6 +1,6 @@
 """The kernel files of keys that content chose: attention over lists beside intervals, and the choice itself.
 
-As for the softmax family (emit.py), whole functions are exchanged and constants set.
+As for matrix states (scan.py): what a skeleton imports is put in its place, whole functions are exchanged, constants set.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from attnc.codegen.triton.emit import SKELETONS, fill, functions_of, gather, rea
 from attnc.codegen.triton.holes import made_holes
 from attnc.codegen.triton.known_bugs import refusals
 from attnc.codegen.triton.list_blocks import blocks
+from attnc.codegen.triton.scan import joined
 from attnc.compiler.families import Listed, Selector, Softmax
 
 ATTEND = "lists_attend"
@@ -19,7 +20,7 @@ CHOOSE = "lists_choose"
 def emit_lists(skeleton: str, kernel: Listed) -> str:
     """The text of a kernel file of attention over lists. Same arguments, same bytes."""
     softmax = kernel.softmax
-    source = (SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")
+    source = joined((SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8"))
     forward = skeleton == ATTEND
     wanted = (
         ("far", softmax.far > 0),
@@ -49,7 +50,7 @@ def emit_lists(skeleton: str, kernel: Listed) -> str:
 
 def emit_choose(selector: Selector, softmax: Softmax) -> str:
     """The text of a kernel file that makes lists for a launch. Same arguments, same bytes."""
-    source = (SKELETONS / f"{CHOOSE}.py").read_text(encoding="utf-8")
+    source = joined((SKELETONS / f"{CHOOSE}.py").read_text(encoding="utf-8"))
     holes = [read_holes("cap")] if softmax.cap else []
     functions = gather(functions_of(source), made_holes(softmax), holes)
     constants = {

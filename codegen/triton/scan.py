@@ -75,20 +75,36 @@ def chosen_holes(skeleton: str, kernel: Recurrence) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)  # there are few skeletons
 def joined(source: str) -> str:
-    """A skeleton with the functions that it imports from others in the place of the import."""
-    lines = source.splitlines()
-    shared: list[str] = []
-    nodes = ast.parse(source).body
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom):
-            assert node.module is not None
-            assert node.module.startswith(PACKAGE), node.module
-            others = functions_of((SKELETONS / f"{node.module.removeprefix(PACKAGE)}.py").read_text(encoding="utf-8"))
-            shared += [line for alias in node.names for line in (*others[alias.name].splitlines(), "", "")]
-    first = next(node for node in nodes if isinstance(node, ast.FunctionDef))
-    begin = first_line(first)
-    lines[begin:begin] = shared
-    for node in reversed(nodes):
-        if isinstance(node, ast.ImportFrom):
-            lines[node.lineno - 2 : node.end_lineno] = []
-    return "\n".join(lines) + "\n"
+    """A skeleton with the functions that it imports from others, and that these call, in the place of the imports."""
+    lines, nodes = source.splitlines(), ast.parse(source).body
+    shared = [line for text in _imported(source).values() for line in (*text.splitlines(), "", "")]
+    begin = first_line(next(node for node in nodes if isinstance(node, ast.FunctionDef)))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    gone = {at for node in imports for at in range(node.lineno - 1, node.end_lineno or 0)}
+    gone |= {min(gone) - 1} if gone else set()  # the empty line before them
+    kept = [line for at, line in enumerate(lines[:begin]) if at not in gone]
+    return "\n".join([*kept, *shared, *lines[begin:]]) + "\n"
+
+
+def _imported(source: str) -> dict[str, str]:
+    """Name -> text of the functions that a skeleton imports from others, then of those that these call."""
+    found: dict[str, str] = {}
+    left = _places(source)
+    while left:
+        name, file = left.pop(0)
+        other = (SKELETONS / f"{file}.py").read_text(encoding="utf-8")
+        own = functions_of(other)
+        near = dict.fromkeys(own, file) | dict(_places(other))
+        found[name] = own[name]
+        names = [node for node in ast.walk(ast.parse(own[name])) if isinstance(node, ast.Name)]
+        called = {node.id for node in names} - {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        queued = {*found, *functions_of(source), *(one for one, _ in left)}
+        left += [(one, near[one]) for one in near if one in called and one not in queued]
+    return found
+
+
+def _places(source: str) -> list[tuple[str, str]]:
+    """The names that a skeleton imports from others, and the files where they are."""
+    imports = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
+    assert all(node.module is not None and node.module.startswith(PACKAGE) for node in imports), "skeletons import skeletons"
+    return [(alias.name, (node.module or "").removeprefix(PACKAGE)) for node in imports for alias in node.names]

@@ -14,6 +14,20 @@ import torch
 import triton
 import triton.language as tl
 
+from attnc.codegen.triton.skeletons.lists_parts import (
+    adjust_score,
+    block_of,
+    chosen,
+    horizon,
+    keep,
+    lines_of,
+    lower,
+    read_row,
+    upper,
+    visit,
+)
+from attnc.codegen.triton.skeletons.scan_parts import architecture, run
+
 FORM = (1, 0, 0, True)  # how many near intervals, strides and powers a row holds, and whether the future is hidden
 HEAD_WIDTH = 64  # of queries and keys
 VALUE_WIDTH = 64
@@ -42,47 +56,9 @@ PIECE = tl.constexpr(16)  # products of fp32 numbers are summed this many at a t
 
 
 @triton.jit
-def read_row(row):
-    """The numbers of one sequence and KV head."""
-    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
-
-
-@triton.jit
-def lower(numbers, i):
-    """The first key near query i that it sees."""
-    sink, align, shift, back, ahead = numbers
-    return (i + shift) // align * align - shift - back
-
-
-@triton.jit
-def upper(numbers, i):
-    """One past the last key near query i that it sees."""
-    return i + 1
-
-
-@triton.jit
-def horizon(i):
-    """One past the last key that causality shows to query i."""
-    return i + 1
-
-
-@triton.jit
-def keep(numbers, i, j):
-    """Whether the query at i sees the key at j."""
-    sink, align, shift, back, ahead = numbers
-    return ((j >= lower(numbers, i)) | (j < sink)) & (j <= i)
-
-
-@triton.jit
 def read_scale(scale, head, place, live):
     """The factor of a head's logits."""
     return tl.load(scale + head)
-
-
-@triton.jit
-def adjust_score(product, scale, cap):
-    """The logit of a query and a key, to base 2."""
-    return product * (scale * LOG2E)
 
 
 @triton.jit
@@ -105,25 +81,6 @@ def add_sink_logit(best, norm, sink_logit, head):
 
 
 @triton.jit
-def visit(numbers, first, last, base, slots, whole, BLOCK_K: tl.constexpr):
-    """Which key blocks the queries first..last see: how many of the first ones, the first near one, how many in all."""
-    sink_end = tl.minimum(tl.maximum(tl.minimum(numbers[0], horizon(last)) - base, 0), slots)
-    sink_blocks = tl.where(whole, 0, tl.cdiv(sink_end, BLOCK_K))
-    begin = tl.where(whole, 0, tl.maximum(lower(numbers, first) - base, 0))
-    end = tl.where(whole, slots, tl.minimum(tl.maximum(upper(numbers, last) - base, 0), slots))
-    near_block = tl.maximum(begin // BLOCK_K, sink_blocks)
-    near_blocks = tl.where(begin < end, tl.maximum(tl.cdiv(end, BLOCK_K) - near_block, 0), 0)
-    return sink_blocks, near_block, sink_blocks + near_blocks
-
-
-@triton.jit
-def block_of(visits, step, base, slots, BLOCK_K: tl.constexpr):
-    """The key block of a step."""
-    sink_blocks, near_block, steps = visits
-    return tl.where(step < sink_blocks, step, step - sink_blocks + near_block)
-
-
-@triton.jit
 def solid(numbers, first, last, begin, end):
     """Whether all queries first..last see all keys from begin up to, not including, end."""
     whole = end <= numbers[0]
@@ -135,21 +92,6 @@ def solid(numbers, first, last, begin, end):
 def apart(numbers, first, begin, end):
     """Whether no query from `first` on sees a key from begin up to, not including, end by the intervals."""
     return (begin >= numbers[0]) & (end <= lower(numbers, first))
-
-
-@triton.jit
-def chosen(index, count, step, base, UNIT: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The slots of a step's keys: the first one where units are whole blocks, else each."""
-    if UNIT % BLOCK_K == 0:
-        at = tl.minimum(tl.maximum(step * BLOCK_K // UNIT, 0), tl.maximum(count - 1, 0))
-        unit = tl.load(index + at, mask=count > 0, other=0)
-        slot = unit * UNIT + step * BLOCK_K % UNIT - base
-    else:
-        key = step * BLOCK_K + tl.arange(0, BLOCK_K)
-        there = (key >= 0) & (key < count * UNIT)
-        unit = tl.load(index + key // UNIT, mask=there, other=0)
-        slot = tl.where(there, unit * UNIT + key % UNIT - base, NOWHERE)
-    return slot
 
 
 @triton.jit(do_not_specialize=["kv_heads", "tiles", "row_tiles", "many", "splits", "list_rows", "width", "of_heads",
@@ -300,41 +242,6 @@ def combine_kernel(
     store_sums(lse, place, peak, norm, True)
 
 
-def architecture(device):
-    """The row of BLOCKS that serves a device."""
-    if device not in KNOWN:
-        if device.type != "cuda":
-            KNOWN[device] = "any"
-        elif torch.version.hip:
-            KNOWN[device] = "gfx942"
-        else:
-            KNOWN[device] = {8: "sm_80", 9: "sm_90"}.get(torch.cuda.get_device_capability(device)[0], "sm_100")
-    return KNOWN[device]
-
-
-def run(kernel, programs, tensors, numbers, strides, key, constants):
-    """kernel[(programs,)](*tensors, *numbers, **constants()), without Triton's long look at every argument.
-
-    It compiles for types, and for which numbers are multiples of 16, or 1. Where all pointers and `strides` (the bits of all
-    that are compiled for, together) are multiples of 16, `key` says the rest, and what was compiled for it runs at once.
-    """
-    if programs == 0:
-        return
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    bits = strides
-    for pointer in pointers:
-        bits |= pointer
-    plain = bits % 16 == 0 and strides < 2**31
-    if plain and key in READY:
-        compiled, rest = READY[key]
-        compiled[programs, 1, 1](*pointers, *numbers, *rest)
-        return
-    settings = constants()
-    compiled = kernel[(programs,)](*tensors, *numbers, **settings)
-    if plain and compiled is not None:  # Triton's interpreter compiles nothing
-        READY[key] = compiled, [settings[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
-
-
 def settings(lines, block_k, warps, stages, direct):
     """The compile-time arguments of `attend_kernel`."""
     nears, strides, powers, _ = FORM
@@ -374,11 +281,6 @@ def variants(architecture, element_size):
     sizes = sorted({lines_of(1, lines), lines_of(lines, lines)})
     tiles = tuple((attend_kernel, settings(size, *rest, direct)) for size in sizes for direct in (True, False))
     return (*tiles, (combine_kernel, combine_settings(MOST_SPLITS)))
-
-
-def lines_of(queries, most):
-    """Lines of a tile of a row of so many queries."""
-    return max(16, triton.next_power_of_2(MEMBERS), min(most, triton.next_power_of_2(min(queries, most) * MEMBERS)))
 
 
 def count_splits(programs, most, device):
