@@ -9,6 +9,7 @@ from attnc.compiler.spec import (
     Alternative,
     Attention,
     Chain,
+    Change,
     Choose,
     Gate,
     Heads,
@@ -30,6 +31,8 @@ def pieces(mixer: Mixer, scope: str = "") -> Iterator[tuple[str, Mixer]]:
                 yield from pieces(part, joined(scope, name))
         case Select(mixer=inner):
             yield from pieces(inner, selected_scope(mixer, scope))
+        case Change():
+            return
         case _:
             yield scope, mixer
 

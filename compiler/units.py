@@ -143,6 +143,17 @@ class Units:
             if len(candidates) > 1
         )
 
+    def undecided(self) -> int:
+        """How many parts of layers have a `choose`, or a budget that may move; their candidates are not made."""
+        known: dict[int, int] = {}
+        for layer in self.text.layers:
+            if id(layer.mixer) not in known:
+                known[id(layer.mixer)] = sum(
+                    any(chooses(mixer)) or any(self._moves(path, layer.index, scope, mixer) for path in self.sites)
+                    for scope, mixer in pieces(layer.mixer)
+                )
+        return sum(known[id(layer.mixer)] for layer in self.text.layers)
+
     def _candidates(self, layer: int, scope: str, mixer: Mixer) -> tuple[str, Method | None, tuple[Candidate, ...]]:
         """(per, by, candidates), each of them another mixer."""
         decisions = dict(chooses(mixer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from attnc.compiler.spec import Attention, Heads
 from attnc.compiler.units import Units
 from attnc.dsl import SpecError
 
+SPECS = Path(__file__).parent.parent / "specs"
 MODEL = "model m { vocab = 64, dim = 32, layers = 3, ffn = none, norm = rms(1e-5), heads = 4, kv_heads = 2 }\n"
 CHOOSE = (
     MODEL + "layers { all: choose(per = head) { all: full, near: sink(2) | window(budget(4..16, default = 8, per = head)) } }"
@@ -183,3 +185,18 @@ def test_tensors_of_alternatives_that_a_policy_leaves_out_are_left_out(place):
     assert folders[0].keys() != folders[1].keys()
     with pytest.raises(SpecError, match="A544"):
         attnc.build(spec, place / "plain", weights=place / "both")
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.glob("*.attn")), ids=lambda path: path.stem)
+def test_what_is_undecided_is_counted_without_candidates(path):
+    units = Units(attnc.check(path))
+    assert units.undecided() == len(units.all())
+
+
+def test_more_candidates_than_can_be_measured_are_no_matter_for_building(tmp_path, capsys):
+    budgets = " | ".join(
+        f"{kind}(budget(2..800, default = 8, per = layer))" for kind in ("sink", "window", "stride", "block_local")
+    )
+    (tmp_path / "m.attn").write_text(f"{MODEL}layers {{ all: {budgets} }}")
+    assert invoke(["build", str(tmp_path / "m.attn"), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert "the spec's defaults hold in 3 parts" in capsys.readouterr().err

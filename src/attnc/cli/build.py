@@ -100,7 +100,7 @@ def _policy(file: str, given: str | None, spec: Spec, device: str, *, reduced: b
     if own is not None and not reduced:
         note(f"note: {own[0].name} decides{'' if own[1].proved else '; it is not proved (attnc tune prove)'}")
         return own[0]
-    count = len(Units(spec).all()) if spec.budgets or _chooses(spec) else 0
+    count = Units(spec).undecided() if spec.budgets or _chooses(spec) else 0
     if not count:
         return None
     names = ", ".join(path.name for path in others)
