@@ -13,6 +13,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -114,6 +115,7 @@ class Barrier:
             self.done += 1
 
 
+@dataclass
 class Descriptor:
     """Tells a copy where a tensor [tokens, heads, width] lies and which block of it to take."""
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import triton
 from gluon_on_cpu import Deadlock, Overrun, module
 from kernel_cases import check
 
 from attnc.codegen.gluon.emit import emit
 from attnc.codegen.triton.compile import load
+from attnc.codegen.triton.versions import VERSION
 from attnc.codegen.verify.cases import FULL, Case, Inputs, Union, build, poisoned
 from attnc.codegen.verify.judge import judge
 from attnc.compiler.families import Softmax
@@ -89,7 +94,6 @@ def fails(text: str, inputs: Inputs, seed: int) -> bool:
 @pytest.mark.triton
 def test_it_compiles_for_sm_90() -> None:
     from attnc.codegen.triton.compile import SHARED_LIMIT, compile_ahead
-    from attnc.codegen.triton.versions import VERSION
 
     text = emit(Softmax(1, head_width=128, value_width=128, group=4)).replace("in (False, True))", "in (False,))")
     for used in compile_ahead(text, "sm_90", "bf16"):
@@ -99,15 +103,63 @@ def test_it_compiles_for_sm_90() -> None:
         assert used.registers == 168
 
 
-def test_what_copies_are_told_is_what_triton_checks(tmp_path: Path) -> None:
-    """Made without a TensorDescriptor's checks, and yet one."""
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+def test_a_launch_with_descriptors_encoded_before_is_the_launch_that_triton_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's own parts, but for what encodes and what launches; a descriptor is encoded once for what it says."""
+    from triton.backends.nvidia import driver
 
-    x = torch.zeros(5, 3, 64, dtype=torch.bfloat16)
-    made = load(emit(PLAIN), tmp_path, "described").described(x, 64, 64)
-    checked = TensorDescriptor(x, [5, 3, 64], [192, 64, 1], [64, 1, 64], made.layout)
-    assert isinstance(made, TensorDescriptor)
-    assert {name: vars(made)[name] for name in vars(checked)} == vars(checked)
+    encoded, launched = [], []
+    utilities = SimpleNamespace(**dict.fromkeys(("fill_tma_descriptor", "fill_tma_descriptor_tiled"), encode(encoded)))
+    active = SimpleNamespace(utils=utilities, get_current_device=lambda: 0, get_current_stream=lambda _device: 5)
+    monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=active))
+    told = [{"swizzle": 3, "elem_size": 2, "elem_type": 10, "block_size": [64, 1, 64], "fp4_padded": False}]
+    around = driver.wrap_handle_tensordesc(
+        lambda *args: launched.append(flattened(args)), {0: "tensordesc<bf16[64,1,64]>", 1: "*i32"}, told
+    )
+    whole = Launching(around)
+    compiled = SimpleNamespace(metadata=SimpleNamespace(tensordesc_meta=told), run=whole, function=6, packed_metadata=7)
+    emitted = load(emit(PLAIN), tmp_path, "launched")
+    emitted.READY["key"] = compiled, emitted.bare_launcher(compiled), [8]
+
+    x, count = torch.zeros(5, 3, 64, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.int32)
+    count = count[-count.data_ptr() // 4 % 4 :]
+    view = emitted.packed_view(x, 64, 64)
+    for _ in range(2):
+        emitted.run(None, 9, [view], [count], [], "key", dict)
+    assert len(encoded) == 1
+    whole(9, 1, 1, 5, 6, 7, None, None, None, emitted.described(*view), count.data_ptr(), 8)
+    assert launched[0] == launched[1] == launched[2]
+
+
+class Launching:
+    """Triton's launcher, up to what it hands over first or last."""
+
+    def __init__(self, launch: Callable[..., None]) -> None:
+        self.launch = launch
+
+    def __call__(self, *arguments: Any) -> None:
+        before, given = arguments[:9], arguments[9:]
+        if VERSION < (3, 7):
+            self.launch(*before[:5], False, False, None, None, *before[5:], *given)
+        else:
+            self.launch(*before, given)
+
+
+def flattened(arguments: tuple[Any, ...]) -> list[Any]:
+    """With the kernel's own arguments, which come as a list or a tuple from Triton 3.7 on, beside the others."""
+    *others, last = arguments
+    return [*others, *last] if isinstance(last, list | tuple) else [*others, last]
+
+
+def encode(told: list[Any]) -> Callable[..., Any]:
+    """Notes what a descriptor says, and returns it in its place."""
+
+    def note(*says: Any) -> Any:
+        told.append(says)
+        return says
+
+    return note
 
 
 @pytest.mark.parametrize("kernel", [PLAIN, FAR, BOTH], ids=["plain", "far", "both_ways"])

@@ -1,11 +1,16 @@
 """What surrounds a kernel on the host: descriptors for the copies, and the launch."""
 
 import torch
+import triton
+from triton import knobs
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
-LAYOUTS = {}  # (rows, columns, element type) -> how a copied block lies in shared memory
+from attnc.codegen.gluon.names import bare_launcher, encoded
+
+READY = {}  # key of `run` -> what was compiled, its launcher, and its compile-time arguments
+ENCODED = {}  # a view's address and all that copies are told of it -> that, as a launcher takes it
+MOST = 4096  # as many are kept; an address that nobody uses any more costs 200 bytes
 
 
 def width_of(width):
@@ -18,48 +23,82 @@ def architecture(device):
     return "sm_90"
 
 
-def aligned(x):
-    """x where the copies can read it, at addresses and distances of 16 bytes; else a copy."""
-    *outer, inner = x.stride()
-    good = x.data_ptr() % 16 == 0 and inner == 1 and all(n > 0 and n * x.element_size() % 16 == 0 for n in outer)
-    return x if good else x.clone(memory_format=torch.contiguous_format)
+def packed_view(x, rows, columns):
+    """What a copy is told of x [tokens, heads, width]: where it lies, and the block that one copy takes of one head.
 
-
-def described(x, rows, columns):
-    """What a copy is told of x [tokens, heads, width]: its place, and the block that one copy takes of one head.
-
-    Made without the checks of TensorDescriptor's own, which take longer than a launch: `aligned` has seen to them.
+    Copies read addresses and distances that are multiples of 16 bytes; what lies otherwise is copied first.
     """
-    block = [rows, 1, columns]
-    key = (rows, columns, x.dtype)
-    if key not in LAYOUTS:
-        LAYOUTS[key] = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16)
-    made = TensorDescriptor.__new__(TensorDescriptor)
-    made.base, made.shape, made.strides, made.block_shape, made.layout = x, list(x.shape), list(x.stride()), block, LAYOUTS[key]
-    made.padding, made.round_f32_to_tf32 = "zero", False
-    return made
+    token, head, inner = x.stride()
+    if inner != 1 or (x.data_ptr() | token * x.element_size() | head * x.element_size()) % 16 or min(token, head) <= 0:
+        x = x.clone(memory_format=torch.contiguous_format)
+    return x, tuple(x.shape), x.stride(), (rows, 1, columns)
+
+
+def slots_view(flat, stride, width, rows, columns):
+    """The same of a flat storage, seen as [slots, heads, width]: where slots are further apart, heads lie side by side."""
+    if flat.numel() < stride:
+        flat, stride = flat.new_zeros(width), width
+    if flat.data_ptr() % 16:
+        flat = flat.clone()
+    return flat, (flat.numel() // stride, stride // width, width), (stride, width, 1), (rows, 1, columns)
+
+
+def described(x, shape, strides, block):
+    """A view's descriptor as Triton takes it."""
+    layout = gl.NVMMASharedLayout.get_default_for(list(block), gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16)
+    return TensorDescriptor(x, list(shape), list(strides), list(block), layout)
+
+
+def known(view, told):
+    """A view's descriptor as a launcher takes it.
+
+    It says an address, a shape, strides, an element type and a block, and nothing of what lies there. So one that was encoded
+    for the same numbers is right whatever tensor has come to lie at that address, and none ever has to be thrown away but for
+    room. A launch takes its bytes by value: a captured graph keeps its own.
+    """
+    x, shape, strides, block = view
+    key = (x.data_ptr(), shape, strides, block, x.dtype)
+    found = ENCODED.get(key)
+    if found is None:
+        if len(ENCODED) >= MOST:
+            ENCODED.clear()
+        found = ENCODED[key] = encoded(described(*view), told)
+    return found
+
+
+def hooks(compiled, grid, stream):
+    """What a profiler is told of a launch, and whom to call before and after; nobody, where nobody listens."""
+    before, after = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    if before.calls or after.calls:
+        return compiled.launch_metadata(grid, stream), before, after
+    return None, None, None
 
 
 def run(kernel, programs, views, tensors, numbers, key, constants):
     """kernel[(programs,)](*views, *tensors, *numbers, **constants()), without Triton's long look at every argument.
 
     It compiles for types, and for which pointers are multiples of 16. Where all are, `key` says the rest, and what was compiled
-    for it runs at once; the views are told to the copies as ever.
+    for it runs at once, with descriptors that were encoded before.
     """
     pointers = [tensor.data_ptr() for tensor in tensors]
-    plain = all(pointer % 16 == 0 for pointer in pointers)
+    bits = 0
+    for pointer in pointers:
+        bits |= pointer
+    plain = bits % 16 == 0
     if plain and key in READY:
-        compiled, rest = READY[key]
-        compiled[programs, 1, 1](*views, *pointers, *numbers, *rest)
+        compiled, launcher, rest = READY[key]
+        found = []
+        for view, told in zip(views, compiled.metadata.tensordesc_meta, strict=True):
+            found += known(view, told)
+        driver, grid = triton.runtime.driver.active, (programs, 1, 1)
+        stream = driver.get_current_stream(driver.get_current_device())
+        launcher(
+            *grid, stream, compiled.function, compiled.packed_metadata, *hooks(compiled, grid, stream),
+            *found, *pointers, *numbers, *rest,
+        )  # fmt: skip
         return
     settings = constants()
-    compiled = kernel[(programs,)](*views, *tensors, *numbers, **settings)
+    compiled = kernel[(programs,)](*[described(*view) for view in views], *tensors, *numbers, **settings)
     if plain and compiled is not None:  # where there is no GPU nothing is compiled
-        READY[key] = compiled, [settings[name] for name in kernel.arg_names[len(views) + len(tensors) + len(numbers) :]]
-
-
-def stored_rows(flat, stride, width):
-    """A flat storage as [slots, heads, width]: heads side by side where slots are further apart than one is wide."""
-    if flat.numel() < stride:
-        return flat.new_zeros(1, 1, width)
-    return aligned(flat)[: flat.numel() // stride * stride].view(-1, stride // width, width)
+        rest = [settings[name] for name in kernel.arg_names[len(views) + len(tensors) + len(numbers) :]]
+        READY[key] = compiled, bare_launcher(compiled), rest

@@ -11,13 +11,12 @@ are overwritten with zeros before anyone reads them.
 """
 
 import torch
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from attnc.codegen.gluon.skeletons.consuming import consume
-from attnc.codegen.gluon.skeletons.launching import aligned, architecture, described, run, stored_rows, width_of
+from attnc.codegen.gluon.skeletons.launching import architecture, packed_view, run, slots_view, width_of
 from attnc.codegen.gluon.skeletons.producing import produce
 from attnc.codegen.gluon.skeletons.seeing import HALF
 
@@ -145,19 +144,19 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
-    count = triton.cdiv(batch.max_new, chosen[0])
+    count = -(-batch.max_new // chosen[0])
     tiles = count * sequences * heads
     if tiles == 0 or tokens == 0:
         return o, lse
     if q.device not in PROCESSORS:
         PROCESSORS[q.device] = torch.cuda.get_device_properties(q.device).multi_processor_count
+    q_block, k_block, v_block, o_block = descriptors(chosen[1]).values()
     views = (
-        aligned(q),
-        stored_rows(part.k, part.k_stride, HEAD_WIDTH),
-        stored_rows(part.v, part.v_stride, VALUE_WIDTH),
-        o,
+        packed_view(q, *q_block),
+        slots_view(part.k, part.k_stride, HEAD_WIDTH, *k_block),
+        slots_view(part.v, part.v_stride, VALUE_WIDTH, *v_block),
+        packed_view(o, *o_block),
     )
-    shapes = descriptors(chosen[1]).values()
     sink_logit = scale if sink_logit is None else sink_logit
     tensors = (
         o, lse, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin, part.pinned, part.ring,
@@ -167,9 +166,7 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
         0.0 if cap is None else cap, sequences, kv_heads, count, tiles, part.k_stride, part.v_stride, rows.stride(0),
         part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
-    run(
-        attend_kernel, min(tiles, PROCESSORS[q.device]),
-        [described(x, *block) for x, block in zip(views, shapes, strict=True)], tensors, numbers,
-        (q.device, q.dtype, sink_logit.dtype, part.rings, chosen), lambda: settings(part.rings, *chosen),
-    )  # fmt: skip
+    key = (q.device, q.dtype, sink_logit.dtype, part.rings, chosen)
+    programs = min(tiles, PROCESSORS[q.device])
+    run(attend_kernel, programs, views, tensors, numbers, key, lambda: settings(part.rings, *chosen))
     return o, lse
