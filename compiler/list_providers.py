@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from attnc.compiler.cost import Launch, Seen, Work, Workload, choosing
+from attnc.compiler.cost import Launch, Seen, Work, Workload, choosing, tiled
 from attnc.compiler.families import Listed, Selector, Softmax
 from attnc.compiler.spec import Phase
 
@@ -79,6 +79,23 @@ def unchosen(one: Selector) -> str | None:
 def listed(softmax: Softmax, one: Selector) -> Listed:
     """The kernel that reads what a selector chooses."""
     return Listed(replace(softmax, exponent=None), one.unit, one.shared == "head")
+
+
+def reading(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
+    """What kernels do over lists: the kept share of the keys, and where each query has a list of its own, keys read for every
+    list, or queries gathered and results left for every unit of one, whichever is less.
+    """
+    work, moved = tiled(launch, groups, phase, load), 0.0
+    for group in groups:
+        for one in group.selectors if phase != "decode" else ():
+            if one.asks == "each":
+                members = 1 if one.shared == "head" else launch.ratio
+                lists = group.kv_heads * launch.ratio // members * load.length
+                keys = one.unit * (launch.head_dim + launch.value_dim)
+                queries = members * (launch.head_dim + 2 * launch.value_dim)
+                moved += lists * one.kept(load.length) / one.unit * min(keys, queries)
+    passes = 3 if phase == "train" else 1
+    return replace(work, bytes=work.bytes + passes * load.batch * load.width * moved)
 
 
 def scoring(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:

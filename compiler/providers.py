@@ -32,7 +32,7 @@ from attnc.compiler.cost import (
     tiled,
 )
 from attnc.compiler.device import Device
-from attnc.compiler.list_providers import scoring, unmade, unread
+from attnc.compiler.list_providers import reading, scoring, unmade, unread
 from attnc.compiler.planned import HeadPart, Price, Refusal
 from attnc.compiler.spec import Phase
 
@@ -48,7 +48,8 @@ FLEX_WIDTHS = (16, 256)
 FLEX_TILES = (128, 128)
 SOFTMAX = "its weights are a softmax's"
 UNCOMPARED = "over lists, which no GPU has compared yet"
-"""How generated kernels run what content chooses: after every other provider that can, whatever they would cost."""
+"""How generated kernels run what content chooses: after every other provider that can, whatever they would cost. Empty, once a
+GPU has compared them: then their price decides."""
 NO_GPU = "generated kernels need a GPU"
 NO_LISTS = "none of its kernels reads lists of chosen keys"
 UNMEASURED = "the table of this device has no efficiency for it"
@@ -107,7 +108,7 @@ def candidates(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple
 
 def _rank(price: Price) -> tuple[bool, float]:
     """The less, the sooner chosen."""
-    return price.how == UNCOMPARED, price.seconds or 0.0
+    return bool(UNCOMPARED) and price.how == UNCOMPARED, price.seconds or 0.0
 
 
 def choosers(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple[Refusal, ...]]:
@@ -169,8 +170,7 @@ def _triton(task: Task) -> Price | str:
         return reason
     if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
         return f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"
-    work = tiled(*task.counted)
-    how = UNCOMPARED if task.lists else ""
+    work, how = (reading(*task.counted), UNCOMPARED) if task.lists else (tiled(*task.counted), "")
     return Price(provider="triton", seconds=seconds(work, device, device.efficiency["triton"][task.phase]), how=how)
 
 

@@ -14,7 +14,7 @@ from test_table import STATIC
 
 from attnc.cli import verified
 from attnc.codegen.build import Options, build
-from attnc.compiler import check_path, check_text, graph, passes
+from attnc.compiler import check_path, check_text, graph, passes, providers
 from attnc.compiler import device as devices
 from attnc.compiler.cost import Workload
 from attnc.compiler.graph import Apply, Mix, RouteTokens
@@ -299,8 +299,8 @@ def test_kernels_of_states_that_no_gpu_has_compared_are_said(monkeypatch):
     assert verified.unverified(plan, layers, spec.model) == []
 
 
-def test_kernels_over_lists_wait_until_a_gpu_has_compared_them():
-    """Whatever they would cost; and a launch whose lists they cannot read says why."""
+def test_kernels_over_lists_wait_until_a_gpu_has_compared_them(monkeypatch):
+    """Whatever they would cost, and then they are taken by their price; a launch whose lists they cannot read says why."""
     lists = "block_local(64) | routed(blocks(64), top_k = 8)"
     for choice in planned(rule(lists), length=32768).choices:
         (triton,) = (price for price in choice.others if price.provider == "triton")
@@ -308,6 +308,16 @@ def test_kernels_over_lists_wait_until_a_gpu_has_compared_them():
         assert triton.seconds < choice.seconds
     without = planned(rule(lists), length=32768, without=("torch",))
     assert {(choice.provider, choice.how) for choice in without.choices} == {("triton", UNCOMPARED)}
+    monkeypatch.setattr(providers, "UNCOMPARED", "")  # what remains to be done once a GPU has compared them
+    for text, length in ((lists, 32768), ("block_local(64) | routed(blocks(64), top_k = 8, queries = block(64))", 131072)):
+        found = planned(rule(text), length=length).choices
+        assert {(choice.provider, choice.how) for choice in found} == {("triton", "")}
+    little, much = (
+        planned(rule(f"block_local(64) | routed(blocks(64), top_k = {share}, queries = block(64))"), length=32768).choices
+        for share in ("5%", "80%")
+    )
+    assert all(few.seconds <= many.seconds for few, many in zip(little, much, strict=True))
+    assert sum(few.seconds for few in little) < sum(many.seconds for many in much)
     far = planned(rule("window(8) | routed(diagonals, top_k = 8, queries = last(8), score = softmax)"), length=32768)
     reasons = [refusal.reason for choice in far.choices for refusal in choice.refused if refusal.provider == "triton"]
     assert reasons == ["its kernels read units of keys, not distances"] * len(far.choices)
