@@ -138,6 +138,24 @@ def test_kernels_keep_what_plain_torch_keeps(name):
     assert total > 5
 
 
+def test_the_best_are_exact_among_scores_of_all_sizes_and_ties():
+    """Rows of wide, equal, signed, endless and small scores; more units than a warp holds numbers."""
+    drawn, units, want = torch.Generator().manual_seed(0), 70, 9
+    wide = torch.randn(units, generator=drawn) * torch.exp(20 * torch.randn(units, generator=drawn))
+    few = torch.randint(-1, 2, (units,), generator=drawn) * torch.tensor([0.0, 1.0]).repeat(units // 2)
+    endless = torch.where(wide > 1.0, float("inf"), torch.where(wide < -1.0, float("-inf"), wide))
+    scores = torch.stack([wide, few, torch.full((units,), -2.5), endless, wide.abs() * 1e-30]).float()
+    module = load(emit_choose(families.Selector(1, top_k=want), narrow(1)), FOLDER, "best")
+    rows = len(scores)
+    index, counts = torch.zeros(rows, want, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)
+    places = torch.tensor([0, rows]), torch.tensor([units]), torch.tensor([0])
+    numbers = rows, rows, 1, 0, rows, units, units, want, 0
+    row, wanted = torch.zeros(1, 1, 5, dtype=torch.int32), torch.tensor([want], dtype=torch.int32)
+    module.keep_kernel[(rows, 1)](scores, index, counts, wanted, row, *places, *numbers, **module.keep_settings(units))
+    for found, own in zip(index.tolist(), scores, strict=True):
+        assert found == sorted(sorted(range(units), key=lambda at: (-float(own[at]), at))[:want])
+
+
 MODEL = """model m { vocab = 32, dim = 32, layers = 2, heads = 4, kv_heads = 2, head_dim = 16, ffn = none, norm = rms(1e-6) }
 layers {
   0: block_local(4) | routed(blocks(4), top_k = 2, keys = mean)

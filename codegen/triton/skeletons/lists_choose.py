@@ -4,8 +4,8 @@ Rows ask: queries, or means of blocks of queries, `many` to a row. Runs of keys 
 keys, or their bounds in every channel, and one begins every STEP keys. `scores_kernel` multiplies a tile of rows by a tile of
 runs, for all heads that share a choice, and pools these heads' scores; `sums_kernel` first finds the logarithm of the sum of
 exponentials where a score is a share of the mass. `keep_kernel` folds the runs that touch a unit to one score, and keeps the
-best: the bits of the least score that stays are found one by one, by counting. Scores are written for as many rows at once
-as fit in ROOM; there is never one for every query and key.
+best: it counts which scores reach a bound, and halves what lies between two bounds until as many reach one as stay. Scores are
+written for as many rows at once as fit in ROOM; there is never one for every query and key.
 """
 
 import torch
@@ -35,6 +35,9 @@ BLOCKS = {  # (architecture, bytes of an element): lines and runs of a tile, war
     ("any", 4): (32, 32, 4, 1),
 }
 MOST_UNITS = 4096  # whose scores a program holds at once
+UNITS_OF_WARP = 512
+ENOUGH = 1024  # programs
+TURNS = 8  # tiles of runs that a program scores, where there are programs enough
 ROOM = 2**26  # scores
 
 KNOWN = {}  # device -> its row of BLOCKS
@@ -60,7 +63,7 @@ def settings(lines, block_k, warps, stages):
     span, step = RUNS
     coarse = {**common, "SPAN": (COARSE or RUNS)[0], "STEP": (COARSE or RUNS)[1], "ONLY_BEFORE": 0}
     own = {**common, "SPAN": span, "STEP": step, "ONLY_BEFORE": COARSE[0] if COARSE else 0}
-    more = {"SPAN": span, "STEP": step, "BOUNDS": BOUNDS, "SHARES": SHARES, "SHARED": SHARED, "POOL": POOL}
+    more = {"UNIT": UNIT, "SPAN": span, "STEP": step, "BOUNDS": BOUNDS, "SHARES": SHARES, "SHARED": SHARED, "POOL": POOL}
     return coarse, own, {**common, **more}
 
 
@@ -81,7 +84,7 @@ def keep_settings(units):
         "SHARED": SHARED,
         "MANY_BLOCKS": units > MOST_UNITS,
         "BLOCK_U": block,
-        "num_warps": 8 if block > 1024 else 4,
+        "num_warps": max(1, block // UNITS_OF_WARP),
         "num_stages": 1,
         "enable_fp_fusion": True,
     }
@@ -115,7 +118,8 @@ def choose(q, runs, upper, coarse, interval_rows, batch, scale, cap, wanted, ask
     index = torch.empty(choosers, all_rows, most, dtype=torch.int32, device=q.device)
     counts = torch.empty(choosers, all_rows, dtype=torch.int32, device=q.device)
     span, step = RUNS
-    width = max(1, (units * UNIT - span) // step + 1)  # runs
+    runs_of = max(1, (units * UNIT - span) // step + 1)
+    width = units * (UNIT // step) if UNIT % step == 0 else runs_of
     at_once = max(1, min(rows, room // max(1, choosers * sequences * width)))
     scores = torch.empty(choosers * sequences * at_once * width, dtype=torch.float32, device=q.device)
     sums = torch.empty(all_rows, heads, dtype=torch.float32, device=q.device) if SHARES else scores
@@ -134,11 +138,13 @@ def choose(q, runs, upper, coarse, interval_rows, batch, scale, cap, wanted, ask
             tensors = (q, flat, sums, *places, begin, scale)
             programs = sequences * kv_heads * tiles
             run(sums_kernel, programs, tensors, numbers, strides | stride, (*key, name), lambda given=constants: given)
-        sets, run_tiles = 1 if SHARED == "layer" else kv_heads, -(-width // block_k)
+        sets, run_tiles = 1 if SHARED == "layer" else kv_heads, -(-runs_of // block_k)
+        turns = TURNS if sequences * sets * tiles * run_tiles > ENOUGH * TURNS else 1
+        run_tiles = -(-run_tiles // turns)
         tensors = (q, k, k if upper is None else upper[0], sums, scores, *places, k_begin, scale)
         numbers = (
-            bound, kv_heads, sets, tiles, run_tiles, many, row_from, at_once, width, token_stride, head_stride, k_stride,
-            k_begin.stride(0),
+            bound, kv_heads, sets, tiles, run_tiles, turns, many, row_from, at_once, width, units, token_stride, head_stride,
+            k_stride, k_begin.stride(0),
         )  # fmt: skip
         programs = sequences * sets * tiles * run_tiles
         run(scores_kernel, programs, tensors, numbers, strides, (*key, "scores"), lambda: scored)

@@ -85,69 +85,107 @@ def sums_kernel(
     tl.store(sums + place * (kv_heads * GROUP) + head, result, mask=live)
 
 
-@triton.jit(do_not_specialize=["kv_heads", "sets", "tiles", "run_tiles", "many", "row_from", "room", "width", "k_begin_stride"])
-def scores_kernel(
-    q, k, upper, sums, scores, offsets, past, row_begin, k_begin, scale, cap, kv_heads, sets, tiles, run_tiles, many, row_from,
-    room, width, q_token_stride, q_head_stride, k_stride, k_begin_stride,
-    GROUP: tl.constexpr, MEMBERS: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr, BOUNDS: tl.constexpr,
-    SHARES: tl.constexpr, SHARED: tl.constexpr, POOL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+@triton.jit
+def slot_of(run, units, UNIT: tl.constexpr, STEP: tl.constexpr):
+    """Where the score of a run lies in its row: runs that begin at the same place of their units side by side."""
+    PHASES: tl.constexpr = UNIT // STEP if UNIT % STEP == 0 else 1
+    return run % PHASES * units + run // PHASES
+
+
+@triton.jit
+def score_tile(
+    query, k, upper, sums, scale, cap, at, head, place, live, inside, whole, heads,
+    BOUNDS: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
+    """Scores [lines, runs] of lines of rows `place` and heads by the runs that lie at `at`: products, or shares of the mass."""
+    score = products(query, k + at, upper + at, inside, BOUNDS)
+    if SHARES:
+        mass = tl.load(sums + place * heads + head, mask=live, other=0.0)
+        mass = tl.where(mass == float("-inf"), 0.0, mass)[:, None]
+        score = tl.where(whole, tl.exp2(adjust_score(score, tl.load(scale + head)[:, None], cap) - mass), 0.0)
+    return score
+
+
+@triton.jit
+def pool_heads(total, score, ROWS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_K: tl.constexpr, POOL: tl.constexpr):
+    """[ROWS, runs], `total` joined with the scores of the heads of each row."""
+    parts = tl.reshape(score, [ROWS, MEMBERS, BLOCK_K])
+    if POOL == "max" or POOL == "min":  # a reduction forgets what is no number
+        broken = tl.max((parts != parts).to(tl.int32), 1) > 0
+        pooled = tl.max(parts, 1) if POOL == "max" else tl.min(parts, 1)
+        both = tl.maximum(total, pooled) if POOL == "max" else tl.minimum(total, pooled)
+        total = tl.where(broken | (total != total), float("nan"), both)
+    else:
+        total += tl.sum(parts, 1)
+    return total
+
+
+@triton.jit(do_not_specialize=["kv_heads", "sets", "tiles", "run_tiles", "turns", "many", "row_from", "room", "width", "units",
+                               "k_begin_stride"])  # fmt: skip
+def scores_kernel(
+    q, k, upper, sums, scores, offsets, past, row_begin, k_begin, scale, cap, kv_heads, sets, tiles, run_tiles, turns, many,
+    row_from, room, width, units, q_token_stride, q_head_stride, k_stride, k_begin_stride,
+    GROUP: tl.constexpr, MEMBERS: tl.constexpr, UNIT: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr,
+    BOUNDS: tl.constexpr, SHARES: tl.constexpr, SHARED: tl.constexpr, POOL: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A tile of rows by `turns` tiles of runs, `run_tiles` programs side by side; all heads that share a choice."""
     ROWS: tl.constexpr = BLOCK_R // MEMBERS
-    run_tile = tl.program_id(0) % run_tiles
-    tile = tl.program_id(0) // run_tiles % tiles
-    own = tl.program_id(0) // (run_tiles * tiles) % sets
-    sequence = tl.program_id(0) // (run_tiles * tiles * sets)
+    EMPTY: tl.constexpr = float("-inf") if POOL == "max" else (float("inf") if POOL == "min" else 0.0)
+    program = tl.program_id(0)
+    own = program // (run_tiles * tiles) % sets
+    sequence = program // (run_tiles * tiles * sets)
+    sequences = tl.num_programs(0) // (run_tiles * tiles * sets)
     count = tl.minimum(rows_of(sequence, offsets, past, many), row_from + room)
-    first = row_from + tile * ROWS
+    first = row_from + program // run_tiles % tiles * ROWS
     if first >= count:
         return
     furthest = last_of(sequence, tl.minimum(first + ROWS, count) - 1, offsets, past, many)
-    if run_tile * BLOCK_K * STEP + SPAN > furthest + 1:
-        return
     line = tl.arange(0, BLOCK_R)
     row = first + line // MEMBERS
     there = line % MEMBERS < GROUP
     live = (row < count) & there
+    member = tl.minimum(line % MEMBERS, GROUP - 1)
     last = last_of(sequence, row, offsets, past, many)
     place = tl.load(row_begin + sequence) + row
     d = tl.arange(0, BLOCK_D)
-    one = run_tile * BLOCK_K + tl.arange(0, BLOCK_K)
-    inside = (one * STEP + SPAN <= furthest + 1)[None, :] & (d < D)[:, None]
-    whole = one[None, :] * STEP + SPAN <= last[:, None] + 1
-    EMPTY: tl.constexpr = float("-inf") if POOL == "max" else (float("inf") if POOL == "min" else 0.0)
-    total = tl.full([ROWS, BLOCK_K], EMPTY, tl.float32)
-    slot = sequence * room + row - row_from
-    for step in tl.range(0, kv_heads // sets):
-        group = own + step  # sets are the KV heads, or one for all of them
-        head = group * GROUP + tl.minimum(line % MEMBERS, GROUP - 1)
-        q_there = q + (place * q_token_stride + head * q_head_stride)[:, None] + d[None, :]
-        query = tl.load(q_there, mask=live[:, None] & (d < D)[None, :], other=0.0)
-        k_from = tl.load(k_begin + sequence * k_begin_stride + group)
-        at = (k_from + one.to(tl.int64) * k_stride)[None, :] + d[:, None]
-        score = products(query, k + at, upper + at, inside, BOUNDS)
-        if SHARES:
-            mass = tl.load(sums + place * (kv_heads * GROUP) + head, mask=live, other=0.0)
-            mass = tl.where(mass == float("-inf"), 0.0, mass)[:, None]
-            logit = adjust_score(score, tl.load(scale + head)[:, None], cap)
-            score = tl.where(whole, tl.exp2(logit - mass), 0.0)
-        if SHARED == "head":
-            target = (head.to(tl.int64) * (tl.num_programs(0) // (run_tiles * tiles * sets) * room) + slot) * width
-            tl.store(scores + target[:, None] + one[None, :], score, mask=live[:, None] & (one < width)[None, :])
+    in_q = live[:, None] & (d < D)[None, :]
+    runs = tl.where(furthest + 1 >= SPAN, (furthest + 1 - SPAN) // STEP + 1, 0)
+    from_tile = program % run_tiles * turns
+    heads = kv_heads * GROUP
+    head = own * GROUP + member
+    target = scores + (own.to(tl.int64) * sequences + sequence) * room * width
+    if SHARED != "layer":
+        query = tl.load(q + (place * q_token_stride + head * q_head_stride)[:, None] + d[None, :], mask=in_q, other=0.0)
+        k_from = tl.load(k_begin + sequence * k_begin_stride + own)
+    for run_tile in tl.range(from_tile, tl.minimum(from_tile + turns, tl.cdiv(runs, BLOCK_K))):
+        one = run_tile * BLOCK_K + tl.arange(0, BLOCK_K)
+        inside = (one < runs)[None, :] & (d < D)[:, None]
+        whole = one[None, :] * STEP + SPAN <= last[:, None] + 1
+        slot = slot_of(one, units, UNIT, STEP)
+        total = tl.full([ROWS, BLOCK_K], EMPTY, tl.float32)
+        if SHARED == "layer":
+            for group in tl.range(0, kv_heads):
+                head = group * GROUP + member
+                q_there = q + (place * q_token_stride + head * q_head_stride)[:, None] + d[None, :]
+                query = tl.load(q_there, mask=in_q, other=0.0)
+                k_from = tl.load(k_begin + sequence * k_begin_stride + group)
+                at = (k_from + one.to(tl.int64) * k_stride)[None, :] + d[:, None]
+                score = score_tile(
+                    query, k, upper, sums, scale, cap, at, head, place, live, inside, whole, heads, BOUNDS, SHARES
+                )
+                total = pool_heads(total, tl.where(there[:, None], score, EMPTY), ROWS, MEMBERS, BLOCK_K, POOL)
         else:
-            score = tl.where(there[:, None], score, EMPTY)
-            if POOL == "max" or POOL == "min":  # a reduction forgets what is no number
-                broken = tl.max(tl.reshape((score != score).to(tl.int32), [ROWS, MEMBERS, BLOCK_K]), 1) > 0
-                parts = tl.reshape(score, [ROWS, MEMBERS, BLOCK_K])
-                pooled = tl.max(parts, 1) if POOL == "max" else tl.min(parts, 1)
-                both = tl.maximum(total, pooled) if POOL == "max" else tl.minimum(total, pooled)
-                total = tl.where(broken | (total != total), float("nan"), both)
+            at = (k_from + one.to(tl.int64) * k_stride)[None, :] + d[:, None]
+            score = score_tile(query, k, upper, sums, scale, cap, at, head, place, live, inside, whole, heads, BOUNDS, SHARES)
+            if SHARED == "head":
+                own_scores = scores + ((head.to(tl.int64) * sequences + sequence) * room + row - row_from) * width
+                tl.store(own_scores[:, None] + slot[None, :], score, mask=live[:, None] & (one < runs)[None, :])
             else:
-                total += tl.sum(tl.reshape(score, [ROWS, MEMBERS, BLOCK_K]), 1)
-    if SHARED != "head":
-        if POOL == "mean":
-            total = total / (GROUP * (kv_heads // sets))
-        row = first + tl.arange(0, ROWS)
-        slot = sequence * room + row - row_from
-        target = (own.to(tl.int64) * (tl.num_programs(0) // (run_tiles * tiles * sets) * room) + slot) * width
-        tl.store(scores + target[:, None] + one[None, :], total, mask=(row < count)[:, None] & (one < width)[None, :])
+                total = pool_heads(total, tl.where(there[:, None], score, EMPTY), ROWS, MEMBERS, BLOCK_K, POOL)
+        if SHARED != "head":
+            if POOL == "mean":
+                total = total / (GROUP * (kv_heads // sets))
+            own_row = first + tl.arange(0, ROWS)
+            there_row = target + (own_row - row_from).to(tl.int64) * width
+            tl.store(there_row[:, None] + slot[None, :], total, mask=(own_row < count)[:, None] & (one < runs)[None, :])
