@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
     graph = passes.run(graphs.build(spec))
     plans = plan_all(graph, options, cap=spec.model.score_cap is not None)
     chosen = plans["cpu" if options.device == "cpu" else "cuda"]
-    decisions = tuple(dict.fromkeys(_decision(choice) for choice in chosen.references()))
+    decisions = _decisions(chosen.references())
     if options.strict and decisions:
         help_line = "build without `--strict` to run the reference there"
         raise SpecError([complaint("A401", decision, spec.file, help_line) for decision in decisions])
@@ -177,11 +177,14 @@ def vendored() -> list[tuple[str, str]]:
     return sorted((file.name, file.read_text("utf-8")) for file in files if file.name.endswith(".py"))
 
 
-def _decision(choice: Choice) -> str:
-    """One line for a part that runs its reference, with why nothing faster does."""
-    reasons = "; ".join(f"{refusal.provider}: {refusal.reason}" for refusal in choice.refused)
-    _, _, what = choice.node.partition("/")
-    return f"{what} runs its reference in {choice.phase} ({reasons})"
+def _decisions(choices: Iterable[Choice]) -> tuple[str, ...]:
+    """A line for each part that runs its reference, with the phases in which it does and why nothing faster runs there."""
+    phases: dict[tuple[str, str], dict[str, None]] = {}
+    for choice in choices:
+        reasons = "; ".join(f"{refusal.provider}: {refusal.reason}" for refusal in choice.refused)
+        _, _, what = choice.node.partition("/")
+        phases.setdefault((what, reasons), {})[choice.phase] = None
+    return tuple(f"{what} runs its reference in {', '.join(met)} ({reasons})" for (what, reasons), met in phases.items())
 
 
 def _resources(texts: Mapping[str, str], targets: tuple[str, ...]) -> tuple[Compiled, ...]:

@@ -36,6 +36,7 @@ from attnc.compiler.recipe import Recipe
 from attnc.compiler.spec import Spec
 from attnc.compiler.table_text import table_text
 from attnc.compiler.unbuilt import unbuilt
+from attnc.compiler.units import Units
 from attnc.dsl import Source, SpecError, parse, read
 from attnc.dsl.fixes import apply_fixes
 from attnc.dsl.grammar import RESERVED
@@ -124,6 +125,7 @@ def judge(data: bytes, *, lay_out: bool, build: bool) -> str:
         _judge_fixes(source, error)
         return "meaning"
     assert _soon("resolving", table_text, spec).isascii()
+    assert _soon("counting what can be tuned", Units(spec).undecided) >= 0
     waiting = unbuilt(spec)
     if waiting or not build or len(spec.layers) > 64:
         str(SpecError(waiting)) if waiting else None
