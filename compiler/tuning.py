@@ -53,6 +53,13 @@ class Coverage(Value):
     rows: Annotated[int, Bounds(0, 2**24)] = 0
 
 
+class RecallDrop(Value):
+    """`recall_drop(share = 25%)`: what a layer is worth to recall, beside what it is worth to all text (arXiv 2601.22156)."""
+
+    word: Literal["recall_drop"] = "recall_drop"
+    share: Share = Share(percent=25)
+
+
 class Loss(Value):
     """`loss(data = tasks, worst = false)`: end to end; with `worst` the worst task counts."""
 
@@ -61,8 +68,11 @@ class Loss(Value):
     worst: bool = False
 
 
-Method = TrainedGate | RetrievalScore | Similarity | Coverage | Loss
+Method = TrainedGate | RetrievalScore | Similarity | Coverage | RecallDrop | Loss
 """By what a `choose` or a `budget` is decided."""
+
+SEARCHED = (Loss, type(None))
+"""Methods that leave the decision to a search within limits; the others decide by themselves."""
 
 
 class BudgetArguments(Value):

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from itertools import combinations, product
 from typing import NamedTuple
 
 from attnc.compiler.budget_text import Site, sites, with_values
 from attnc.compiler.check import check
 from attnc.compiler.full import full
+from attnc.compiler.previous import held, makes_choice, takes_choice
 from attnc.compiler.spec import (
     BudgetSite,
     HeadCase,
@@ -23,6 +24,7 @@ from attnc.compiler.spec import (
     Spec,
 )
 from attnc.compiler.tuning import Method
+from attnc.compiler.unbuilt import unbuilt_names
 from attnc.compiler.unit_parts import chooses, chooses_met, onto, pieces, resolved, with_pieces
 from attnc.compiler.walk import attentions, first_leaf
 from attnc.dsl import tree
@@ -73,6 +75,12 @@ class Unit(NamedTuple):
     def place(self) -> Place:
         """What no two units share."""
         return (self.layer, self.scope)
+
+    @property
+    def ends(self) -> tuple[Candidate, Candidate]:
+        """The first alternative and the last, with their budgets at the defaults."""
+        last = self.candidates[-1].choose
+        return self.candidates[0], next(one for one in self.candidates if one.choose == last)
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
@@ -136,12 +144,37 @@ class Units:
                     (scope, _kv_heads(mixer), *self._candidates(layer.index, scope, mixer))
                     for scope, mixer in pieces(layer.mixer)
                 ]
-        return tuple(
-            Unit(layer.index, scope, kv_heads, per, candidates, by)
-            for layer in self.text.layers
-            for scope, kv_heads, per, by, candidates in known[id(layer.mixer)]
-            if len(candidates) > 1
-        )
+        found = []
+        for at, layer in enumerate(self.text.layers):
+            lent = any(attentions(before.mixer) for before in self.text.layers[:at])
+            for scope, kv_heads, per, by, candidates in known[id(layer.mixer)]:
+                place = (layer.index, scope)
+                if len(candidates) > 1:
+                    own = tuple(one for one in candidates if lent or not self.borrows(place, one))
+                    found.append(Unit(*place, kv_heads, per, own, by))
+        return tuple(found)
+
+    def tied(self, unit: Unit) -> str:
+        """Why heads of a unit cannot differ though each is decided by itself: what of that is not built; else empty."""
+        if unit.per != "head":
+            return ""
+        key = (unit.scope, unit.candidates, id(self.text.layers[unit.layer].mixer))
+        if key not in self._tied:
+            several = {one.choose: one for one in reversed(unit.candidates)}.values()
+            mixed = (
+                self.settled({unit.place: [one] + [other] * (unit.kv_heads - 1)}) for one, other in combinations(several, 2)
+            )
+            self._tied[key] = next((names[0] for spec in mixed if (names := unbuilt_names(spec))), "")
+        return self._tied[key]
+
+    @cached_property
+    def _tied(self) -> dict[tuple[object, ...], str]:
+        return {}
+
+    def borrows(self, place: Place, candidate: Candidate) -> bool:
+        """Whether a candidate takes over the choice of an earlier layer, so that one has to make a choice."""
+        keys = [key for one in held(self.mixer(place, candidate)) for key in one.keys]
+        return any(map(takes_choice, keys)) and not any(map(makes_choice, keys))
 
     def undecided(self) -> int:
         """How many parts of layers have a `choose`, or a budget that may move; their candidates are not made."""

@@ -13,7 +13,7 @@ from attnc.compiler.fields import fields, items, options, tag
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.read_operator import OPERATORS
 from attnc.compiler.recipe import Recipe, Retrieve
-from attnc.compiler.tuning import Coverage, Loss, RetrievalScore, Router, Similarity, TrainedGate
+from attnc.compiler.tuning import Coverage, Loss, RecallDrop, RetrievalScore, Router, Similarity, TrainedGate
 from attnc.compiler.unbuilt import unbuilt
 from attnc.dsl.codes import CODES as DSL_CODES
 
@@ -51,7 +51,7 @@ def test_every_key_and_word_of_a_recipe_and_driver_is_on_the_page(owner, title):
             assert re.search(rf"\b{word}\b", row), (field.key, word)
 
 
-@pytest.mark.parametrize("owner", [TrainedGate, RetrievalScore, Similarity, Coverage, Loss, Router])
+@pytest.mark.parametrize("owner", [TrainedGate, RetrievalScore, Similarity, Coverage, RecallDrop, Loss, Router])
 def test_every_argument_of_a_method_is_on_the_page(owner):
     word = tag(owner)
     row = next(line for line in PAGE.split("\n") if re.search(rf"\b{word}\(.*=", line))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnc.tune.knapsack import exact, hull, sums, within
+from attnc.tune.knapsack import exact, hull, hull_of_worst, sums, within
 from attnc.tune.reuse import reuse
 
 NUMBERS = st.integers(-8, 40).map(lambda number: number / 4)
@@ -46,6 +46,20 @@ def test_the_hull_keeps_limits_and_its_bound_is_below_the_best(sites, first, sec
         assert found.bound - 1e-6 <= best <= found.sums[0] + 1e-9
     if best is None:
         assert found is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(SITES, st.integers(0, 90))
+def test_the_worst_of_two_sums_is_made_least(sites, limit):
+    every = (sums(sites, picks) for picks in itertools.product(*(range(len(site)) for site in sites)))
+    best = min((max(one[:2]) for one in every if within(one, {2: limit})), default=None)
+    found, near = exact(sites, (0, 1), {2: float(limit)}), hull_of_worst(sites, (0, 1), {2: float(limit)})
+    assert (found is None) == (best is None)
+    if found is not None:
+        assert max(found.sums[:2]) == pytest.approx(best, abs=1e-6)
+        assert within(found.sums, {2: limit})
+    if near is not None:
+        assert near.bound - 1e-6 <= best <= max(near.sums[:2]) + 1e-9
 
 
 def test_eighty_layers_of_eight_groups_and_twelve_candidates_take_less_than_two_seconds():

@@ -58,6 +58,7 @@ def solve(
         raise CommandError(Exit.USAGE, f"there is no probe {loss}", f"--loss takes {', '.join(LOSSES)}")
     from attnc.compiler.policies import path_beside
     from attnc.compiler.policy import policy_text
+    from attnc.tune.methods import by_itself
     from attnc.tune.runs import POLICY, Run, write_text
     from attnc.tune.solve import Wanted, policy
     from attnc.tune.solve import solve as run_solver
@@ -68,7 +69,7 @@ def solve(
     if frontier:
         _frontier(run, table, "kv_bytes" if objective == "loss" else objective, plot, json)
         return
-    if objective != "loss" and max_loss is None and any(unit.by is None for unit in run.all):
+    if objective != "loss" and max_loss is None and not all(by_itself(unit) for unit in run.all):
         raise CommandError(
             Exit.USAGE, "--max-loss is missing: without it the least cost is the smallest of everything", "--max-loss 0.05"
         )

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from attnc.evaluate.subject import Subject
 from attnc.evaluate.tokenizer import Bytes, FolderTokenizer
+from attnc.runtime.sizes import DECODE_TOKENS
 from attnc.tasks.examples import NOT_ASKED, Examples
 from attnc.tasks.prompts import Prompt
 from attnc.tasks.text import Text, windows
@@ -32,6 +33,32 @@ def losses(
         nats = _nats(subject, subject.tensor([row for row, _ in part]), targets)
         found += [(float(row), int(count)) for row, count in zip(nats, (targets != NOT_ASKED).sum(1), strict=True)]
         said(len(found))
+    return found
+
+
+@torch.no_grad()
+def losses_behind(
+    subject: Subject, tokenizer: Reader, text: Text, length: int, most: int, batch: int, decoded: int
+) -> list[tuple[float, int]]:
+    """As `losses`, of the last `decoded` tokens of each window: they are decoded, 16 at a time, behind a prefill of the rest.
+
+    So a model whose prefill looks ahead can be asked, and one that chooses while decoding shows it.
+    """
+    found: list[tuple[float, int]] = []
+    parts = islice(windows(text.tokens(tokenizer.plain), length, tokenizer.first), most)
+    for part in _alike((one for one in parts if len(one[0]) > decoded), batch):
+        targets = torch.tensor([row for _, row in part], dtype=torch.int64)
+        inputs, before = subject.tensor([row for row, _ in part]), len(part[0][0]) - decoded
+        cache = subject.model.new_cache(len(part), before + decoded)
+        nothing = torch.zeros(0, dtype=torch.int64, device=inputs.device)
+        subject.model(inputs[:, :before], cache=cache, at=nothing)
+        total = torch.zeros(len(part), dtype=torch.float64)
+        for start in range(before, before + decoded, DECODE_TOKENS):
+            here = slice(start, start + DECODE_TOKENS)
+            wide = subject.model(inputs[:, here], cache=cache).logits.float()
+            each = F.cross_entropy(wide.flatten(0, 1), targets[:, here].flatten().to(wide.device), reduction="none")
+            total += each.double().view(len(part), -1).sum(1).cpu()
+        found += [(float(row), decoded) for row in total]
     return found
 
 

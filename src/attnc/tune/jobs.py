@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from attnc.compiler.policies import trouble
-from attnc.compiler.tuning import RetrievalScore, Similarity, TrainedGate
+from attnc.compiler.tuning import RecallDrop, RetrievalScore, Similarity, TrainedGate
 from attnc.compiler.units import Unit
 from attnc.tune.journal import Key, Row
 from attnc.tune.runs import Run
@@ -47,6 +47,9 @@ class Work:
         for task in settings.tasks:
             for length in settings.lengths:
                 found += [Job("loss", task, length, n, frozenset(self._loss_keys(task, length, n))) for n in texts]
+        if RecallDrop in methods and not {"text", "passkey"} <= set(settings.tasks):
+            message = "recall_drop compares passkeys with text, which are not both measured"
+            raise trouble("A613", message, self.run.place, "add --task text,passkey; text needs a tokenizer beside the weights")
         for length in settings.lengths:
             tasks = [task for task in settings.tasks if task == "passkey"]
             if RetrievalScore in methods:
@@ -54,9 +57,10 @@ class Work:
                 found += [self._watch("retrieval", "passkey", length, n, RetrievalScore) for n in texts]
             if Similarity in methods:
                 found += [self._watch("similarity", settings.tasks[0], length, n, Similarity) for n in texts]
-            if TrainedGate in methods:
-                self._asks_passkeys(tasks)
-                found.append(self._watch("gate", "passkey", length, 0, TrainedGate))
+            for number, method in enumerate(self.gates):
+                if method.data == "passkey":
+                    self._asks_passkeys(tasks)
+                found.append(self._watch("gate", method.data, length, number, method))
         if self.times:
             for length in settings.lengths:
                 found += [
@@ -84,7 +88,7 @@ class Work:
         place: dict[str, Any] = {"layer": unit.layer, "scope": unit.scope, "first": first, "last": last}
         return Row(what="loss", task=task, length=length, sample=number, **place, candidate=name, values=values)
 
-    def _watch(self, what: Any, task: str, length: int, number: int, method: type) -> Job:
+    def _watch(self, what: Any, task: str, length: int, number: int, method: type | TrainedGate) -> Job:
         units = self.of(method)
         keys = [
             Row(
@@ -95,9 +99,16 @@ class Work:
         ]
         return Job(what, task, length, number, frozenset(keys))
 
-    def of(self, method: type) -> list[Unit]:
-        """The units that a method decides."""
-        return [unit for unit in self.run.all if isinstance(unit.by, method)]
+    @cached_property
+    def gates(self) -> list[TrainedGate]:
+        """The settings of gates that units have, each of which is trained by itself."""
+        return list(dict.fromkeys(unit.by for unit in self.run.all if isinstance(unit.by, TrainedGate)))
+
+    def of(self, method: type | TrainedGate) -> list[Unit]:
+        """The units that a method decides, whatever its settings or with just these."""
+        if isinstance(method, type):
+            return [unit for unit in self.run.all if isinstance(unit.by, method)]
+        return [unit for unit in self.run.all if unit.by == method]
 
     def _cost_keys(self, length: int, batch: int) -> Iterator[Key]:
         for name in ("full", *(str(number) for number in range(self.most))):

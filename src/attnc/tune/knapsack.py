@@ -21,6 +21,9 @@ SLACK = 1e-9
 STEPS = 100
 """Of the multipliers."""
 
+HALVINGS = 12
+"""Of what is between a bound and an answer."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -30,10 +33,10 @@ class Answer:
     sums: tuple[float, ...]
     bound: float
 
-    def gap(self, column: int) -> float:
-        """How much worse than the best it is at most, relatively."""
-        above = self.sums[column] - self.bound
-        return max(0.0, above) / max(abs(self.sums[column]), 1e-12)
+    def gap(self, *columns: int) -> float:
+        """How much worse than the best it is at most, relatively; of several columns their largest sum counts."""
+        value = max(self.sums[column] for column in columns)
+        return max(0.0, value - self.bound) / max(abs(value), 1e-12)
 
 
 def sums(sites: Sites, picks: Sequence[int]) -> tuple[float, ...]:
@@ -46,43 +49,74 @@ def within(totals: Sequence[float], limits: Mapping[int, float]) -> bool:
     return all(totals[column] <= limit + SLACK * max(1.0, abs(limit)) for column, limit in limits.items())
 
 
-def exact(sites: Sites, column: int, limits: Mapping[int, float], gap: float = 1e-6) -> Answer | None:
-    """The options whose sum of `column` is least, as far as `gap` tells; None if none keep the limits.
+def exact(sites: Sites, column: int | Sequence[int], limits: Mapping[int, float], gap: float = 1e-4) -> Answer | None:
+    """The options whose sum of `column` is least, or of several columns the largest sum, as far as `gap` tells; None if none
+    keep the limits.
 
     Source: the multiple-choice knapsack (Sinha & Zoltners, 1979) as a mixed integer programme.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_matrix, vstack
 
-    sizes = [len(site) for site in sites]
-    table = np.array([option for site in sites for option in site], dtype=np.float64)
-    owner = np.repeat(np.arange(len(sites)), sizes)
+    columns = [column] if isinstance(column, int) else list(column)
+    kept = [undominated(np.array(site, dtype=np.float64)[:, [*columns, *limits]]) for site in sites]
+    sizes = [len(own) for own in kept]
+    table = np.array([site[at] for site, own in zip(sites, kept, strict=True) for at in own], dtype=np.float64)
     count = len(table)
-    one = csr_matrix((np.ones(count), (owner, np.arange(count))), shape=(len(sites), count))
-    rows, low, high = [one], [np.ones(len(sites))], [np.ones(len(sites))]
+    scale = max(float(np.abs(table[:, columns]).max()), 1e-30)
+    # The last variable is what is made least; the sums of the columns are no more than it.
+    owner = np.repeat(np.arange(len(sites)), sizes)
+    rows = [csr_matrix((np.ones(count), (owner, np.arange(count))), shape=(len(sites), count + 1))]
+    rows += [csr_matrix(np.append(table[:, one] / scale, -1.0)[None]) for one in columns]
+    low, high = [1.0] * len(sites) + [-np.inf] * len(columns), [1.0] * len(sites) + [0.0] * len(columns)
     for limited, limit in limits.items():
-        numbers = table[:, limited] / (scale := max(abs(limit), float(np.abs(table[:, limited]).max()), 1e-30))
-        rows.append(csr_matrix(numbers[None]))
-        low.append(np.array([-np.inf]))
-        high.append(np.array([limit / scale + SLACK]))
-    wanted = table[:, column]
-    scale = max(float(np.abs(wanted).max()), 1e-30)
+        own = max(abs(limit), float(np.abs(table[:, limited]).max()), 1e-30)
+        rows.append(csr_matrix(np.append(table[:, limited] / own, 0.0)[None]))
+        low.append(-np.inf)
+        high.append(limit / own + SLACK)
     found = milp(
-        wanted / scale,
-        integrality=np.ones(count),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(vstack(rows), np.concatenate(low), np.concatenate(high)),
+        np.append(np.zeros(count), 1.0),
+        integrality=np.append(np.ones(count), 0),
+        bounds=Bounds(np.append(np.zeros(count), -np.inf), np.append(np.ones(count), np.inf)),
+        constraints=LinearConstraint(vstack(rows), np.array(low), np.array(high)),
         options={"mip_rel_gap": gap},
     )
     if found.x is None:
         return None
     starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
-    picks = tuple(int(np.argmax(found.x[at : at + size])) for at, size in zip(starts, sizes, strict=True))
+    picks = tuple(int(own[np.argmax(found.x[at : at + len(own)])]) for at, own in zip(starts, kept, strict=True))
     totals = sums(sites, picks)
     if not within(totals, limits):  # the solver's tolerance is absolute: a limit that is kept by a hair may be broken by one
         tight = {c: limit - 2 * max(0.0, totals[c] - limit) for c, limit in limits.items()}
         return exact(sites, column, tight, gap)
     return Answer(picks, totals, float(found.mip_dual_bound) * scale)
+
+
+def undominated(site: Array) -> NDArray[np.int64]:
+    """The options that no other one of the site is as good as in every column; of equal ones the first."""
+    before = np.tri(len(site), k=-1, dtype=bool)
+    as_good = (site[None] <= site[:, None]).all(-1)
+    better = as_good & (~as_good.T | before)
+    return np.flatnonzero(~better.any(1))
+
+
+def hull_of_worst(sites: Sites, columns: Sequence[int], limits: Mapping[int, float]) -> Answer | None:
+    """As `hull`, where the largest sum of several columns is made least: their limit is halved in on."""
+    alone = [hull(sites, column, limits) for column in columns]
+    answers = [one for one in alone if one is not None]
+    if len(answers) < len(alone):
+        return None
+    bound = max(one.bound for one in answers)
+    best = min(answers, key=lambda one: max(one.sums[column] for column in columns))
+    low, high = bound, max(best.sums[column] for column in columns)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        found = hull(sites, columns[0], {**limits, **dict.fromkeys(columns, middle)})
+        if found is None:
+            low = middle
+        else:
+            best, high = found, middle
+    return Answer(best.picks, best.sums, bound)
 
 
 def hull(sites: Sites, column: int, limits: Mapping[int, float]) -> Answer | None:

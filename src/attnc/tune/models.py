@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attnc.codegen.build import Options, build
 from attnc.codegen.importing import import_folder
 from attnc.compiler.policies import trouble
-from attnc.compiler.spec import Spec
+from attnc.compiler.spec import Mixer, Spec
 from attnc.compiler.units import FULL, Candidate, Place, Unit, Units
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Models:
                     self.tensors[name] = file.get_tensor(name).to(device=device, dtype=getattr(torch, dtype))
         self.device = torch.device(device)
         self.count = 0
+        self.built: dict[tuple[Mixer, ...], BuiltModel] = {}
 
     def full(self) -> BuiltModel:
         """Every unit with a softmax over every key, as far as it has a softmax."""
@@ -44,12 +45,32 @@ class Models:
         """Every unit with its candidate of this number; its first one where it has fewer."""
         return self.of(uniform(self.every, number))
 
+    def alone(self, number: int) -> list[tuple[frozenset[Place], BuiltModel]]:
+        """Models in which units have their candidate of this number, and the units whose parts of it are to be read.
+
+        One is enough, but where candidates take over choices: then every second layer has full attention, which lends them.
+        """
+        picks = uniform(self.every, number)
+        lent = {place for place, own in picks.items() if self.units.borrows(place, own[0])}
+        if not lent:
+            return [(frozenset(picks), self.of(picks))]
+        found = []
+        for turn in (0, 1):
+            waiting = {place for place in lent if place[0] % 2 != turn}
+            mixed = {place: [FULL] * len(own) if place in waiting else own for place, own in picks.items()}
+            found.append((frozenset(mixed) - waiting, self.of(mixed)))
+        return found
+
     def of(self, picks: Picks) -> BuiltModel:
-        """Raises SpecError A616 where the checkpoint lacks weights."""
-        return self.load(self.units.settled(picks))
+        """The model of these, built once. Raises SpecError A616 where the checkpoint lacks weights."""
+        spec = self.units.settled(picks)
+        mixers = tuple(layer.mixer for layer in spec.layers)
+        if mixers not in self.built:
+            self.built[mixers] = self.load(spec)
+        return self.built[mixers]
 
     def load(self, spec: Spec) -> BuiltModel:
-        """The model of a settled spec."""
+        """A model of a settled spec that nobody else has."""
         self.count += 1
         place = self.scratch / f"model_{self.count}"
         build(spec, place, Options(device=self.table))

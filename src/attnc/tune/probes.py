@@ -40,6 +40,11 @@ class Seen:
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     handed: bool = False
 
+    def take(self, other: Seen) -> None:
+        """The units that another pass read."""
+        for mine, its in ((self.heads, other.heads), (self.outputs, other.outputs), (self.masses, other.masses)):
+            mine.update(its)
+
 
 class Losses(NamedTuple):
     """Of the whole model on one text."""

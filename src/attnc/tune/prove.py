@@ -5,28 +5,35 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import attnc
 from attnc.codegen.build import Options as BuildOptions
 from attnc.codegen.build import build
-from attnc.compiler.policies import of_folder
+from attnc.compiler.laws import laws
+from attnc.compiler.policies import of_folder, trouble
 from attnc.compiler.policy import Figure, Machine, Policy, TaskLoss
 from attnc.compiler.units import FULL
 from attnc.compiler.value import Value
+from attnc.evaluate.asking import losses_behind
 from attnc.evaluate.report import Loss
 from attnc.evaluate.run import Options, evaluate
 from attnc.evaluate.subject import Subject
 from attnc.evaluate.tokenizer import NAME
+from attnc.tasks.text import Text, topics
 from attnc.tune import costs
-from attnc.tune.models import Models
+from attnc.tune.models import Models, uniform
 from attnc.tune.runs import Run
 from attnc.tune.solve import Wanted, policy, solve
 from attnc.tune.table import Table
 
 EVALUATED = {"text": "nll", "passkey": "passkey"}
 """What each task of a run is called in an evaluation."""
+
+DECODED = 128
+"""Tokens of a text that are decoded behind a prefill of the rest, at most half of it."""
 
 RISES = 9
 """How often budgets are made higher before nothing is expected to change any more."""
@@ -144,7 +151,7 @@ class Prover:
 
     def _evaluated(self, subject: Subject) -> dict[tuple[str, int], tuple[float, int]]:
         """(task, length) -> nats a token or the share of wrong answers, and trials."""
-        tasks = tuple(EVALUATED[task] for task in self.run.settings.tasks)
+        tasks = tuple(EVALUATED[task] for task in self.run.settings.tasks if not (task == "text" and self.behind))
         options = Options(
             tasks=tasks,
             lengths=self._lengths,
@@ -153,13 +160,35 @@ class Prover:
             seed=self.run.settings.seed + 1,
             text=self.gate.text,
         )
+        found: dict[tuple[str, int], tuple[float, int]] = self._read_behind(subject) if self.behind else {}
+        if not tasks:
+            return found
         report = evaluate(subject, options, lambda *_: None)
-        found = {}
         for row in report.rows:
             if isinstance(row, Loss):
                 found["text", row.length] = row.value, row.windows
             else:
                 found[row.task, row.length] = 1 - row.value, row.trials
+        return found
+
+    @cached_property
+    def behind(self) -> bool:
+        """Whether a prefill may look ahead, so that only what is decoded behind it tells the loss on text."""
+        most = max(len(unit.candidates) for unit in self.run.all)
+        specs = [self.run.units.settled(uniform(self.run.all, number)) for number in range(most)]
+        ahead = any(law.name == "causal" and not law.owed for spec in specs for law in laws(spec))
+        return ahead and "text" in self.run.settings.tasks
+
+    def _read_behind(self, subject: Subject) -> dict[tuple[str, int], tuple[float, int]]:
+        text = Text(str(self.gate.text), self.gate.text) if self.gate.text else topics()
+        found = {}
+        for length in self._lengths:
+            decoded = min(DECODED, length // 2)
+            gate, reader = self.gate, subject.tokenizer(subject.form)
+            rows = losses_behind(subject, reader, text, length, gate.trials, gate.batch, decoded)
+            if not rows:
+                raise trouble("A613", f"{text.name} has no {length} tokens", self.run.place, "--text with a longer text")
+            found["text", length] = sum(nats for nats, _ in rows) / sum(tokens for _, tokens in rows), len(rows)
         return found
 
     @staticmethod

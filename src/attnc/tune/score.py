@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from attnc.compiler.policies import trouble
 from attnc.compiler.policy import Machine
-from attnc.compiler.tuning import Coverage, RetrievalScore, Similarity, TrainedGate
-from attnc.compiler.units import FULL, Unit
+from attnc.compiler.tuning import Coverage, RetrievalScore, Similarity
+from attnc.compiler.units import FULL, Place, Unit
 from attnc.compiler.value import Share, tokens_of
 from attnc.compiler.walk import every as every_mixer
 from attnc.compiler.walk import kinds
@@ -28,7 +28,7 @@ from attnc.tune import costs, gate, watch
 from attnc.tune.jobs import Job, Work
 from attnc.tune.journal import Key, Row
 from attnc.tune.models import Models
-from attnc.tune.probes import Probe, read
+from attnc.tune.probes import Probe, Seen, read
 from attnc.tune.runs import Run
 from attnc.tune.samples import Sample, Source
 
@@ -135,9 +135,17 @@ class Scorer:
         return self.models.full()
 
     @cached_property
-    def uniform(self) -> list[Any]:
-        """A model for each number of a candidate."""
-        return [self.models.uniform(number) for number in range(self.work.most)]
+    def apart(self) -> list[list[tuple[frozenset[Place], Any]]]:
+        """Models for each number of a candidate."""
+        return [self.models.alone(number) for number in range(self.work.most)]
+
+    def _read(self, number: int, probe: Probe, masses: bool) -> Seen:
+        """What each unit does with its candidate of this number."""
+        found = Seen()
+        for places, model in self.apart[number]:
+            units = [unit for unit in self.run.all if unit.place in places]
+            found.take(read(model, units, probe.sample, probe.seen, masses=masses))
+        return found
 
     @cached_property
     def source(self) -> Source:
@@ -179,7 +187,7 @@ class Scorer:
                     if row.key in known:
                         continue
                     if not same and seen is None:
-                        seen = read(self.uniform[number], self.run.all, sample, probe.seen, masses=masses)
+                        seen = self._read(number, probe, masses)
                     values = dict.fromkeys(_columns(probes), 0.0) if same else self._values(probe, unit, first, last, seen)
                     place: dict[str, Any] = {"layer": unit.layer, "scope": unit.scope, "first": first, "last": last}
                     said: dict[str, Any] = {"task": job.task, "length": job.length, "sample": job.number}
@@ -204,11 +212,14 @@ class Scorer:
         self._by_group(job, known, self.work.of(RetrievalScore), found, "retrieval")
 
     def _gate(self, job: Job, known: set[Key]) -> None:
-        units = self.work.of(TrainedGate)
-        samples = self.source.samples("passkey", job.length, GATE_STEPS)
-        method = units[0].by
-        assert isinstance(method, TrainedGate), "asked for these units alone"
-        kept, dropped = (self.models.uniform(number).use("torch") for number in (0, 1))
+        method = self.work.gates[job.number]
+        units, settings = self.work.of(method), self.run.settings
+        tasks = settings.tasks if method.data == "tasks" else ("passkey",)
+        each = -(-GATE_STEPS // len(tasks))
+        texts = [self.source.samples(task, job.length, each) for task in tasks]
+        samples = [texts[at % len(tasks)][at // len(tasks) % len(texts[at % len(tasks)])] for at in range(GATE_STEPS)]
+        ends = ({unit.place: [unit.ends[end]] * unit.kv_heads for unit in self.run.all} for end in (0, 1))
+        kept, dropped = (self.models.load(self.run.units.settled(picks)).use("torch") for picks in ends)
 
         def said(step: int) -> None:
             self.progress(f"gate, step {step} of {GATE_STEPS}")
@@ -250,7 +261,8 @@ class Scorer:
     @torch.no_grad()
     def _cost(self, job: Job, known: set[Key]) -> None:
         """Each candidate in all units at once, beside full attention, in turns."""
-        for number, model in enumerate(self.uniform):
+        for number in range(self.work.most):
+            model = self.models.uniform(number)
             found = costs.measured({"full": self.full, str(number): model}, job.length, job.number)
             for name, values in found.items():
                 said: dict[str, Any] = {"length": job.length, "batch": job.number, "machine": self.machine.gpu}

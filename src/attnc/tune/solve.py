@@ -14,7 +14,8 @@ from attnc.compiler.units import Candidate, Place
 from attnc.compiler.value import Value
 from attnc.dsl import SpecError
 from attnc.tune import costs
-from attnc.tune.knapsack import Answer, exact, hull
+from attnc.tune.knapsack import Answer, exact, hull, hull_of_worst
+from attnc.tune.methods import allowed, by_itself
 from attnc.tune.table import Option, Site, Table
 
 Per = Literal["head", "layer", "all"]
@@ -56,24 +57,25 @@ class Solution(Value):
 
 @dataclass(frozen=True)
 class Decided:
-    """A solution with the candidates themselves."""
+    """A solution with the candidates themselves; `least`: the sum that was made small."""
 
     solution: Solution
     picks: dict[Place, list[Candidate]]
+    least: float
 
 
 def solve(table: Table, wanted: Wanted) -> Decided:
     """The best of all values of the budgets that all layers share. Raises SpecError A614 where nothing keeps the limits."""
     table.check_met()
     sites = list(table.sites)
-    options = [table.allowed(site, table.options(site)) for site in sites]
+    options = [allowed(table, site, table.options(site)) for site in sites]
     best: Decided | None = None
     for values in product(*table.run.units.shared.values()):
         shared = dict(zip(table.run.units.shared, values, strict=True))
         here = [[one for one in own if _agrees(one, shared)] for own in options]
         if all(here):
             found = _solved(table, wanted, sites, here, shared)
-            if found is not None and (best is None or _worth(found, wanted) < _worth(best, wanted)):
+            if found is not None and (best is None or found.least < best.least):
                 best = found
     if best is None:
         raise _nothing(table, wanted, options)
@@ -84,36 +86,38 @@ def _agrees(option: Option, shared: Mapping[str, float]) -> bool:
     return all(shared.get(path, number) == number for path, number in option.candidate.budgets)
 
 
-def _worth(found: Decided, wanted: Wanted) -> float:
-    return sum(found.solution.loss.values()) if wanted.objective == "loss" else found.solution.costs[wanted.objective]
-
-
 def columns(table: Table) -> list[str]:
-    """Of a row of numbers: all losses together, each task's, each cost."""
-    return ["loss", *(f"loss of {task}" for task in table.run.settings.tasks), *costs.OBJECTIVES]
+    """Of a row of numbers: the losses that count together, of each task what counts and all of it, each cost."""
+    tasks = table.run.settings.tasks
+    return ["loss", *(f"counted of {task}" for task in tasks), *(f"loss of {task}" for task in tasks), *costs.OBJECTIVES]
 
 
 def numbers(option: Option) -> list[float]:
     """A row: see `columns`."""
-    return [sum(option.losses.values()), *option.losses.values(), *(option.costs[what] for what in costs.OBJECTIVES)]
+    counted = [value if task in option.counted else 0.0 for task, value in option.losses.items()]
+    return [sum(counted), *counted, *option.losses.values(), *(option.costs[what] for what in costs.OBJECTIVES)]
 
 
 def _solved(
     table: Table, wanted: Wanted, sites: Sequence[Site], options: list[list[Option]], shared: dict[str, float]
 ) -> Decided | None:
     names = columns(table)
-    together = _merged(sites, options, wanted.per)
+    together = _merged(table, sites, options, wanted.per)
     grid = [[_added(row) for row in rows_of] for rows_of, _ in together]
     if not all(grid):
         return None
     limits = {names.index(what): limit - table.rest(what) for what, limit in wanted.limits.items()}
     if wanted.loss is not None:
         limits |= {names.index(f"loss of {task}"): wanted.loss for task in table.run.settings.tasks}
-    column = names.index(wanted.objective)
-    check = hull(grid, column, limits)
-    found = check if wanted.solver == "hull" else exact(grid, column, limits)
+    made_least = [wanted.objective]
+    if wanted.objective == "loss" and table.worst:
+        made_least = [f"counted of {task}" for task in table.run.settings.tasks]
+    aims = [names.index(one) for one in made_least]
+    check = hull(grid, aims[0], limits) if len(aims) == 1 else hull_of_worst(grid, aims, limits)
+    found = check if wanted.solver == "hull" else exact(grid, aims, limits)
     if found is None:
         return None
+    gaps = found.gap(*aims), None if check is None else check.gap(*aims)
     picks: dict[Place, list[Candidate]] = {}
     chosen: dict[int, Option] = {}
     for pick, (rows_of, members) in zip(found.picks, together, strict=True):
@@ -123,7 +127,8 @@ def _solved(
         option = chosen[at]
         own = picks.setdefault(site.unit.place, [option.candidate] * site.unit.kv_heads)
         own[site.first : site.last + 1] = [option.candidate] * (site.last - site.first + 1)
-    return Decided(_solution(table, wanted, found, check, shared, [(sites[at], chosen[at]) for at in sorted(chosen)]), picks)
+    solution = _solution(table, wanted, found, gaps, shared, [(sites[at], chosen[at]) for at in sorted(chosen)])
+    return Decided(solution, picks, max(found.sums[aim] for aim in aims))
 
 
 def _added(bundle: Sequence[Option]) -> list[float]:
@@ -131,11 +136,14 @@ def _added(bundle: Sequence[Option]) -> list[float]:
     return [sum(column) for column in zip(*map(numbers, bundle), strict=True)]
 
 
-def _merged(sites: Sequence[Site], options: list[list[Option]], per: Per) -> list[tuple[list[tuple[Option, ...]], list[int]]]:
+def _merged(
+    table: Table, sites: Sequence[Site], options: list[list[Option]], per: Per
+) -> list[tuple[list[tuple[Option, ...]], list[int]]]:
     """(choices, sites) of what is decided together: the candidates that all of its sites have."""
     bundles: dict[object, list[int]] = {}
     for at, site in enumerate(sites):
-        key: object = at if per == "head" else site.unit.place if per == "layer" else site.unit.candidates
+        alone = per == "head" and len(table.beside(site)) == 1
+        key: object = at if alone else site.unit.candidates if per == "all" else site.unit.place
         bundles.setdefault(key, []).append(at)
     found = []
     for members in bundles.values():
@@ -150,20 +158,19 @@ def _solution(
     table: Table,
     wanted: Wanted,
     found: Answer,
-    check: Answer | None,
+    gaps: tuple[float, float | None],
     shared: dict[str, float],
     chosen: Sequence[tuple[Site, Option]],
 ) -> Solution:
     names = columns(table)
-    column = names.index(wanted.objective)
     sums = dict(zip(names, found.sums, strict=True))
     return Solution(
         objective=wanted.objective,
         per=wanted.per,
         loss={task: sums[f"loss of {task}"] for task in table.run.settings.tasks},
         costs={what: sums[what] + table.rest(what) for what in costs.OBJECTIVES},
-        gap=found.gap(column),
-        check=None if check is None else check.gap(column),
+        gap=gaps[0],
+        check=gaps[1],
         budgets=shared,
         picks=tuple((site.unit.layer, site.unit.scope, site.first, site.last, one.candidate.name) for site, one in chosen),
     )
@@ -229,7 +236,7 @@ class Point(Value):
 def frontier(table: Table, objective: str, pers: Sequence[Per] = ("head", "layer", "all")) -> list[Point]:
     """The least mean loss of the tasks at shares of full attention's cost, decided for each site, layer, or all alike."""
     found = []
-    if any(unit.by is not None for unit in table.run.all):
+    if all(by_itself(unit) for unit in table.run.all):
         found.append(_point(table, objective, solve(table, Wanted(objective, {})).solution, "method"))
     table = replace(table, free=True)
     for per in pers:

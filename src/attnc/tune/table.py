@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 from typing import NamedTuple
 
 from attnc.compiler.policies import trouble
-from attnc.compiler.tuning import Coverage, Method, RetrievalScore, Similarity, TrainedGate
+from attnc.compiler.tuning import Loss
 from attnc.compiler.units import FULL, Candidate, Unit
-from attnc.compiler.value import Share
 from attnc.tune import costs
 from attnc.tune.journal import Key, Row
-from attnc.tune.reuse import reuse
 from attnc.tune.runs import Run
 
 
@@ -31,11 +29,12 @@ class Site(NamedTuple):
 
 
 class Option(NamedTuple):
-    """A candidate of a site: by task its loss, by objective its cost."""
+    """A candidate of a site: by task its loss, by objective its cost; `counted`: the tasks that the site is searched by."""
 
     candidate: Candidate
     losses: dict[str, float]
     costs: dict[str, float]
+    counted: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -66,6 +65,14 @@ class Table:
     def sites(self) -> tuple[Site, ...]:
         """Every decision."""
         return tuple(Site(unit, first, last) for unit in self.run.all for first, last in unit.groups)
+
+    def beside(self, site: Site) -> list[Site]:
+        """The sites that are decided with this one: all of its unit where heads that differ are not built, which is said."""
+        why = self.run.units.tied(site.unit)
+        if not why:
+            return [site]
+        self._say(f"KV groups of a layer are decided together: {why} for some of them is not built")
+        return [one for one in self.sites if one.unit.place == site.unit.place]
 
     @cached_property
     def _losses(self) -> dict[tuple[int, str, int, str], dict[str, dict[str, list[float]]]]:
@@ -118,11 +125,26 @@ class Table:
             if lacking:
                 self._say(f"{candidate.name} has no price in {lacking[0].removesuffix('_ms')}, so it is left out")
                 continue
-            found.append(Option(candidate, self.measured(site, candidate, self.loss), own))
+            found.append(Option(candidate, self.measured(site, candidate, self.loss), own, self.counted(site)))
         if not found:
             message = f"no candidate of layer {site.unit.layer} has a price on {self.device}"
             raise trouble("A613", message, self.run.place, "score on a GPU, which measures times")
         return found
+
+    def counted(self, site: Site) -> tuple[str, ...]:
+        """The tasks whose losses are made small: of `loss(data = passkey)` that one, else all of the run."""
+        tasks, method = self.run.settings.tasks, site.unit.by
+        if not isinstance(method, Loss) or method.data == "tasks" or self.free:
+            return tasks
+        if method.data not in tasks:
+            message = f"the spec decides layer {site.unit.layer} by the loss of {method.data}, which is not measured"
+            raise trouble("A613", message, self.run.place, f"attnc tune score --task {method.data}, into another run")
+        return (method.data,)
+
+    @property
+    def worst(self) -> bool:
+        """Whether the loss of the worst task is made small, and not that of all together."""
+        return not self.free and any(isinstance(unit.by, Loss) and unit.by.worst for unit in self.run.all)
 
     def _of_times(self, number: int) -> dict[str, float]:
         """A site's part of what a model with this candidate everywhere takes more than full attention."""
@@ -166,95 +188,3 @@ class Table:
 
     def _full(self, site: Site) -> object:
         return self.run.units.mixer(site.unit.place, FULL)
-
-    def allowed(self, site: Site, options: list[Option]) -> list[Option]:
-        """Those that the site's method leaves; without one, or with `loss`, all."""
-        method = None if self.free else stricter(site.unit.by, self.rounds)
-        if isinstance(method, TrainedGate | RetrievalScore):
-            wanted = self._first(site, method)
-            words = [one.candidate.choose for one in options]
-            names = list(dict.fromkeys(words))
-            keep = names[0] if wanted else names[-1]
-            return [one for one in options if one.candidate.choose == keep]
-        if isinstance(method, Coverage):
-            return self._covered(site, options, method)
-        if isinstance(method, Similarity):
-            taken = self._reuse(site.unit.by, method)[site.unit.layer] != site.unit.layer
-            names = list(dict.fromkeys(one.candidate.choose for one in options))
-            return [one for one in options if one.candidate.choose == names[-1 if taken else 0]]
-        return options
-
-    def _covered(self, site: Site, options: list[Option], method: Coverage) -> list[Option]:
-        """The cheapest that loses little enough, or the one that loses least; the worst task counts."""
-        lost = {one.candidate: max(self.measured(site, one.candidate, "mass").values()) for one in options}
-        least = min(lost.values())
-        if method.share is None:
-            enough = [one for one in options if lost[one.candidate] <= least + 1e-9]
-        else:
-            enough = [one for one in options if lost[one.candidate] <= 1 - method.share.percent / 100]
-        enough = enough or [one for one in options if lost[one.candidate] == least]
-        return [min(enough, key=lambda one: one.costs["decode_ms"] + one.costs["prefill_ms"])]
-
-    def _first(self, site: Site, method: Method) -> bool:
-        """Whether a group keeps its first alternative."""
-        what = "gate" if isinstance(method, TrainedGate) else "retrieval"
-        scores = self._scores(what)
-        mine = scores.get((*site.unit.place, site.first))
-        if mine is None:
-            raise trouble("A613", f"`{what}` is not measured", self.run.place, "attnc tune score measures it")
-        if isinstance(method, RetrievalScore) and method.threshold is not None:
-            return mine >= method.threshold
-        share = method.share.percent / 100 if isinstance(method, TrainedGate | RetrievalScore) and method.share else 0.5
-        here = [
-            (scores.get((*one.unit.place, one.first), 0.0), -number)
-            for number, one in enumerate(self.sites)
-            if one.unit.by == site.unit.by
-        ]
-        rank = sorted(here, reverse=True).index((mine, -self.sites.index(site)))
-        return rank < round(share * len(here))
-
-    def _scores(self, what: str) -> dict[tuple[int, str, int], float]:
-        found: dict[tuple[int, str, int], list[float]] = {}
-        for row in self.rows.values():
-            if row.what == what:
-                found.setdefault((row.layer, row.scope, row.first), []).append(row.values[what])
-        return {key: fmean(values) for key, values in found.items()}
-
-    def _reuse(self, written: Method | None, method: Similarity) -> dict[int, int]:
-        """Layer -> the layer whose choice it takes."""
-        layers = sorted({unit.layer for unit in self.run.all if unit.by == written})
-        found: dict[tuple[int, int], list[float]] = {}
-        lost: dict[int, list[float]] = {}
-        for row in self.rows.values():
-            if row.what == "similarity":
-                lost.setdefault(row.layer, []).append(row.values["lost"])
-                for other in layers:
-                    found.setdefault((row.layer, other), []).append(row.values.get(str(other), 0.0))
-        if any((one, other) not in found for one in layers for other in layers):
-            raise trouble("A613", "`similarity` is not measured", self.run.place, "attnc tune score measures it")
-        table = [[fmean(found[one, other]) for other in layers] for one in layers]
-        count = -(-len(layers) * method.dense.percent // 100)
-        ranked = sorted(range(len(layers)), key=lambda at: -fmean(lost[layers[at]]))
-        path = reuse(table, method.threshold, set(ranked[: int(count)]))
-        anchors = sum(source == at for at, source in enumerate(path))
-        if anchors > method.anchors.percent / 100 * len(layers):
-            message = f"{anchors} of {len(layers)} layers have to choose for themselves, more than {method.anchors} of them"
-            raise trouble("A614", message, self.run.place, "lower the threshold of `similarity`, or raise `anchors`")
-        return {layer: layers[source] for layer, source in zip(layers, path, strict=True)}
-
-
-def stricter(method: Method | None, rounds: int) -> Method | None:
-    """A method with more budget: a tenth more of the heads, or half as far from keeping everything, for each round."""
-    half = 0.5**rounds
-    match method:
-        case TrainedGate(share=share):
-            return replace(method, share=Share(percent=min(100, share.percent + 10 * rounds)))
-        case RetrievalScore(threshold=threshold, share=share):
-            more = None if share is None else Share(percent=min(100, share.percent + 10 * rounds))
-            return replace(method, threshold=None if threshold is None else threshold * half, share=more)
-        case Similarity(threshold=threshold):
-            return replace(method, threshold=1 - (1 - threshold) * half)
-        case Coverage(share=Share(percent=percent)):
-            return replace(method, share=Share(percent=100 - (100 - percent) * half))
-        case _:
-            return method
