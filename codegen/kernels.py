@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from attnc.codegen.gluon import emit as gluon
 from attnc.codegen.triton import channels, fast, lists, scan
 from attnc.codegen.triton import emit as triton
-from attnc.compiler import channel_providers, fast_providers, scan_providers
+from attnc.compiler import channel_providers, scan_providers
 from attnc.compiler.attributes import Softplus
 from attnc.compiler.families import FAMILIES, Channels, FastWeights, Recurrence, Softmax
 from attnc.compiler.graph import Apply, Graph, Mix, Smooth
@@ -116,11 +116,11 @@ WITH_NETS = {
     "net_imports": "from ..runtime.fast import Teach\nfrom ..runtime.fast_kernels import fast_kernels\n",
     "others": "Teach | ",
     "first": """    if launch in NETS:
-        return fast_kernels(_file(NETS[launch]))
+        return fast_kernels(*(_file(name) if name else None for name in NETS[launch]))
 """,
 }
 NETS = """
-# the same of launches of fast weights: one file each
+# the same of launches of fast weights: from chunk to chunk, or nothing, and token by token
 NETS = {{
 {rows}
 }}
@@ -191,8 +191,11 @@ def _of_nets(graph: Graph, launches: Mapping[str, str]) -> tuple[dict[str, str],
     numbers: dict[str, str] = {}
     rows = []
     for launch, family in _families(graph, launches):
-        for name, text in of_states(family).items() if isinstance(family, FastWeights) else ():
-            rows.append(f'    "{launch}": "{numbers.setdefault(text, f"{name}_{len(numbers)}")}",')
+        texts = of_states(family) if isinstance(family, FastWeights) else {}
+        names = [numbers.setdefault(text, f"{name}_{len(numbers)}") for name, text in texts.items()]
+        if names:
+            chunks = "" if len(names) == 1 else names[0]
+            rows.append(f'    "{launch}": ("{chunks}", "{names[-1]}"),')
     index = WITH_NETS | {"nets": NETS.format(rows="\n".join(rows))} if rows else NO_NETS
     return index, {f"{name}.py": text for text, name in numbers.items()}
 
@@ -246,8 +249,8 @@ def of_states(served: Channels | FastWeights | Recurrence) -> dict[str, str]:
         return {channels.SKELETON: channels.emit(served)}
     if isinstance(served, Recurrence) and scan_providers.unkept(served) is None:
         return scan.files(served)
-    if isinstance(served, FastWeights) and fast_providers.unkept(served) is None:
-        return {fast.skeleton_of(served): fast.emit_fast(served)}
+    if isinstance(served, FastWeights):
+        return fast.files(served)
     return {}
 
 

@@ -322,9 +322,10 @@ BACKWARD = ("softmax_backward_queries", "softmax_backward_keys")
 FAMILIES = {
     "softmax": ("softmax_prefill", "softmax_decode", *BACKWARD),
     "recurrence": ("scan_chunks", "scan_forward", "scan_step", "scan_backward", "scan_gradients", "scan_flows"),
-    "fast": ("fast_linear", "fast_maps"),
+    "fast": ("fast_linear", "fast_maps", "fast_step"),
 }
 """Each family's kernels. Softmax: for many new queries of a sequence, for a few, and the backward pass of the first. Matrix
 states: what chunks need before a state passes, tokens chunk by chunk, and one by one; back along the states, the gradients of
-what tokens bring, and those within chunks where channels decay. Fast weights: one file, of one map or of two.
+what tokens bring, and those within chunks where channels decay. Fast weights: chunk by chunk, of one map or of several; and
+token by token.
 """

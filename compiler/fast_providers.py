@@ -109,6 +109,15 @@ def learned(task: Task) -> Work:
     )
 
 
+def step(task: Task) -> Work:
+    """Of one token of each sequence: its net's weights are read, and its share of a chunk's lesson is learned."""
+    family, nets = task.nets.family, task.nets
+    lesson = learned(task)
+    again = 2 if family.after_write else 1
+    weights = 4 * family.numbers * nets.heads * task.load.batch * again
+    return replace(lesson, bytes=lesson.bytes + weights)
+
+
 def unkept(family: FastWeights) -> str | None:
     """Why there are no generated kernels of a member, if there are none."""
     widest = max(family.key_width, family.value_width)
@@ -120,19 +129,29 @@ def unkept(family: FastWeights) -> str | None:
     return f"generated kernels take widths of up to {most}" + " with a norm" * (most < MOST_WIDTH) if widest > most else None
 
 
+def unstepped(family: FastWeights) -> str | None:
+    """Why there is no generated kernel of single steps, if there is none."""
+    if family.depth > MOST_MAPS or family.after_decay:
+        return unkept(family)
+    widest = max(family.key_width, family.value_width)
+    return f"generated kernels take widths of up to {MOST_WIDTH}" if widest > MOST_WIDTH else None
+
+
 def _triton(task: Task) -> Price | str:
     """One map is one launch a group of chunks, two are two launches a chunk; the rest is plain PyTorch, a group at a time.
 
     Training goes there twice, and back.
     """
     nets, family, device = task.nets, task.nets.family, task.device
-    reason = unkept(family)
+    reason = unstepped(family) if task.phase == "decode" else unkept(family)
     if reason is not None or not device.is_gpu:
         return reason or "generated kernels need a GPU"
-    if task.phase == "decode":
-        return "few tokens are read by plain PyTorch"
     if not COMPARED:
         return "no GPU has compared these kernels yet; `attnc verify` does, load(use = 'triton') runs them"
+    if task.phase == "decode":
+        work = replace(step(task), launches=2)
+        price = seconds(work, device, device.efficiency["triton"]["decode"], matrix=False)
+        return Price(provider="triton", seconds=price, how="step")
     groups = max(1.0, min(task.chunks**0.5, task.load.length * task.load.batch / GROUP))
     launches = (1 if family.depth == 1 else 2) * (groups if family.depth == 1 else task.chunks) + LAUNCHES_PER_GROUP * groups
     work = replace(learned(task), launches=int(launches * task.passes))

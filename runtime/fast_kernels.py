@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from .fast import Learned, Rule, Teach, Weights
+from .fast_step import Stepping, step_kernels
 from .fast_sweep import Sweep, Swept, Tokens, amounts_of, slopes_of, written
-from .fast_torch import teach_by
+from .fast_torch import teach_by, torch_teach
 from .nets import Norm
 from .operators import NAMESPACE, device_of
 
@@ -76,9 +77,12 @@ class Given(NamedTuple):
         return keys
 
 
-def fast_kernels(module: ModuleType) -> Teach:
-    """The provider `triton`, a `Teach` (fast.py), of a launch's kernel file."""
-    return teach_by(kernel_sweep(module))
+def fast_kernels(chunks: ModuleType | None, steps: ModuleType | None = None) -> Teach:
+    """The provider `triton`, a `Teach` (fast.py), of a launch's kernel files: from chunk to chunk, where none does plain
+    PyTorch, and token by token.
+    """
+    teach = torch_teach if chunks is None else teach_by(kernel_sweep(chunks))
+    return teach if steps is None else Stepping(teach, step_kernels(steps))
 
 
 def kernel_sweep(module: ModuleType) -> Sweep:

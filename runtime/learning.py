@@ -17,6 +17,7 @@ from .batch import Batch
 from .call import Call
 from .chunks import Chunks
 from .fast import Learned, Lessons, Rule, Stream, Teach, Weights, start_of
+from .fast_step import Stepping
 from .nets import forward, plain
 from .storage import LayerCache
 
@@ -128,18 +129,24 @@ class FastWeights:
         check(q, k, v, rates, start)
         if not batch.tokens:
             return v.new_zeros(0, q.shape[1], v.shape[2])
-        stream = Stream.of(batch, rule.chunk)
-        gates = [name for name, rate in rates.items() if rate is not None and rate.dim() == 2]
+        provider = self.providers[batch.phase]
         if cache is not None:
             check_cache(cache, start, rule)
-            if rule.chunk > 1:
-                k, v = (stream.joined(cache.state(x, batch), y) for x, y in (("k", k), ("v", v)))
-                for at, name in enumerate(gates):
-                    rates[name] = stream.joined(cache.state("gates", batch)[:, at], rates[name])  # type: ignore[arg-type]
+        if isinstance(provider, Stepping) and isinstance(cache, LayerCache) and batch.max_new == 1:
+            lessons = Lessons(q, k, v, (rates["lr"], rates["momentum"], rates["decay"]), start, norm)
+            o = provider.step(lessons, cache, batch, rule)
+            call.alarms.append((self, o, []))
+            return o
+        stream = Stream.of(batch, rule.chunk)
+        gates = [name for name, rate in rates.items() if rate is not None and rate.dim() == 2]
+        if cache is not None and rule.chunk > 1:
+            k, v = (stream.joined(cache.state(x, batch), y) for x, y in (("k", k), ("v", v)))
+            for at, name in enumerate(gates):
+                rates[name] = stream.joined(cache.state("gates", batch)[:, at], rates[name])  # type: ignore[arg-type]
         lessons = Lessons(q, k, v, (rates["lr"], rates["momentum"], rates["decay"]), start, norm, keep=cache is not None)
         with off(q) if enabled(q) else nullcontext():
             before = self._before(lessons, batch, cache)
-            o, after = self.providers[batch.phase](rule, lessons, before, stream)
+            o, after = provider(rule, lessons, before, stream)
         o = o.to(q.dtype)
         if not torch.compiler.is_compiling():
             call.alarms.append((self, o.detach(), [w.detach() for w in after.weights.values()]))
@@ -161,11 +168,11 @@ class FastWeights:
             return chunks.tokens_of(rows).to(q.dtype)
 
     def _before(self, lessons: Lessons, batch: Batch, cache: LayerCache | None) -> Learned:
-        """What sequences have learned; one that begins knows what all begin with."""
+        """What sequences have learned; one without a whole chunk knows what all begin with."""
         begun = start_of(lessons, self.rule, batch.sequences)
         if cache is None or batch.max_past == 0:
             return begun
-        old = (batch.past > 0).view(-1, 1, 1, 1)
+        old = (batch.past >= self.rule.chunk).view(-1, 1, 1, 1)
 
         def of(kind: str, first: Weights) -> Weights:
             return {name: torch.where(old, cache.state(f"{kind}.{name}", batch).to(w.dtype), w) for name, w in first.items()}

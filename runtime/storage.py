@@ -6,6 +6,7 @@ of heads with like slots [heads][S][slots][D] (values likewise), so one launch s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +105,7 @@ class LayerCache:
         self.lends_keys = False
         self._waiting: list[tuple[Tensor, Tensor, Batch]] = []
         self._after: list[tuple[str, Tensor | slice, Tensor]] = []
+        self._later: list[Callable[[], object]] = []
         if keys is not None:
             keys.lends_keys = True
         self.k_width: int = plan.key_width if keys is None else keys.k_width
@@ -184,9 +186,13 @@ class LayerCache:
         for k, v, batch in self._waiting if keep else []:
             self.write(k, v, batch)
         for name, rows, value in self._after if keep else []:
-            self.states[name][rows] = value.to(self.states[name].dtype)
+            if value is not self.states[name]:
+                self.states[name][rows] = value.to(self.states[name].dtype)
+        for change in self._later if keep else []:
+            change()
         self._waiting.clear()
         self._after.clear()
+        self._later.clear()
 
     def part(self, batch: Batch, written: bool) -> KeyPart:
         """The stored keys as a key part: up to the batch's past, or with its own tokens if they are `written` already."""
@@ -241,6 +247,16 @@ class LayerCache:
         """Replace the state of the batch's sequences by value [S, *shape] at the end of the call: one that fails leaves it."""
         rows = slice(None) if batch.rows is None else self._chosen(batch)
         self._after.append((name, rows, value))
+
+    def later(self, change: Callable[[], object]) -> None:
+        """States are changed where they lie at the end of the call: one that fails leaves them."""
+        self._later.append(change)
+
+    def places(self, batch: Batch) -> Tensor:
+        """[S] int64, the row of each of the batch's sequences."""
+        if batch.rows is not None:
+            return self._chosen(batch)
+        return batch.once(("places",), lambda: torch.arange(batch.sequences, device=self.v.device))
 
     def put_state(self, name: str, s: int, value: Tensor, batch: Batch) -> None:
         """Replace the state of sequence s of the batch by value [*shape] at the end of the call."""

@@ -9,17 +9,19 @@ import pytest
 from fast_cases import FORMS
 
 from attnc.codegen.triton.emit import functions_of
-from attnc.codegen.triton.fast import emit_fast, skeleton_of
+from attnc.codegen.triton.fast import emit_fast, files, skeleton_of
 from attnc.codegen.triton.fast_blocks import blocks
 from attnc.compiler.families import FastWeights
 from attnc.compiler.fast_providers import unkept
 
+TEXTS = {f"{name} {part}": text for name, form in FORMS.items() for part, text in files(form).items()}
 
-@pytest.mark.parametrize("name", FORMS)
+
+@pytest.mark.parametrize("name", TEXTS)
 def test_an_emitted_file_stands_alone(name: str) -> None:
     """It parses, imports torch and triton alone, calls only what it defines, and is the same twice."""
-    text = emit_fast(FORMS[name])
-    assert text == emit_fast(FORMS[name])
+    text, (form, part) = TEXTS[name], name.split()
+    assert text == files(FORMS[form])[part]
     tree = ast.parse(text)
     imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert imported == ["torch", "triton", "triton.language"]
@@ -28,7 +30,10 @@ def test_an_emitted_file_stands_alone(name: str) -> None:
     given = {"Launches", "constants", "enumerate", "len", "max", "min", "range", "reversed", "set", "sum", "tuple", "zip"}
     assert called <= {*functions_of(text), *given}, called
     assert max(map(len, text.splitlines())) <= 128
-    assert "PRODUCTS = {2: 'bf16', 4: 'ieee'}" in emit_fast(FORMS[name], "bf16")
+
+
+def test_products_can_be_rounded_otherwise() -> None:
+    assert "PRODUCTS = {2: 'bf16', 4: 'ieee'}" in emit_fast(FORMS["titans"], "bf16")
 
 
 def test_who_has_no_kernels_is_told_why() -> None:

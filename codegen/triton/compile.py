@@ -27,6 +27,7 @@ _ELEMENTS = frozenset(
         *("q", "k", "v", "o", "q_grad", "k_grad", "v_grad", "o_grad", "write", "read"),
         *("e", "pairs", "erased_pairs", "inverse", "states", "values", "states_grad", "values_grad"),
         *("folded_q", "folded_k", "folded_e", "upper"),
+        *("held_k", "held_v", "into_start", "up_start", "out_start"),
     }
 )
 _POINTERS = {
@@ -38,6 +39,7 @@ _POINTERS = {
         *("sum_after_grad", "sum_before_grad", "sums_grad", "decay_grad", "erase_grad", "scores"),
         *("writes", "pushes", "stays", "speed", "slows", "weight", "bias", "known", "known_moment", "kept", "kept_moment"),
         *("after_moment", "kept_grad", "kept_moment_grad", "after_moment_grad", "rows_grad", "rows_moment_grad"),
+        *("lr", "momentum", "into", "up", "out", "into_moment", "up_moment", "out_moment", "gates", "room"),
         *("known_grad", "known_moment_grad", "raws", "parts", "within", "by", "by_moment"),
     },
     "i32": {
@@ -54,7 +56,7 @@ _POINTERS = {
         "reader_begin",
         "chunks",
     },
-    "i64": {"begins", "row_begin", "offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},
+    "i64": {"begins", "places", "row_begin", "offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},
 }
 _NUMBERS = {"cap": "fp32", "factor": "fp32"}
 _STRIDES = frozenset(

@@ -18,8 +18,13 @@ MAPS: dict[int, Table] = {  # tokens of a tile, hidden units, warps, stages
     128: rows_of((32, 32, 8, 1), (16, 16, 8, 1), interpreted=(16, 16, 4, 1)),
 }
 
+STEPS: dict[int, Table] = {  # tokens of a tile, units, warps, stages
+    64: rows_of((16, 64, 8, 1), (16, 32, 8, 1), interpreted=(16, 16, 4, 1)),
+    128: rows_of((16, 16, 8, 1), (16, 16, 8, 1), interpreted=(16, 32, 4, 1)),
+}
+
 
 def blocks(skeleton: str, kernel: FastWeights) -> Table:
     """The rows for a kernel's widths."""
-    tables = LINEAR if skeleton == "fast_linear" else MAPS
+    tables = {"fast_linear": LINEAR, "fast_maps": MAPS, "fast_step": STEPS}[skeleton]
     return next(table for least, table in tables.items() if max(kernel.key_width, kernel.value_width) <= least)

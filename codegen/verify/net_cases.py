@@ -127,7 +127,7 @@ def compared(case: Case, teach: Teach) -> dict[str, tuple[float, float]]:
         given = inputs(case, draw)
         want = run(case, torch_teach, given, torch.float64)
         assert all(float(x.abs().max()) < MOST for x in want.values() if x.numel()), "rates that settle"
-        with _products(case.dtype):
+        with products(case.dtype):
             plain = run(case, torch_teach, given, case.dtype)
         errors |= {name: max(errors.get(name, 0.0), rms(plain[name], x)) for name, x in want.items()}
         first = first or (given, want)
@@ -145,7 +145,7 @@ def rms(got: Tensor, want: Tensor) -> float:
 
 
 @contextmanager
-def _products(dtype: torch.dtype) -> Iterator[None]:
+def products(dtype: torch.dtype) -> Iterator[None]:
     """PyTorch's products of fp32 on a GPU are of TF32 for inputs of 16 bits."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = dtype.itemsize == 2

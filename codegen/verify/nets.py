@@ -1,9 +1,9 @@
-"""What of a built folder's fast weights is verified: results and gradients of every kernel file, beside plain PyTorch."""
+"""What of a built folder's fast weights is verified: results and gradients, and single steps, beside plain PyTorch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +14,8 @@ import torch
 from attnc.codegen.importing import import_folder
 from attnc.codegen.verify.net_cases import Case, compared
 from attnc.codegen.verify.report import LIMIT, Row
+from attnc.codegen.verify.step_cases import Steps
+from attnc.codegen.verify.step_cases import compared as step_errors
 from attnc.compiler.families import FastWeights
 from attnc.runtime.fast_kernels import fast_kernels
 
@@ -32,14 +34,31 @@ def net_subjects(folder: Path) -> list[NetSubject]:
     package = import_folder(folder).__name__
     index = import_module(f"{package}.kernels")
     served: dict[str, list[str]] = {}
-    for launch, name in getattr(index, "NETS", {}).items():
-        index.kernel(launch)  # tuned blocks are put into the file's table
-        served.setdefault(name, []).append(launch)
+    for launch, names in getattr(index, "NETS", {}).items():
+        index.kernel(launch)  # tuned blocks are put into the files' tables
+        for name in filter(None, names):
+            served.setdefault(name, []).append(launch)
     return [NetSubject(name, import_module(f"{package}.kernels.{name}"), tuple(own)) for name, own in served.items()]
 
 
 def made_for(module: ModuleType) -> FastWeights:
     """What a kernel file was emitted for, from its constants; rates are gates of the token."""
+    if hasattr(module, "RATES"):
+        lr, momentum, decay = module.RATES
+        return FastWeights(
+            gated=module.MAPS == 3,
+            depth=2 if module.MAPS == 2 else 1,
+            hidden=0 if module.MAPS == 1 else module.UNITS,
+            norm=module.NORM,
+            residual=module.RESIDUAL,
+            lr=lr,
+            momentum=momentum,
+            decay=decay,
+            after_write=module.AFTER_WRITE,
+            weight_norm=module.WEIGHT_NORM,
+            key_width=module.KEY_WIDTH,
+            value_width=module.VALUE_WIDTH,
+        )
     hidden = getattr(module, "HIDDEN", 0)
     return FastWeights(
         depth=2 if hidden else 1,
@@ -51,6 +70,15 @@ def made_for(module: ModuleType) -> FastWeights:
         key_width=module.KEY_WIDTH,
         value_width=module.VALUE_WIDTH,
     )
+
+
+def step_classes(family: FastWeights, dtype: torch.dtype, device: str) -> dict[str, tuple[Steps, ...]]:
+    """Single tokens, through the end of a chunk; chunks of one token."""
+    few = Steps(family, dtype=dtype, device=device, count=4)
+    if device == "cpu":
+        return {"steps": (few,)}
+    long = replace(few, chunk=64, begun=60, count=9, heads=4)
+    return {"steps": (few, replace(few, chunk=1), long, replace(long, chunk=16, begun=14, count=20), replace(long, chunk=100))}
 
 
 def classes(family: FastWeights, dtype: torch.dtype, device: str) -> dict[str, tuple[Case, ...]]:
@@ -71,7 +99,11 @@ def classes(family: FastWeights, dtype: torch.dtype, device: str) -> dict[str, t
 
 def net_rows(subject: NetSubject, dtype: str, device: str, begin: Callable[[tuple[str, str, str]], bool]) -> Iterator[Row]:
     """A row for each class of inputs; `begin` hears of its key, and says whether it is to run."""
-    for name, several in classes(made_for(subject.module), getattr(torch, dtype), device).items():
+    found: Mapping[str, tuple[Case | Steps, ...]]
+    found = (step_classes if hasattr(subject.module, "RATES") else classes)(
+        made_for(subject.module), getattr(torch, dtype), device
+    )
+    for name, several in found.items():
         if not begin((subject.file, dtype, name)):
             continue
         worst, error, theirs, reason = -1.0, 0.0, 0.0, ""
@@ -92,10 +124,10 @@ def net_rows(subject: NetSubject, dtype: str, device: str, begin: Callable[[tupl
         )
 
 
-def judged(case: Case, module: ModuleType) -> tuple[float, float, float, str]:
+def judged(case: Case | Steps, module: ModuleType) -> tuple[float, float, float, str]:
     """(times PyTorch's error, error, PyTorch's, what is wrong or nothing), of the result that is worst."""
     try:
-        errors = compared(case, fast_kernels(module))
+        errors = step_errors(case, module) if isinstance(case, Steps) else compared(case, fast_kernels(module))
     except Exception as problem:
         first = next((line.strip() for line in str(problem).splitlines() if line.strip()), "no message")
         return math.inf, math.nan, 0.0, f"{type(problem).__name__}: {first[:200]}"
@@ -104,5 +136,6 @@ def judged(case: Case, module: ModuleType) -> tuple[float, float, float, str]:
         return 0.0 if pair[0] == 0 else pair[0] / pair[1] if pair[0] == pair[0] and pair[1] else math.inf
 
     name, pair = max(errors.items(), key=lambda item: times(item[1]))
-    wrong = f"chunks of {case.chunk}, {case.sizes} tokens: {name} is off by {pair[0]:.3g}, PyTorch's by {pair[1]:.3g}"
+    tokens = case.count if isinstance(case, Steps) else case.sizes
+    wrong = f"chunks of {case.chunk}, {tokens} tokens: {name} is off by {pair[0]:.3g}, PyTorch's by {pair[1]:.3g}"
     return times(pair), *pair, "" if times(pair) <= LIMIT else wrong

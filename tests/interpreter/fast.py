@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,11 +16,15 @@ import torch
 from fast_cases import FORMS, check
 
 from attnc.codegen.triton.compile import load
-from attnc.codegen.triton.fast import emit_fast
+from attnc.codegen.triton.fast import emit_fast, emit_step
 from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.verify.net_cases import Case, inputs, run
 from attnc.codegen.verify.nets import NetSubject, net_rows
+from attnc.codegen.verify.report import LIMIT
+from attnc.codegen.verify.step_cases import Steps
+from attnc.codegen.verify.step_cases import compared as step_errors
 from attnc.compiler.families import FastWeights
+from attnc.compiler.fast_providers import unkept
 from attnc.runtime import fast_torch
 from attnc.runtime.fast import Teach
 from attnc.runtime.fast_kernels import fast_kernels
@@ -27,6 +32,7 @@ from attnc.runtime.fast_kernels import fast_kernels
 if not INTERPRETS:
     pytest.fail("TRITON_INTERPRET=1 is not set", pytrace=False)
 
+CHUNKED = [name for name, form in FORMS.items() if unkept(form) is None]
 FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
 
 
@@ -39,7 +45,7 @@ def kernels(form: FastWeights) -> Teach:
     return fast_kernels(module(form))
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", CHUNKED)
 def test_every_form_and_its_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences that begin and end within a chunk, one without tokens; two groups of chunks, the second of one sequence."""
     monkeypatch.setattr(fast_torch, "GROUP", 0)
@@ -53,6 +59,24 @@ def test_one_chunk_and_what_nobody_keeps() -> None:
     one, other = (run(case, kernels(case.family), given, torch.float32) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     check(case, kernels(case.family))
+
+
+STEPS = {
+    "linear": Steps(FORMS["linear"]),
+    "ttt_linear": Steps(FORMS["ttt_linear"], chunk=4),
+    "titans": Steps(FORMS["titans"], chunk=18, begun=12, count=8),
+    "gated": Steps(FORMS["gated"], chunk=3, count=4),
+    "gated, read after": Steps(replace(FORMS["gated"], after_write=True, decay="token"), chunk=3, count=4),
+    "token by token": Steps(replace(FORMS["linear"], weight_norm=True), chunk=1, count=2),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_single_steps(name: str) -> None:
+    """Through the end of a chunk: what nets return, and what the cache has learned after the last token."""
+    module = load(emit_step(STEPS[name].family), FOLDER, f"step_{list(STEPS).index(name)}")
+    errors = step_errors(STEPS[name], module)
+    assert not {what: pair for what, pair in errors.items() if not pair[0] <= LIMIT * pair[1]}, errors
 
 
 def test_float64_is_refused() -> None:

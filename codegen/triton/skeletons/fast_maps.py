@@ -26,10 +26,12 @@ from attnc.codegen.triton.skeletons.fast_parts import (
     error_back,
     gelu,
     product,
+    read_map,
     read_norm,
     read_rows,
     read_turned,
     tile_of,
+    write_map,
 )
 from attnc.codegen.triton.skeletons.scan_parts import run
 
@@ -47,23 +49,6 @@ BLOCKS = {  # (architecture, bytes of an element): tokens of a tile, hidden unit
 
 KNOWN = {}  # device -> its row of BLOCKS
 READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
-
-
-@triton.jit
-def read_map(x, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr):
-    """Part of a map, an element of it for each of `rows` and `columns`, which lie ROW and COLUMN apart."""
-    mask = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
-    return tl.load(x + rows[:, None] * ROW + columns[None, :] * COLUMN, mask=mask, other=0.0)
-
-
-@triton.jit
-def write_map(
-    x, rows, columns, value, is_wanted,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr,
-):  # fmt: skip
-    """The same written, where it `is_wanted`."""
-    mask = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :] & is_wanted
-    tl.store(x + rows[:, None] * ROW + columns[None, :] * COLUMN, value, mask=mask)
 
 
 @triton.jit

@@ -35,6 +35,23 @@ def read_turned(x, index, size, channel, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def read_map(x, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr):
+    """Part of a map, an element of it for each of `rows` and `columns`, which lie ROW and COLUMN apart."""
+    mask = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
+    return tl.load(x + rows[:, None] * ROW + columns[None, :] * COLUMN, mask=mask, other=0.0)
+
+
+@triton.jit
+def write_map(
+    x, rows, columns, value, is_wanted,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr,
+):  # fmt: skip
+    """The same written, where it `is_wanted`."""
+    mask = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :] & is_wanted
+    tl.store(x + rows[:, None] * ROW + columns[None, :] * COLUMN, value, mask=mask)
+
+
+@triton.jit
 def read_norm(weight, bias, head, channel, V: tl.constexpr, NORM: tl.constexpr):
     """A head's weight and bias of the layer norm, as rows."""
     if NORM:
@@ -82,6 +99,14 @@ def error_back(by, raw, x, value, weight, bias, inside, V: tl.constexpr, NORM: t
         within = by_hat - tl.sum(by_hat, 1)[:, None] / V - hat * (tl.sum(by_hat * hat, 1)[:, None] / V)
         return tl.where(inside, rstd * (within - hat * (tl.sum(by * found, 1)[:, None] / V)), 0.0)
     return 2.0 * by
+
+
+@triton.jit
+def gated(gate, up):
+    """silu(gate) up, and its derivatives by gate and by up."""
+    squashed = tl.sigmoid(gate)
+    opened = gate * squashed
+    return opened * up, squashed * (1.0 + gate * (1.0 - squashed)) * up, opened
 
 
 @triton.jit

@@ -21,11 +21,11 @@ from attnc.compiler.show import numbers_text
 from attnc.compiler.spec import Model, Phase
 from attnc.compiler.value import Value
 
-FORWARD = ("scan_chunks", "scan_forward", "channel_scan", *FAMILIES["fast"])
+FORWARD = ("scan_chunks", "scan_forward", "channel_scan", *FAMILIES["fast"][:-1])
 RUN: dict[Phase, tuple[str, ...]] = {
     "train": ("softmax_prefill", gluon.PREFILL, *BACKWARD, *FORWARD, "scan_backward", "scan_gradients", "scan_flows"),
     "prefill": ("softmax_prefill", gluon.PREFILL, *FORWARD),
-    "decode": ("softmax_decode", "scan_step", "channel_scan"),
+    "decode": ("softmax_decode", "scan_step", "channel_scan", FAMILIES["fast"][-1]),
 }
 """The kernels that a phase runs."""
 

@@ -1,0 +1,157 @@
+"""Single steps of fast weights to compare kernels on: what nets return, and what a cache keeps, beside plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from attnc.codegen.verify.cases import poisoned
+from attnc.codegen.verify.net_cases import DRAWS, RATES, STEEP, products, rms
+from attnc.compiler.families import FastWeights as Family
+from attnc.runtime.batch import Batch
+from attnc.runtime.cache import Cache
+from attnc.runtime.call import Call
+from attnc.runtime.fast import Rule, Teach
+from attnc.runtime.fast_step import Stepping, step_kernels
+from attnc.runtime.fast_torch import torch_teach
+from attnc.runtime.learning import FastWeights
+from attnc.runtime.storage import LayerPlan, State
+
+Found = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Two sequences, the second of one token fewer: a first call of `begun` tokens, then `count` tokens one by one."""
+
+    family: Family
+    chunk: int = 5
+    begun: int = 3
+    count: int = 9
+    heads: int = 2
+    k_heads: int = 1
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    @property
+    def rule(self) -> Rule:
+        """How its nets learn."""
+        family = self.family
+        return Rule(
+            self.chunk,
+            gated=family.gated,
+            momentum=family.momentum != "none",
+            after_write=family.after_write,
+            weight_norm=family.weight_norm,
+            residual=family.residual,
+        )
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of a net's maps."""
+        family = self.family
+        inward, outward = (family.hidden, family.key_width), (family.value_width, family.hidden)
+        if family.gated:
+            found = {"gate": inward, "up": inward, "down": outward}
+        elif family.depth == 2:
+            found = {"map_0": inward, "map_1": outward}
+        else:
+            found = {"map_0": (family.value_width, family.key_width)}
+        return {name: (self.heads, *shape) for name, shape in found.items()}
+
+    @property
+    def gates(self) -> list[str]:
+        """The rates that are gates of the token."""
+        return [name for name, _ in RATES if getattr(self.family, name) == "token"]
+
+    def cache(self, dtype: torch.dtype) -> Cache:
+        """An empty one."""
+        wide, family, rows = torch.promote_types(dtype, torch.float32), self.family, self.chunk - 1
+        kinds = ("weight", *(("momentum",) if self.rule.momentum else ()))
+        states = [State(f"{kind}.{name}", shape, wide) for kind in kinds for name, shape in self.shapes.items()]
+        if rows:
+            states.append(State("k", (rows, self.k_heads, family.key_width)))
+            states.append(State("v", (rows, self.heads, family.value_width)))
+            states += [State("gates", (len(self.gates), rows, self.heads), wide)] if self.gates else []
+        return Cache([LayerPlan(states=tuple(states))], 2, self.begun + self.count, dtype, self.device)
+
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """New tokens of both sequences in each call."""
+        yield self.begun, self.begun - 1
+        for _ in range(self.count):
+            yield 1, 1
+
+
+def drawn(case: Steps, seed: int) -> tuple[Found, list[Found]]:
+    """(what belongs to heads, what each call brings), in float64, of numbers that the case's dtypes hold; keys of length 1."""
+    family, make = case.family, torch.Generator().manual_seed(seed)
+    low = STEEP if family.norm else 1
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=make, dtype=torch.float64)
+
+    fixed = {f"start.{name}": normal(*shape) / shape[2] ** 0.5 for name, shape in case.shapes.items()}
+    if family.norm:
+        fixed |= {name: normal(case.heads, family.value_width) for name in ("weight", "bias")}
+    for name, most in RATES:
+        if getattr(family, name) in ("head", "number"):
+            fixed[name] = most / low * torch.rand(case.heads, generator=make)
+    calls = []
+    for sizes in case.sizes():
+        keys = normal(sum(sizes), case.k_heads, family.key_width)
+        one = {"q": normal(sum(sizes), case.heads, family.key_width), "k": keys / keys.norm(dim=-1, keepdim=True)}
+        one["v"] = normal(sum(sizes), case.heads, family.value_width)
+        one |= {
+            name: most / low * torch.rand(sum(sizes), case.heads, generator=make) for name, most in RATES if name in case.gates
+        }
+        calls.append({name: x.to(case.dtype if name in ("q", "k", "v") else torch.float32).double() for name, x in one.items()})
+    return {name: x.to(case.dtype if name.startswith("start") else torch.float32).double() for name, x in fixed.items()}, calls
+
+
+def run(case: Steps, teach: Teach, fixed: Found, calls: list[Found], dtype: torch.dtype) -> Found:
+    """What nets return in each call, and the states after the last; q, k, v and the first weights in `dtype`."""
+    wide, cache = torch.promote_types(dtype, torch.float32), case.cache(dtype)
+    launch = FastWeights("steps", case.rule, formula=lambda *_: None)  # type: ignore[arg-type]
+    launch.providers = {"prefill": torch_teach, "decode": teach}
+
+    def given(name: str, x: Tensor) -> Tensor:
+        return x.to(case.device, dtype if name in ("q", "k", "v") or name.startswith("start") else wide)
+
+    own = {name: given(name, x) for name, x in fixed.items()}
+    start = {name: own[f"start.{name}"] for name in case.shapes}
+    norm = (own["weight"], own["bias"]) if case.family.norm else None
+    rates = {name: x for name, x in own.items() if name in dict(RATES)}
+    outputs = []
+    for sizes, brought in zip(case.sizes(), calls, strict=True):
+        cache.reserve(sizes)
+        places = torch.zeros(1, sum(sizes), dtype=torch.int64, device=case.device)
+        _, batch = Batch.of(places, cache, offsets=[0, sizes[0], sum(sizes)])
+        new = {name: given(name, x) for name, x in brought.items()}
+        q, k, v = (new.pop(name) for name in ("q", "k", "v"))
+        with torch.no_grad():
+            outputs.append(launch(q, k, v, start, Call(batch, cache), 0, norm=norm, **rates, **new))
+        cache.advance(batch)
+    states = {name: x for name, x in cache.layer(0).states.items() if name not in ("k", "v", "gates")}
+    return {"o": torch.cat(outputs)} | states
+
+
+def compared(case: Steps, module: ModuleType) -> dict[str, tuple[float, float]]:
+    """(error, plain PyTorch's), root mean squares from float64, by the name of a result; as `compared` of net_cases.py."""
+    errors: dict[str, float] = {}
+    first: tuple[Found, list[Found], Found] | None = None
+    for draw in range(DRAWS):
+        fixed, calls = drawn(case, draw)
+        want = run(case, torch_teach, fixed, calls, torch.float64)
+        with products(case.dtype):
+            plain = run(case, torch_teach, fixed, calls, case.dtype)
+        errors |= {name: max(errors.get(name, 0.0), rms(plain[name], x)) for name, x in want.items()}
+        first = first or (fixed, calls, want)
+    assert first is not None, "there are draws"
+    fixed, calls, want = first
+    with poisoned():
+        got = run(case, Stepping(torch_teach, step_kernels(module)), fixed, calls, case.dtype)
+    return {name: (rms(got[name], x), errors[name]) for name, x in want.items()}
