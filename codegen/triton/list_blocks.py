@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.codegen.triton.blocks import WIDTHS, Table, rows_of
+from attnc.codegen.triton.blocks import WIDTHS, Row, Table, rows_of
 
 ATTEND: dict[int, Table] = {  # lines, keys, warps, stages
     64: rows_of((128, 64, 4, 3), (32, 32, 4, 1), (16, 16, 4, 1), sm_90_2=(64, 64, 4, 3), gfx942_2=(64, 64, 4, 2)),
@@ -22,6 +22,12 @@ BACKWARD: dict[int, Table] = {  # lines, keys, warps, stages; of queries and of 
     256: rows_of((32, 32, 8, 1), (16, 16, 8, 1), gfx942_2=(32, 16, 8, 1)),
 }
 
+UNITS: dict[int, dict[str, Row]] = {  # lines, warps, stages of a program that reads a unit, which is one block of keys
+    64: {"sm_80": (128, 8, 3), "sm_90": (128, 8, 3), "sm_100": (128, 8, 3), "gfx942": (64, 4, 1), "any": (16, 4, 1)},
+    128: {"sm_80": (64, 4, 3), "sm_90": (128, 8, 3), "sm_100": (128, 8, 3), "gfx942": (32, 4, 1), "any": (16, 4, 1)},
+    256: {"sm_80": (32, 4, 2), "sm_90": (32, 4, 2), "sm_100": (32, 4, 2), "gfx942": (16, 4, 1), "any": (16, 4, 1)},
+}
+
 TABLES = {"lists_attend": ATTEND, "lists_backward": BACKWARD, "lists_choose": CHOOSE}
 
 
@@ -29,3 +35,8 @@ def blocks(skeleton: str, width: int) -> Table:
     """The rows for a head width."""
     least = next(least for least in WIDTHS if width <= least)
     return TABLES[skeleton][least]
+
+
+def unit_blocks(width: int) -> dict[str, Row]:
+    """What programs of units have on each architecture, for a head width."""
+    return UNITS[next(least for least in WIDTHS if width <= least)]

@@ -8,13 +8,16 @@ from __future__ import annotations
 from attnc.codegen.triton.emit import SKELETONS, fill, functions_of, gather, read_holes, table
 from attnc.codegen.triton.holes import made_holes
 from attnc.codegen.triton.known_bugs import refusals
-from attnc.codegen.triton.list_blocks import blocks
+from attnc.codegen.triton.list_blocks import blocks, unit_blocks
 from attnc.codegen.triton.scan import joined
 from attnc.compiler.families import Listed, Selector, Softmax
 
 ATTEND = "lists_attend"
 BACKWARD = "lists_backward"
 CHOOSE = "lists_choose"
+
+UNIT_NUMBERS = 64 * 128
+"""Of a unit's keys, that a program holds."""
 
 
 def emit_lists(skeleton: str, kernel: Listed) -> str:
@@ -31,6 +34,8 @@ def emit_lists(skeleton: str, kernel: Listed) -> str:
     made = made_holes(softmax) | ({"apart": FAR_APART} if softmax.far else {})
     functions = gather(functions_of(source), made, [read_holes(name) for name, is_wanted in wanted if is_wanted])
     rows = blocks(skeleton, max(softmax.head_width, softmax.value_width))
+    of_units = unit_blocks(max(softmax.head_width, softmax.value_width))
+    units = {"UNIT_BLOCKS": "\n".join(["{", *(f'    "{name}": {row!r},' for name, row in of_units.items()), "}"])}
     constants = {
         "FORM": repr((softmax.nears, softmax.strides, softmax.powers, softmax.causal)),
         "HEAD_WIDTH": repr(softmax.head_width),
@@ -39,13 +44,22 @@ def emit_lists(skeleton: str, kernel: Listed) -> str:
         "MEMBERS": repr(kernel.members),
         "UNIT": repr(kernel.unit),
         "CAP": repr(softmax.cap),
-        **({"SINK_LOGIT": repr(softmax.sink_logit)} if forward else {}),
+        **({"SINK_LOGIT": repr(softmax.sink_logit), "BY_UNITS": repr(by_units(kernel)), **units} if forward else {}),
         "BLOCKS": table(rows),
     }
     text = fill(source, functions, constants)
     met = refusals(text, rows)
     assert not met, f"{skeleton} would meet {', '.join(met)}"
     return text
+
+
+def by_units(kernel: Listed) -> bool:
+    """Whether reading lists of single queries unit by unit moves fewer bytes than reading each list's keys."""
+    softmax = kernel.softmax
+    keys = kernel.unit * (softmax.head_width + softmax.value_width)
+    queries = kernel.members * (softmax.head_width + 2 * softmax.value_width)  # read, left and read
+    fits = kernel.unit * max(softmax.head_width, softmax.value_width) <= UNIT_NUMBERS
+    return 16 <= kernel.unit <= 128 and fits and queries < keys
 
 
 def emit_choose(selector: Selector, softmax: Softmax) -> str:

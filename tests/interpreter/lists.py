@@ -72,6 +72,7 @@ CASES = {  # beside what, keys of a unit, queries of a row, new tokens, past, sp
     "columns for all queries": (narrow(1), NEAR, 1, UNBOUNDED, (7, 2), (0, 5), 1),
     "nothing but lists": (narrow(0, group=1), Union(), 16, 4, (9,), (30,), 4),
     "a stride beside": (narrow(1, 1), Union(0, ((1, 0, 2, 0),), (7,)), 16, 8, (25,), (2,), 1),
+    "queries by units": (narrow(1, group=2), NEAR, 16, 1, (17, 0, 20), (3, 1, 0), 1),
     "cap and sink logit": (narrow(1, cap=True, sink_logit=True), NEAR, 16, 8, (19,), (0,), 4),
 }
 

@@ -6,6 +6,8 @@ serves queries of one row with the heads that share its list, so all its lines r
 the intervals and then those of the list; keys of the list that an interval shows are left out there. The next unit's number is
 loaded a step ahead, so that loads of keys overlap with products.
 
+Where every query of many has a list of its own, and that moves fewer bytes, lists are read unit by unit (lists_units.py).
+
 The steps of a tile may be split among programs, whose partial results `combine_kernel` joins: the grid follows bounds, not
 lengths, so a captured graph stays right while a cache grows.
 """
@@ -14,18 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from attnc.codegen.triton.skeletons.lists_parts import (
-    adjust_score,
-    block_of,
-    chosen,
-    horizon,
-    keep,
-    lines_of,
-    lower,
-    read_row,
-    upper,
-    visit,
-)
+from attnc.codegen.triton.skeletons.lists_parts import lines_of
+from attnc.codegen.triton.skeletons.lists_tiles import attend_kernel, combine_kernel
+from attnc.codegen.triton.skeletons.lists_units import gathered, join_kernel, units_kernel
 from attnc.codegen.triton.skeletons.scan_parts import architecture, run
 
 FORM = (1, 0, 0, True)  # how many near intervals, strides and powers a row holds, and whether the future is hidden
@@ -36,12 +29,20 @@ MEMBERS = 1  # query heads that share a list: those of a KV head, or one
 UNIT = 64  # keys
 CAP = False
 SINK_LOGIT = False
+BY_UNITS = True  # lists of single queries of 2 bytes an element are read unit by unit
 BLOCKS = {  # (architecture, bytes of an element): lines and keys of a block, warps, pipeline stages
     ("any", 2): (64, 64, 4, 2),
     ("any", 4): (32, 32, 4, 1),
 }
+UNIT_BLOCKS = {  # architecture: lines, warps, stages of a program that reads a unit
+    "any": (16, 4, 1),
+}
+UNIT_SHARES = 4  # programs that share the queries of a unit
+ROOM = 2**31  # bytes of parts
 MOST_SPLITS = 64
 DECODE_TOKENS = 16  # new tokens of a sequence up to which a tile's keys are split
+
+NO_END = 2**30  # queries of a row that all share
 
 PROCESSORS = {}  # device -> how many it has
 KNOWN = {}  # device -> its row of BLOCKS
@@ -53,193 +54,6 @@ HIDDEN = tl.constexpr(-1e30)  # score of a key that is not seen
 FLOOR = tl.constexpr(-1e29)  # least running maximum: HIDDEN has no weight beside it, so a row without keys stays empty
 NOWHERE = tl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
 PIECE = tl.constexpr(16)  # products of fp32 numbers are summed this many at a time, then the sums: errors add up less
-
-
-@triton.jit
-def read_scale(scale, head, place, live):
-    """The factor of a head's logits."""
-    return tl.load(scale + head)
-
-
-@triton.jit
-def weigh(score, peak):
-    """The weight of a score beside the running maximum."""
-    return tl.exp2(score - peak)
-
-
-@triton.jit
-def store_sums(lse, place, peak, norm, live):
-    """Leaves the natural log-sum-exp of scores, from their maximum and the sum of their weights; NaN stays."""
-    result = tl.where(norm != 0.0, (peak + tl.log2(tl.where(norm != 0.0, norm, 1.0))) * LN2, float("-inf"))
-    tl.store(lse + place, result, mask=live)
-
-
-@triton.jit
-def add_sink_logit(best, norm, sink_logit, head):
-    """Running maximum and sum with the learned logit that has no value."""
-    return best, norm
-
-
-@triton.jit
-def solid(numbers, first, last, begin, end):
-    """Whether all queries first..last see all keys from begin up to, not including, end."""
-    whole = end <= numbers[0]
-    whole |= (begin >= lower(numbers, last)) & (end <= upper(numbers, first))
-    return whole & (end <= horizon(first))
-
-
-@triton.jit
-def apart(numbers, first, begin, end):
-    """Whether no query from `first` on sees a key from begin up to, not including, end by the intervals."""
-    return (begin >= numbers[0]) & (end <= lower(numbers, first))
-
-
-@triton.jit(do_not_specialize=["kv_heads", "tiles", "row_tiles", "many", "splits", "list_rows", "width", "of_heads",
-                               "row_stride", "k_begin_stride", "v_begin_stride"])  # fmt: skip
-def attend_kernel(
-    q, k, v, o, lse, part_o, part_norm, rows, index, counts, row_begin, offsets, past, stored, base, k_begin, v_begin, scale,
-    sink_logit, cap, kv_heads, tiles, row_tiles, many, splits, list_rows, width, of_heads, q_token_stride, q_head_stride,
-    k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
-    ROW: tl.constexpr, GROUP: tl.constexpr, MEMBERS: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, DIRECT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    IN_PIECES: tl.constexpr = q.dtype.element_ty == tl.float32
-    WHOLE_BLOCKS: tl.constexpr = UNIT % BLOCK_K == 0
-    QUERIES: tl.constexpr = BLOCK_R // MEMBERS
-    SETS: tl.constexpr = GROUP // MEMBERS
-    # The heads of a group side by side, as they read the same keys; the last rows, which have most to choose from, first.
-    program = tl.program_id(0)
-    split = program % splits
-    member = program // splits % SETS
-    tile = tiles - 1 - program // (splits * SETS) % tiles
-    group = program // (splits * SETS * tiles) % kv_heads
-    sequence = program // (splits * SETS * tiles * kv_heads)
-
-    token_begin = tl.load(offsets + sequence)
-    tokens = (tl.load(offsets + sequence + 1) - token_begin).to(tl.int32)
-    start = tl.load(past + sequence).to(tl.int32)
-    list_row = tile // row_tiles
-    row_from = (start // many + list_row) * many
-    first = tl.maximum(start, row_from) + tile % row_tiles * QUERIES
-    end = tl.minimum(start + tokens, row_from + many)
-    if first >= end:
-        return
-    last = tl.minimum(first + QUERIES, end) - 1
-    numbers = read_row(rows + sequence * row_stride + group * ROW)
-    slots = tl.load(stored + sequence)
-    base_here = tl.load(base + sequence)
-
-    line = tl.arange(0, BLOCK_R)
-    token = first - start + line // MEMBERS
-    head = group * GROUP + member * MEMBERS + line % MEMBERS
-    live = (line < QUERIES * MEMBERS) & (start + token < end)
-    d = tl.arange(0, BLOCK_D)
-    e = tl.arange(0, BLOCK_E)
-    i = (start + token)[:, None]
-    row = token_begin + token
-    place = row * (kv_heads * GROUP) + head
-    q_here = q + (row * q_token_stride + head * q_head_stride)[:, None]
-    if not IN_PIECES:
-        query = tl.load(q_here + d[None, :], mask=live[:, None] & (d < D)[None, :], other=0.0)
-    k_first = tl.multiple_of(tl.load(k_begin + sequence * k_begin_stride + group), D & -D)
-    v_first = tl.multiple_of(tl.load(v_begin + sequence * v_begin_stride + group), E & -E)
-    scale_here = read_scale(scale, head[:, None], place[:, None], live[:, None])
-
-    chooser = (group * SETS + member) * of_heads  # of_heads 0: one list for all
-    list_place = chooser.to(tl.int64) * list_rows + tl.load(row_begin + sequence) + list_row
-    listed_units = tl.load(counts + list_place)
-    count = tl.maximum(listed_units, 0)
-    index_here = index + list_place * width
-    visits = visit(numbers, first, last, base_here, slots, False, BLOCK_K)
-    near_steps = visits[-1]
-    steps = near_steps + tl.cdiv(count * UNIT, BLOCK_K)
-    share = tl.cdiv(steps, splits)
-    from_step = tl.minimum(split * share, steps)
-    best = tl.full([BLOCK_R], FLOOR, tl.float32)
-    norm = tl.zeros([BLOCK_R], tl.float32)
-    acc = tl.zeros([BLOCK_R, BLOCK_E], tl.float32)
-    ahead = chosen(index_here, count, from_step - near_steps, base_here, UNIT, BLOCK_K)
-    for step in tl.range(from_step, tl.minimum(from_step + share, steps)):
-        listed = step >= near_steps
-        near = block_of(visits, step, base_here, slots, BLOCK_K) * BLOCK_K
-        if WHOLE_BLOCKS:
-            begin = tl.where(listed, ahead, near)
-            slot = begin + tl.arange(0, BLOCK_K)
-            whole = (begin >= 0) & (begin + BLOCK_K <= slots)
-            begins = base_here + begin
-            solid_near = solid(numbers, first, last, begins, begins + BLOCK_K)
-            solid_listed = (begins + BLOCK_K <= first + 1) & apart(numbers, first, begins, begins + BLOCK_K)
-            whole &= tl.where(listed, solid_listed, solid_near)
-            k_here = k + (k_first + begin.to(tl.int64) * k_stride)
-            v_here = v + (v_first + begin.to(tl.int64) * v_stride)
-            k_inside = tl.arange(0, BLOCK_K)[None, :] * k_stride  # keys transposed: [BLOCK_D, BLOCK_K]
-            v_inside = tl.arange(0, BLOCK_K)[:, None] * v_stride
-        else:
-            slot = tl.where(listed, ahead, near + tl.arange(0, BLOCK_K))
-            whole = False
-            k_here = k + k_first
-            v_here = v + v_first
-            k_inside = slot.to(tl.int64)[None, :] * k_stride
-            v_inside = slot.to(tl.int64)[:, None] * v_stride
-        ahead = chosen(index_here, count, step + 1 - near_steps, base_here, UNIT, BLOCK_K)
-        here = (slot >= 0) & (slot < slots)
-        if not IN_PIECES:
-            key = tl.load(k_here + k_inside + d[:, None], mask=here[None, :] & (d < D)[:, None], other=0.0)
-            product = tl.dot(query, key, input_precision="ieee")
-        else:
-            product = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
-            for piece in tl.static_range(0, BLOCK_D, PIECE):
-                c = piece + tl.arange(0, PIECE)
-                some = tl.load(q_here + c[None, :], mask=live[:, None] & (c < D)[None, :], other=0.0)
-                key = tl.load(k_here + k_inside + c[:, None], mask=here[None, :] & (c < D)[:, None], other=0.0)
-                product = tl.fma(tl.dot(some, key, input_precision="ieee"), 1.0, product)
-        score = adjust_score(product, scale_here, cap)
-        if not whole:
-            j = tl.where(here, base_here + slot, NOWHERE)[None, :]
-            near_seen = keep(numbers, i, j)
-            score = tl.where(tl.where(listed, (j <= i) & (near_seen == 0), near_seen), score, HIDDEN)
-        peak = tl.maximum(best, tl.max(score, 1))
-        weight = weigh(score, peak[:, None])
-        fade = weigh(best, peak)
-        best = peak
-        norm = norm * fade + tl.sum(weight, 1)
-        value = tl.load(v_here + v_inside + e[None, :], mask=here[:, None] & (e < E)[None, :], other=0.0)
-        if not IN_PIECES:
-            acc = tl.dot(weight.to(value.dtype), value, acc * fade[:, None], input_precision="ieee")
-        else:
-            acc = tl.fma(acc, fade[:, None], tl.dot(weight, value, input_precision="ieee"))
-
-    norm = tl.where(listed_units < 0, float("nan"), norm)  # a score was NaN: nothing can be chosen
-    if DIRECT:
-        peak, norm = add_sink_logit(best, norm, sink_logit, head)
-        acc = acc * (weigh(best, peak) / tl.where(norm != 0.0, norm, 1.0))[:, None]
-        tl.store(o + place[:, None] * E + e[None, :], acc.to(o.dtype.element_ty), mask=live[:, None] & (e < E)[None, :])
-        store_sums(lse, place, peak, norm, live)
-    else:
-        place = place * splits + split
-        tl.store(part_o + place[:, None] * E + e[None, :], acc, mask=(live & (norm != 0.0))[:, None] & (e < E)[None, :])
-        tl.store(part_norm + 2 * place, best, mask=live)
-        tl.store(part_norm + 2 * place + 1, norm, mask=live)
-
-
-@triton.jit(do_not_specialize=["heads", "splits"])
-def combine_kernel(
-    part_o, part_norm, o, lse, sink_logit, heads, splits, E: tl.constexpr, BLOCK_E: tl.constexpr, SPLITS: tl.constexpr
-):
-    """One query of one head: its parts brought to one maximum and added. `part_norm` holds each part's maximum and sum."""
-    place = tl.program_id(0).to(tl.int64)
-    split = tl.arange(0, SPLITS)
-    e = tl.arange(0, BLOCK_E)
-    top = tl.load(part_norm + 2 * (place * splits + split), mask=split < splits, other=FLOOR)
-    part = tl.load(part_norm + 2 * (place * splits + split) + 1, mask=split < splits, other=0.0)
-    best = tl.max(top, 0)
-    weight = weigh(top, best)
-    there = (part != 0.0)[:, None] & (e < E)[None, :]
-    value = tl.load(part_o + (place * splits + split)[:, None] * E + e[None, :], mask=there, other=0.0)
-    peak, norm = add_sink_logit(best, tl.sum(weight * part, 0), sink_logit, place % heads)
-    acc = tl.sum(weight[:, None] * value, 0) * (weigh(best, peak) / tl.where(norm != 0.0, norm, 1.0))
-    tl.store(o + place * E + e, acc.to(o.dtype.element_ty), mask=e < E)
-    store_sums(lse, place, peak, norm, True)
 
 
 def settings(lines, block_k, warps, stages, direct):
@@ -280,7 +94,8 @@ def variants(architecture, element_size):
     lines, *rest = BLOCKS[architecture, element_size]
     sizes = sorted({lines_of(1, lines), lines_of(lines, lines)})
     tiles = tuple((attend_kernel, settings(size, *rest, direct)) for size in sizes for direct in (True, False))
-    return (*tiles, (combine_kernel, combine_settings(MOST_SPLITS)))
+    by_units = ((units_kernel, unit_settings(*UNIT_BLOCKS[architecture])), (join_kernel, join_settings())) if BY_UNITS else ()
+    return (*tiles, (combine_kernel, combine_settings(MOST_SPLITS)), *(by_units if element_size == 2 else ()))
 
 
 def count_splits(programs, most, device):
@@ -318,8 +133,19 @@ def attend(q, part, rows, form, batch, scale, cap, sink_logit, lists, *, blocks=
     assert (cap is not None, sink_logit is not None) == (CAP, SINK_LOGIT)
     assert q.dtype == part.k.dtype == part.v.dtype
     assert not part.rings
+    if blocks is None and lists.many == 1 and batch.max_new > DECODE_TOKENS and q.element_size() == 2 and BY_UNITS:
+        return attend_by_units(q, part, rows, batch, scale, cap, sink_logit, lists)
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
+    launch(q, part, rows, batch, scale, cap, sink_logit, lists, o, lse, blocks, splits)
+    return o, lse
+
+
+def launch(q, part, rows, batch, scale, cap, sink_logit, lists, o, lse, blocks=None, splits=None):
+    """What `attend` does query by query, into o, of any dtype, and lse."""
+    tokens, heads, _ = q.shape
+    sequences, kv_heads, _ = rows.shape
+    choosers, list_rows, most = lists.index.shape
     most_lines, block_k, warps, stages = blocks or BLOCKS[architecture(q.device), q.element_size()]
     lines = lines_of(lists.many, most_lines)  # whatever the length: it decides no bit of a result
     row_tiles = -(-min(lists.many, batch.max_new) // (lines // MEMBERS))
@@ -342,10 +168,72 @@ def attend(q, part, rows, form, batch, scale, cap, sink_logit, lists, *, blocks=
         token_stride, head_stride, part.k_stride, part.v_stride, rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
     strides = token_stride | head_stride | part.k_stride | part.v_stride
-    key = (q.device, q.dtype, sink_logit.dtype, lines, block_k, warps, stages, splits == 1)
+    key = (q.device, q.dtype, o.dtype, sink_logit.dtype, lines, block_k, warps, stages, splits == 1)
     made = lambda: settings(lines, block_k, warps, stages, splits == 1)  # noqa: E731
     run(attend_kernel, programs * splits, tensors, numbers, strides, key, made)
     if splits > 1:
         tensors = part_o, part_norm, o, lse, sink_logit
         run(combine_kernel, tokens * heads, tensors, (heads, splits), 0, (*key, splits), lambda: combine_settings(splits))
+
+
+def unit_settings(lines, warps, stages):
+    """The compile-time arguments of `units_kernel`."""
+    block = max(16, triton.next_power_of_2(UNIT))
+    return {name: value for name, value in settings(lines, block, warps, stages, True).items() if name != "DIRECT"}
+
+
+def join_settings():
+    """Those of `join_kernel`."""
+    wide = max(16, triton.next_power_of_2(VALUE_WIDTH))
+    lines = triton.next_power_of_2(MEMBERS)
+    return {
+        "MEMBERS": MEMBERS,
+        "E": VALUE_WIDTH,
+        "BLOCK_M": lines,
+        "BLOCK_E": wide,
+        "num_warps": 1 if lines * wide <= 1024 else 4,
+        "num_stages": 3,
+        "enable_fp_fusion": True,
+    }
+
+
+def attend_by_units(q, part, rows, batch, scale, cap, sink_logit, lists):
+    """What `attend` returns, of lists of single queries: intervals first, as if nothing was listed, then unit by unit."""
+    tokens, heads, _ = q.shape
+    sequences, kv_heads, _ = rows.shape
+    choosers, list_rows, most = lists.index.shape
+    o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
+    lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
+    near = torch.empty(tokens, heads, VALUE_WIDTH, dtype=torch.float32, device=q.device)
+    launch(q, part, rows, batch, scale, cap, sink_logit, unlisted(lists, sequences), near, lse)
+    sets, of_heads = heads // MEMBERS, int(choosers > 1)
+    units = -(-(max([0, *part.bases]) + part.max_stored) // UNIT) + 1
+    blocks = UNIT_BLOCKS[architecture(q.device)]
+    at_once = max(1, ROOM // max(1, most * heads * (VALUE_WIDTH + 2) * 2))
+    places = batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin
+    bound, token_stride, head_stride = 0.0 if cap is None else cap, *q.stride()[:2]
+    strides = token_stride | head_stride | part.k_stride | part.v_stride
+    for row_from in range(0, list_rows, at_once):
+        some = slice(row_from, row_from + at_once)
+        chunk = min(at_once, list_rows - row_from)
+        readers, begins = gathered(lists.index[:, some], lists.count[:, some], lists.row_begin, row_from, sequences, units)
+        parts = torch.empty(chunk * most * heads * VALUE_WIDTH, dtype=q.dtype, device=q.device)
+        sums = torch.empty(chunk * most * heads, dtype=torch.float32, device=q.device)
+        tensors = q, part.k, part.v, parts, sums, rows, readers, begins, *places, scale.contiguous()
+        numbers = (
+            bound, kv_heads, units, UNIT_SHARES, of_heads, choosers, chunk, most, row_from, token_stride, head_stride,
+            part.k_stride, part.v_stride, rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
+        )  # fmt: skip
+        programs = sequences * sets * units * UNIT_SHARES
+        key = q.device, q.dtype, "units", *blocks
+        run(units_kernel, programs, tensors, numbers, strides, key, lambda: unit_settings(*blocks))
+        tensors, numbers = (parts, sums, near, o, lse, lists.count), (sets, of_heads, chunk, most, row_from, list_rows)
+        run(join_kernel, chunk * sets, tensors, numbers, 0, (q.device, q.dtype, "join"), join_settings)
     return o, lse
+
+
+def unlisted(lists, sequences):
+    """One row for all queries of each sequence, which lists nothing."""
+    row = torch.arange(sequences, device=lists.count.device)
+    nothing = torch.zeros(1, sequences, 1, dtype=torch.int32, device=lists.count.device)
+    return type(lists)(nothing, nothing[..., 0], row, NO_END, 1)
