@@ -5,13 +5,15 @@ Legend: T tokens of S sequences, packed; W width.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .batch import Batch
+from .sizes import alike
 
 
 class RMSNorm(nn.Module):
@@ -103,16 +105,55 @@ def next_state(x: Tensor, state: Tensor, batch: Batch) -> Tensor:
     return torch.where(inside.unsqueeze(-1), x[token], kept.to(x.dtype))
 
 
-def depthwise(x: Tensor, weight: Tensor, batch: Batch, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+class _Taps(torch.autograd.Function):
+    """`_shifted` of texts of one length that begin here, x [S, N, W], to the bit, in half the launches, which are most of a
+    small model's step: nothing is padded or masked, and gradients are added up in place, in the order that autograd takes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        mixed = x * weight[:, -1]
+        for back in range(1, min(weight.shape[1], x.shape[1])):
+            mixed[:, back:].add_(x[:, :-back] * weight[:, -1 - back])
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        by_x, taps, product = torch.zeros_like(grad), [], torch.zeros_like(grad)
+        for back in reversed(range(weight.shape[1])):
+            until = max(x.shape[1] - back, 0)
+            by_x[:, :until].add_(grad[:, back:] * weight[:, -1 - back])
+            torch.mul(grad[:, back:], x[:, :until], out=product[:, back:])
+            taps.append(product.flatten(0, 1).sum(0))
+        return by_x.to(x.dtype), torch.stack(taps, dim=1).to(weight.dtype)
+
+
+def _shifted(x: Tensor, weight: Tensor, batch: Batch, state: Tensor | None) -> Tensor:
+    """y of `depthwise`, each input shifted under the next tap."""
+    mixed = x * weight[:, -1]
+    for back in range(1, weight.shape[1]):
+        mixed = mixed + earlier(x, state, batch, back) * weight[:, -1 - back]
+    return mixed
+
+
+def depthwise(
+    x: Tensor, weight: Tensor, batch: Batch, state: Tensor | None = None, keep: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Causal convolution per channel over the last n tokens of a sequence, never across sequences.
 
     x [T, W]; weight [W, n], its last column weighs the newest token; state [S, n - 1, W], the inputs before the call, oldest
-    first, or None (zeros). Returns y [T, W] and the new state.
+    first, or None (zeros). Returns y [T, W] and the new state, None where nobody keeps it.
     """
     n = weight.shape[1]
-    mixed = x * weight[:, -1]
-    for back in range(1, n):
-        mixed = mixed + earlier(x, state, batch, back) * weight[:, -1 - back]
+    if state is not None or not batch.tokens or not alike(batch.sizes) or torch.compiler.is_compiling():
+        mixed = _shifted(x, weight, batch, state)  # what is compiled is fused
+    else:
+        mixed = _Taps.apply(x.view(batch.sequences, -1, x.shape[1]), weight).flatten(0, 1)  # type: ignore[no-untyped-call]
+    if not keep:
+        return mixed, None
     if state is None:
         state = x.new_zeros(batch.sequences, n - 1, x.shape[1])
     return mixed, next_state(x, state, batch)
@@ -128,9 +169,9 @@ class ShortConv(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width, n))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
-    def forward(self, x: Tensor, batch: Batch, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x [T, width], state [S, n - 1, width] or None (zeros) -> (y [T, width], new state)."""
-        mixed, state = depthwise(x, self.weight, batch, state)
+    def forward(self, x: Tensor, batch: Batch, state: Tensor | None = None, keep: bool = True) -> tuple[Tensor, Tensor | None]:
+        """x [T, width], state [S, n - 1, width] or None (zeros) -> (y [T, width], new state, None where nobody keeps it)."""
+        mixed, state = depthwise(x, self.weight, batch, state, keep)
         return F.silu(mixed if self.bias is None else mixed + self.bias), state
 
 

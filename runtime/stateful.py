@@ -25,7 +25,8 @@ class Weight(nn.Module):
 def convolve(layer: ShortConv, x: Tensor, call: Call, slot: int, name: str) -> Tensor:
     """x [T, channels] through a short convolution whose state lies in the cache of `slot` under `name`."""
     storage = call.slot(slot)
-    y, state = layer(x, call.batch, None if storage is None else storage.state(name, call.batch))
+    before = None if storage is None or call.batch.max_past == 0 else storage.state(name, call.batch)
+    y, state = layer(x, call.batch, before, storage is not None)
     if storage is not None:
         storage.set_state(name, state, call.batch)
     out: Tensor = y

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 from hypothesis import given
@@ -164,6 +166,21 @@ def test_a_short_convolution_in_pieces_equals_a_plain_one_over_each_sequence(seq
         padded = torch.nn.functional.pad(text.T, (n - 1, 0)).unsqueeze(0)
         wanted = torch.nn.functional.conv1d(padded, weight.unsqueeze(1), groups=3)[0].T if len(text) else text
         torch.testing.assert_close(torch.cat(pieces), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(40, 40), (2, 2, 2), (3, 6)])
+def test_a_short_convolution_of_equal_texts_has_the_bits_of_shifted_ones_and_keeps_what_is_asked_for(sizes):
+    torch.manual_seed(0)
+    batch = Batch.of(tokens(1, sum(sizes)), offsets=[0, *accumulate(sizes)])[1]
+    given = [torch.randn(*shape, requires_grad=True) for shape in ((sum(sizes), 3), (3, 4))]
+    zeros = torch.zeros(len(sizes), 3, 3)
+    (plain, kept), (taps, none) = depthwise(*given, batch, zeros), depthwise(*given, batch, keep=False)
+    assert none is None
+    assert kept.shape == zeros.shape
+    assert torch.equal(taps, plain)
+    by = torch.randn_like(taps)
+    for ours, theirs in zip(*(torch.autograd.grad(y, given, by) for y in (taps, plain)), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_short_convolution_never_reads_another_sequence_or_its_unused_state():
