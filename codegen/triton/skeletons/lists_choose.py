@@ -37,6 +37,7 @@ BLOCKS = {  # (architecture, bytes of an element): lines and runs of a tile, war
 MOST_UNITS = 4096  # whose scores a program holds at once
 UNITS_OF_WARP = 512
 ENOUGH = 1024  # programs
+MOST_SPLITS = 16  # parts of the sum of exponentials of a row, where rows are few
 TURNS = 8  # tiles of runs that a program scores, where there are programs enough
 ROOM = 2**26  # scores
 
@@ -47,8 +48,11 @@ LOG2E = tl.constexpr(1.4426950408889634)
 NOWHERE = tl.constexpr(2**30)  # "no bound"
 
 
-def settings(lines, block_k, warps, stages):
-    """The compile-time arguments of the kernels that score: of `sums_kernel` over coarse and over own runs, `scores_kernel`."""
+def settings(lines, block_k, warps, stages, splits=1):
+    """The compile-time arguments of the kernels that score: of `sums_kernel` over coarse and over own runs, `scores_kernel`.
+
+    splits: parts of each sum.
+    """
     common = {
         "GROUP": GROUP,
         "MEMBERS": triton.next_power_of_2(GROUP),
@@ -63,7 +67,16 @@ def settings(lines, block_k, warps, stages):
     span, step = RUNS
     coarse = {**common, "SPAN": (COARSE or RUNS)[0], "STEP": (COARSE or RUNS)[1], "ONLY_BEFORE": 0}
     own = {**common, "SPAN": span, "STEP": step, "ONLY_BEFORE": COARSE[0] if COARSE else 0}
-    more = {"UNIT": UNIT, "SPAN": span, "STEP": step, "BOUNDS": BOUNDS, "SHARES": SHARES, "SHARED": SHARED, "POOL": POOL}
+    more = {
+        "UNIT": UNIT,
+        "SPAN": span,
+        "STEP": step,
+        "BOUNDS": BOUNDS,
+        "SHARES": SHARES,
+        "SPLITS": splits,
+        "SHARED": SHARED,
+        "POOL": POOL,
+    }
     return coarse, own, {**common, **more}
 
 
@@ -113,7 +126,8 @@ def choose(q, runs, upper, coarse, interval_rows, batch, scale, cap, wanted, ask
     assert (cap is not None) == CAP
     assert (upper is not None, coarse is not None) == (BOUNDS, COARSE is not None)
     lines, block_k, *rest = blocks or BLOCKS[architecture(q.device), q.element_size()]
-    of_coarse, of_own, scored = settings(lines, block_k, *rest)
+    splits = MOST_SPLITS if SHARES and rows <= 16 and rows * sequences * kv_heads < ENOUGH else 1
+    of_coarse, of_own, scored = settings(lines, block_k, *rest, splits)
     choosers = {"head": heads, "group": kv_heads, "layer": 1}[SHARED]
     index = torch.empty(choosers, all_rows, most, dtype=torch.int32, device=q.device)
     counts = torch.empty(choosers, all_rows, dtype=torch.int32, device=q.device)
@@ -122,21 +136,21 @@ def choose(q, runs, upper, coarse, interval_rows, batch, scale, cap, wanted, ask
     width = units * (UNIT // step) if UNIT % step == 0 else runs_of
     at_once = max(1, min(rows, room // max(1, choosers * sequences * width)))
     scores = torch.empty(choosers * sequences * at_once * width, dtype=torch.float32, device=q.device)
-    sums = torch.empty(all_rows, heads, dtype=torch.float32, device=q.device) if SHARES else scores
+    sums = torch.empty(all_rows, heads, splits, dtype=torch.float32, device=q.device) if SHARES else scores
     k, k_begin, k_stride = runs
     bound = 0.0 if cap is None else cap
     token_stride, head_stride, _ = q.stride()
     places = batch.offsets, batch.past, row_begin
     strides = token_stride | head_stride | k_stride
-    key = (q.device, q.dtype, k.dtype, lines, block_k, *rest)
+    key = (q.device, q.dtype, k.dtype, lines, block_k, *rest, splits)
     tall = scored["BLOCK_R"] // scored["MEMBERS"]
     for row_from in range(0, rows, at_once):
         tiles = -(-min(at_once, rows - row_from) // tall)
         ways = ([("coarse", coarse or runs, of_coarse)] + ([("own", runs, of_own)] if COARSE else [])) if SHARES else []
         for name, (flat, begin, stride), constants in ways:
-            numbers = bound, kv_heads, tiles, many, row_from, token_stride, head_stride, stride, begin.stride(0)
+            numbers = bound, kv_heads, tiles, splits, many, row_from, token_stride, head_stride, stride, begin.stride(0)
             tensors = (q, flat, sums, *places, begin, scale)
-            programs = sequences * kv_heads * tiles
+            programs = sequences * kv_heads * tiles * splits
             run(sums_kernel, programs, tensors, numbers, strides | stride, (*key, name), lambda given=constants: given)
         sets, run_tiles = 1 if SHARED == "layer" else kv_heads, -(-runs_of // block_k)
         turns = TURNS if sequences * sets * tiles * run_tiles > ENOUGH * TURNS else 1

@@ -150,9 +150,9 @@ def keep_row(
     tl.store(counts + place, tl.where(bad > 0, -1, want))
 
 
-@triton.jit(do_not_specialize=["all_rows", "row_count", "many", "row_from", "room", "width", "units", "most", "row_stride"])
+@triton.jit(do_not_specialize=["all_rows", "row_count", "many", "row_from", "at_once", "width", "units", "most", "row_stride"])
 def keep_kernel(
-    scores, index, counts, wanted, interval_rows, offsets, past, row_begin, all_rows, row_count, many, row_from, room, width,
+    scores, index, counts, wanted, interval_rows, offsets, past, row_begin, all_rows, row_count, many, row_from, at_once, width,
     units, most, row_stride,
     ROW: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr, TOUCHED: tl.constexpr,
     FOLD: tl.constexpr, OVERLAP: tl.constexpr, SHARED: tl.constexpr, MANY_BLOCKS: tl.constexpr, BLOCK_U: tl.constexpr,
@@ -167,7 +167,7 @@ def keep_kernel(
     group = chooser // GROUP if SHARED == "head" else chooser
     numbers = read_row(interval_rows + sequence * row_stride + group * ROW)
     sequences = tl.num_programs(0) // row_count
-    here = scores + ((chooser * sequences + sequence).to(tl.int64) * room + own_row) * width
+    here = scores + ((chooser * sequences + sequence).to(tl.int64) * at_once + own_row) * width
     place = chooser.to(tl.int64) * all_rows + tl.load(row_begin + sequence) + row
     keep_row(
         here, index, counts, tl.load(wanted + sequence), numbers, last, place, units, most, UNIT, SPAN, STEP, TOUCHED, FOLD,

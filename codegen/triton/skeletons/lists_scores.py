@@ -35,18 +35,19 @@ def rows_of(sequence, offsets, past, many):
     return tl.where(count > 0, (start + count + many - 1) // many - start // many, 0)
 
 
-@triton.jit(do_not_specialize=["kv_heads", "tiles", "many", "row_from", "k_begin_stride"])
+@triton.jit(do_not_specialize=["kv_heads", "tiles", "splits", "many", "row_from", "k_begin_stride"])
 def sums_kernel(
-    q, k, sums, offsets, past, row_begin, k_begin, scale, cap, kv_heads, tiles, many, row_from, q_token_stride, q_head_stride,
-    k_stride, k_begin_stride,
+    q, k, sums, offsets, past, row_begin, k_begin, scale, cap, kv_heads, tiles, splits, many, row_from, q_token_stride,
+    q_head_stride, k_stride, k_begin_stride,
     GROUP: tl.constexpr, MEMBERS: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr, ONLY_BEFORE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Leaves the logarithm, to base 2, of the sum of exponentials of the logits of runs that have been read whole."""
+    """Leaves the logarithm, to base 2, of the sum of exponentials of the logits of runs that have been read whole, in parts."""
     ROWS: tl.constexpr = BLOCK_R // MEMBERS
-    tile = tl.program_id(0) % tiles
-    group = tl.program_id(0) // tiles % kv_heads
-    sequence = tl.program_id(0) // (tiles * kv_heads)
+    split = tl.program_id(0) % splits
+    tile = tl.program_id(0) // splits % tiles
+    group = tl.program_id(0) // (splits * tiles) % kv_heads
+    sequence = tl.program_id(0) // (splits * tiles * kv_heads)
     count = rows_of(sequence, offsets, past, many)
     first = row_from + tile * ROWS
     if first >= count:
@@ -69,7 +70,8 @@ def sums_kernel(
     runs = tl.where(furthest + 1 >= SPAN, (furthest + 1 - SPAN) // STEP + 1, 0)
     if ONLY_BEFORE > 0:  # rows that have read one coarse run have what they need
         runs = tl.where(nearest + 1 >= ONLY_BEFORE, 0, runs)
-    for begin in tl.range(0, runs, BLOCK_K):
+    share = tl.cdiv(tl.cdiv(runs, BLOCK_K), splits) * BLOCK_K
+    for begin in tl.range(split * share, tl.minimum((split + 1) * share, runs), BLOCK_K):
         one = begin + tl.arange(0, BLOCK_K)
         k_there = k + (k_first + one.to(tl.int64) * k_stride)[None, :] + d[:, None]
         product = products(query, k_there, k_there, (one < runs)[None, :] & (d < D)[:, None], False)
@@ -82,7 +84,7 @@ def sums_kernel(
     result = tl.where(norm == 0.0, float("-inf"), best + tl.log2(tl.where(norm == 0.0, 1.0, norm)))
     if ONLY_BEFORE > 0:
         live &= last + 1 < ONLY_BEFORE
-    tl.store(sums + place * (kv_heads * GROUP) + head, result, mask=live)
+    tl.store(sums + (place * (kv_heads * GROUP) + head) * splits + split, result, mask=live)
 
 
 @triton.jit
@@ -93,15 +95,25 @@ def slot_of(run, units, UNIT: tl.constexpr, STEP: tl.constexpr):
 
 
 @triton.jit
+def mass_of(sums, line, live, SPLITS: tl.constexpr):
+    """The logarithm of the whole mass of each line, to base 2, from its parts."""
+    split = tl.arange(0, SPLITS)[None, :]
+    part = tl.load(sums + line[:, None] * SPLITS + split, mask=live[:, None], other=0.0)
+    best = tl.max(part, 1)
+    best = tl.where(best == float("-inf"), 0.0, best)
+    total = tl.sum(tl.exp2(part - best[:, None]), 1)
+    return best + tl.log2(tl.where(total == 0.0, 1.0, total))
+
+
+@triton.jit
 def score_tile(
     query, k, upper, sums, scale, cap, at, head, place, live, inside, whole, heads,
-    BOUNDS: tl.constexpr, SHARES: tl.constexpr,
+    BOUNDS: tl.constexpr, SHARES: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Scores [lines, runs] of lines of rows `place` and heads by the runs that lie at `at`: products, or shares of the mass."""
     score = products(query, k + at, upper + at, inside, BOUNDS)
     if SHARES:
-        mass = tl.load(sums + place * heads + head, mask=live, other=0.0)
-        mass = tl.where(mass == float("-inf"), 0.0, mass)[:, None]
+        mass = mass_of(sums, place * heads + head, live, SPLITS)[:, None]
         score = tl.where(whole, tl.exp2(adjust_score(score, tl.load(scale + head)[:, None], cap) - mass), 0.0)
     return score
 
@@ -120,14 +132,14 @@ def pool_heads(total, score, ROWS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_K:
     return total
 
 
-@triton.jit(do_not_specialize=["kv_heads", "sets", "tiles", "run_tiles", "turns", "many", "row_from", "room", "width", "units",
-                               "k_begin_stride"])  # fmt: skip
+@triton.jit(do_not_specialize=["kv_heads", "sets", "tiles", "run_tiles", "turns", "many", "row_from", "at_once", "width",
+                               "units", "k_begin_stride"])  # fmt: skip
 def scores_kernel(
     q, k, upper, sums, scores, offsets, past, row_begin, k_begin, scale, cap, kv_heads, sets, tiles, run_tiles, turns, many,
-    row_from, room, width, units, q_token_stride, q_head_stride, k_stride, k_begin_stride,
+    row_from, at_once, width, units, q_token_stride, q_head_stride, k_stride, k_begin_stride,
     GROUP: tl.constexpr, MEMBERS: tl.constexpr, UNIT: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr,
-    BOUNDS: tl.constexpr, SHARES: tl.constexpr, SHARED: tl.constexpr, POOL: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    BOUNDS: tl.constexpr, SHARES: tl.constexpr, SPLITS: tl.constexpr, SHARED: tl.constexpr, POOL: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows by `turns` tiles of runs, `run_tiles` programs side by side; all heads that share a choice."""
     ROWS: tl.constexpr = BLOCK_R // MEMBERS
@@ -136,7 +148,7 @@ def scores_kernel(
     own = program // (run_tiles * tiles) % sets
     sequence = program // (run_tiles * tiles * sets)
     sequences = tl.num_programs(0) // (run_tiles * tiles * sets)
-    count = tl.minimum(rows_of(sequence, offsets, past, many), row_from + room)
+    count = tl.minimum(rows_of(sequence, offsets, past, many), row_from + at_once)
     first = row_from + program // run_tiles % tiles * ROWS
     if first >= count:
         return
@@ -154,7 +166,7 @@ def scores_kernel(
     from_tile = program % run_tiles * turns
     heads = kv_heads * GROUP
     head = own * GROUP + member
-    target = scores + (own.to(tl.int64) * sequences + sequence) * room * width
+    target = scores + (own.to(tl.int64) * sequences + sequence) * at_once * width
     if SHARED != "layer":
         query = tl.load(q + (place * q_token_stride + head * q_head_stride)[:, None] + d[None, :], mask=in_q, other=0.0)
         k_from = tl.load(k_begin + sequence * k_begin_stride + own)
@@ -172,14 +184,16 @@ def scores_kernel(
                 k_from = tl.load(k_begin + sequence * k_begin_stride + group)
                 at = (k_from + one.to(tl.int64) * k_stride)[None, :] + d[:, None]
                 score = score_tile(
-                    query, k, upper, sums, scale, cap, at, head, place, live, inside, whole, heads, BOUNDS, SHARES
+                    query, k, upper, sums, scale, cap, at, head, place, live, inside, whole, heads, BOUNDS, SHARES, SPLITS
                 )
                 total = pool_heads(total, tl.where(there[:, None], score, EMPTY), ROWS, MEMBERS, BLOCK_K, POOL)
         else:
             at = (k_from + one.to(tl.int64) * k_stride)[None, :] + d[:, None]
-            score = score_tile(query, k, upper, sums, scale, cap, at, head, place, live, inside, whole, heads, BOUNDS, SHARES)
+            score = score_tile(
+                query, k, upper, sums, scale, cap, at, head, place, live, inside, whole, heads, BOUNDS, SHARES, SPLITS
+            )
             if SHARED == "head":
-                own_scores = scores + ((head.to(tl.int64) * sequences + sequence) * room + row - row_from) * width
+                own_scores = scores + ((head.to(tl.int64) * sequences + sequence) * at_once + row - row_from) * width
                 tl.store(own_scores[:, None] + slot[None, :], score, mask=live[:, None] & (one < runs)[None, :])
             else:
                 total = pool_heads(total, tl.where(there[:, None], score, EMPTY), ROWS, MEMBERS, BLOCK_K, POOL)
