@@ -284,8 +284,13 @@ def softmax_of(mix: Mix, model: Model) -> Softmax:
 
 
 def digest(text: str, architecture: str | None = None) -> str:
-    """What names a kernel's text; with an architecture, the text as that reads it: without the blocks of the others."""
-    kept = [line for line in text.splitlines() if architecture is None or not _of_another(line, architecture)]
+    """What names a kernel's text; with an architecture, what a GPU of that one runs: kernels and constants without the blocks
+    of the others. The functions that launch them are the host's.
+    """
+    kept = text.splitlines()
+    if architecture is not None:
+        parts = (one for one in triton.statements(text) if one.kernel or not one.function)
+        kept = [line for one in parts for line in kept[one.first : one.end] if not _of_another(line, architecture)]
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()
 
 

@@ -15,7 +15,7 @@ from .autocast import cast, word
 from .batch import Batch
 from .intervals import Form
 from .keys import KeyPart
-from .operators import Functions, define, name_of
+from .operators import Functions, define, name_of, undifferentiated
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -68,7 +68,8 @@ class Kernels:
         self.check(q, k, v, part, rows, scale, sink_logit)
         places = [batch.offsets, batch.past, part.k_begin, part.v_begin, part.stored, part.base, part.pinned, part.ring]
         sizes = [part.k_stride, part.v_stride, batch.max_new, part.max_stored]
-        o, lse = self.operators.attend(q, k, v, scale, rows, places, sizes, part.rings, part.shared, cap, sink_logit)
+        with undifferentiated():
+            o, lse = self.operators.attend(q, k, v, scale, rows, places, sizes, part.rings, part.shared, cap, sink_logit)
         return o, lse
 
     def check(

@@ -139,6 +139,16 @@ def _implementations(functions: Functions, form: Form, v_width: int) -> dict[str
     }
 
 
+def undifferentiated() -> AbstractContextManager[Any]:
+    """Where no gradients are taken: the context in which an operator runs at once, not by PyTorch's look for who needs some.
+
+    That look, written in Python, takes as long as the rest of an operator.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return nullcontext()
+    return torch._C._AutoDispatchBelowAutograd()
+
+
 def dense(q: Tensor) -> Tensor:
     """q with a dense last axis, which kernels read; other strides they are given."""
     return q if q.stride(-1) == 1 else q.contiguous()

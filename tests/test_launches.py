@@ -5,9 +5,11 @@ No GPU is needed: Triton compiles for one, and a driver of ours notes each launc
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +45,8 @@ class Driver:
         number = len(self.compiled)
 
         def launch(x: int, y: int, z: int, *rest: Any) -> None:
+            if rest[4] is not None:
+                rest[4](rest[3])  # a hook of whoever profiles launches
             arguments = [arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in rest[6:]]
             self.launches.append((number, (x, y, z), *arguments))
 
@@ -134,6 +138,50 @@ def test_what_runs_at_once_is_what_triton_would_choose(skeleton: str, tokens: in
         chosen.append(want[0][0])
     assert len(set(chosen)) >= 4, "the calls differ in what is compiled for them"
     assert 2 <= len(module.READY) <= 2 * len(chosen)
+
+
+def calls_of(module: ModuleType, function: Callable[[], object]) -> int:
+    """How many functions, Python's and C's, a file's text calls: a host's work for a launch, whatever else it does."""
+    found = 0
+
+    def count(frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal found
+        caller = frame.f_back if event == "call" else frame
+        found += event in ("call", "c_call") and caller is not None and caller.f_code.co_filename == module.__file__
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+@pytest.mark.parametrize(("skeleton", "tokens", "most"), [("softmax_prefill", 20, 14), ("softmax_decode", 5, 31)])
+def test_a_launch_calls_few_functions_on_the_host(
+    skeleton: str, tokens: int, most: int, driver: Driver, tmp_path: Path
+) -> None:
+    module = load(emit(skeleton, KERNEL), tmp_path, f"counted_{skeleton}")
+    inputs = inputs_of(tokens=tokens)
+    for _ in range(2):
+        attend(module, inputs)
+    arguments = inputs.arguments
+    assert calls_of(module, lambda: module.attend(*arguments)) <= most
+
+
+def test_hooks_of_a_profiler_see_every_launch(driver: Driver, tmp_path: Path) -> None:
+    from triton import knobs
+
+    module = load(emit("softmax_prefill", KERNEL), tmp_path, "hooked")
+    inputs, seen = inputs_of(), []
+    plain = launched(module, driver, inputs)
+    hook = seen.append
+    knobs.runtime.launch_enter_hook.add(hook)
+    try:
+        assert launched(module, driver, inputs) == plain
+    finally:
+        knobs.runtime.launch_enter_hook.remove(hook)
+    assert len(seen) == 1, "given to the launcher, which calls it"
 
 
 def test_a_call_without_queries_launches_nothing(driver: Driver, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ class Statement(NamedTuple):
     function: bool
     first: int
     end: int
+    kernel: bool = False  # whether the function is compiled for a GPU: it has a decorator
 
 
 @lru_cache(maxsize=256)  # the same few skeletons and files of holes make all kernels
@@ -83,7 +84,7 @@ def statements(source: str) -> tuple[Statement, ...]:
     for node in ast.parse(source).body:
         assert node.end_lineno is not None
         if isinstance(node, ast.FunctionDef):
-            found.append(Statement(node.name, True, first_line(node), node.end_lineno))
+            found.append(Statement(node.name, True, first_line(node), node.end_lineno, bool(node.decorator_list)))
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             found.append(Statement(node.targets[0].id, False, node.lineno - 1, node.end_lineno))
     return tuple(found)

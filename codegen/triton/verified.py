@@ -42,7 +42,7 @@ class Verified(Value):
     error, torch_error  the largest difference from float64 among the cases, the kernel's and torch's; of states the root mean
                         square of the call that used most of what is allowed, and that of plain torch, or of the formula in the
                         kernel's roundings
-    sha256              of the kernel's text, without the blocks of other architectures
+    sha256              of what a GPU runs of the kernel's text: no blocks of other architectures, no functions of the host
     """
 
     device: str

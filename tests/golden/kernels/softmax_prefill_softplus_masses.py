@@ -31,7 +31,9 @@ BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, 
 }
 
 KNOWN = {}  # device -> its row of BLOCKS
-READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
+READY = {}  # key of `run` -> what was compiled, how it is launched, and its compile-time arguments
+HOOKS = triton.knobs.runtime
+POINTER = torch.Tensor.data_ptr
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -270,23 +272,29 @@ def run(kernel, programs, tensors, numbers, strides, key, constants):
     """kernel[(programs,)](*tensors, *numbers, **constants()), without Triton's long look at every argument.
 
     It compiles for types, and for which numbers are multiples of 16, or 1. Where all pointers and `strides` (the bits of all
-    that are compiled for, together) are multiples of 16, `key` says the rest, and what was compiled for it runs at once.
+    that are compiled for, together) are multiples of 16, `key`, whose first part is the device, says the rest, and what was
+    compiled for it runs at once, as by `compiled[programs, 1, 1](...)`, which prepares much for hooks even where none is set.
     """
     if programs == 0:
         return
-    pointers = [tensor.data_ptr() for tensor in tensors]
+    pointers = list(map(POINTER, tensors))
     bits = strides
     for pointer in pointers:
         bits |= pointer
     plain = bits % 16 == 0 and strides < 2**31
     if plain and key in READY:
-        compiled, rest = READY[key]
-        compiled[programs, 1, 1](*pointers, *numbers, *rest)
+        compiled, start, stream, function, packed, rest = READY[key]
+        if HOOKS.launch_enter_hook.calls or HOOKS.launch_exit_hook.calls:
+            compiled[programs, 1, 1](*pointers, *numbers, *rest)
+        else:
+            start(programs, 1, 1, stream(key[0].index), function, packed, None, None, None, *pointers, *numbers, *rest)
         return
     settings = constants()
     compiled = kernel[(programs,)](*tensors, *numbers, **settings)
     if plain and compiled is not None:  # Triton's interpreter compiles nothing
-        READY[key] = compiled, [settings[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
+        rest = [settings[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
+        stream = triton.runtime.driver.active.get_current_stream
+        READY[key] = compiled, compiled.run, stream, compiled.function, compiled.packed_metadata, rest
 
 
 def settings(rings, block_q, block_k, warps, stages):
@@ -324,25 +332,25 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     With an EXPONENT scale is [T, H, 3], and in place of the log-sum-exp come a largest score and a sum [T, H, 2].
     """
     tokens, heads, width = q.shape
-    sequences, kv_heads, _ = rows.shape
+    sequences, kv_heads, row_numbers = rows.shape
     assert (form.nears, form.strides, form.powers, form.causal) == FORM
     assert (width, part.v_width, heads) == (HEAD_WIDTH, VALUE_WIDTH, kv_heads * GROUP)
-    assert q.stride(2) == 1
-    assert rows.stride(1) == rows.shape[2]
+    token_stride, head_stride, dense = q.stride()
+    row_stride, head_row, _ = rows.stride()
+    assert (dense, head_row) == (1, row_numbers)
     assert (cap is not None, sink_logit is not None) == (CAP, SINK_LOGIT)
     assert q.dtype == part.k.dtype == part.v.dtype
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, *([] if EXPONENT is None else [2]), dtype=torch.float32, device=q.device)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
     sink_logit = scale if sink_logit is None else sink_logit
-    token_stride, head_stride, _ = q.stride()
     tensors = (
         q, part.k, part.v, o, lse, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin,
         part.pinned, part.ring, scale.contiguous(), sink_logit,
     )  # fmt: skip
     numbers = (
         0.0 if cap is None else cap, sequences, kv_heads, token_stride, head_stride, part.k_stride, part.v_stride,
-        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
+        row_stride, part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
     programs = -(-batch.max_new // chosen[0]) * sequences * heads
     strides = token_stride | head_stride | part.k_stride | part.v_stride
