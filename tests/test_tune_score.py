@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from attnc.tune.probes import Probe, read
 from attnc.tune.runs import Run, Settings
 from attnc.tune.samples import Source
 from attnc.tune.score import Scorer
-from attnc.tune.solve import Wanted, frontier, solve
+from attnc.tune.solve import Wanted, figures, frontier, solve
 from attnc.tune.solve import policy as made_policy
 from attnc.tune.table import Table
 from attnc.tune.tables import imported
@@ -77,6 +78,22 @@ def test_a_loss_is_what_the_whole_model_loses_with_one_group_changed(place, tmp_
     assert 0 < values["mass"] < 1
     same = run.journal.rows()[Work.loss_row("passkey", 24, 0, unit, "all", 1, 1, {}).key].values
     assert set(same.values()) == {0.0}
+
+
+def test_layers_below_a_change_are_not_run_again_and_its_groups_are_one_pass(place, tmp_path):
+    run = Run.open(place / "run")
+    scorer = Scorer(run, place / "built", "cpu", Machine(device="cpu"), tmp_path, False, lambda _: None)
+    called, added = [], []
+    for index, layer in enumerate(scorer.full.model.layers):
+        layer.register_forward_pre_hook(lambda _module, inputs, index=index: called.append((index, len(inputs[0]))))
+    scorer.add = lambda *rows: added.extend(rows)
+    scorer.do(scorer.work.jobs[0], set())
+    assert called[:2] == [(0, 24), (1, 24)]
+    assert called[2:] == [(0, 48), (1, 48), (1, 48)] * 3, "three candidates that are not full attention, two groups, 24 tokens"
+    assert {row.key for row in added} == scorer.work.jobs[0].keys
+    known = run.journal.rows()
+    for row in added:
+        assert row.values == pytest.approx(known[row.key].values, abs=1e-6)
 
 
 def test_recovered_mass_is_that_of_the_maps(place, tmp_path):
@@ -160,7 +177,7 @@ def test_a_run_goes_on_where_it_was_killed(place):
     ended = subprocess.run([sys.executable, "-c", DIES, *given], check=False, capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     half = {key: row for key, row in whole.rows().items() if key.sample == 0}
-    assert len(Journal(path).rows()) == 5 < len(half)
+    assert len(Journal(path).rows()) == 10 < len(half)
     assert invoke(given) == 0
     assert len(path.read_text().splitlines()) == len(half)
     assert Journal(path).rows().keys() == half.keys()
@@ -222,6 +239,50 @@ def test_solving_keeps_limits_and_says_what_none_keeps(place, capsys):
             assert any(other.per == "head" and other.loss <= one.loss and other.cost <= one.cost for other in points)
     assert invoke(["tune", "solve", str(place / "run"), "--limit", "kv_bytes=half"]) == 2
     capsys.readouterr()
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+TIMES = {
+    4096: {"full": 2.0, "0": 2.0, "1": 1.4, "2": 1.2, "3": 1.6},
+    8192: {"full": 3.2, "0": 3.2, "1": 1.4, "2": 1.2, "3": 1.8},
+}
+"""Milliseconds of models with one candidate everywhere: a fixed part, and four equal parts of the two layers' groups."""
+
+
+def timed_run(place, tmp_path):
+    """The run, with times that a GPU measured."""
+    shutil.copytree(place / "run", tmp_path / "timed")
+    run = Run.open(tmp_path / "timed")
+    for length, row in TIMES.items():
+        said = {"what": "cost", "length": length, "machine": H100}
+        run.journal.add(
+            Row(**said, candidate=name, values={"decode_ms": ms, "prefill_ms": 10 * ms}) for name, ms in row.items()
+        )
+    return run
+
+
+def test_times_of_a_mixed_policy_are_the_sum_of_measured_parts_between_measured_lengths(place, tmp_path):
+    run = timed_run(place, tmp_path)
+    picks = {unit.place: [unit.candidates[0], unit.candidates[number]] for unit, number in zip(run.all, (1, 2), strict=True)}
+
+    def taken(length):
+        return {one.what: one for one in figures(Table(run, "h100", length, gpu=H100), picks)}
+
+    for length in TIMES:
+        full, near, nearer = (TIMES[length][name] for name in ("full", "1", "2"))
+        whole = full + (near - full) / 4 + (nearer - full) / 4
+        assert taken(length)["decode_ms"].predicted == pytest.approx(whole)
+        assert taken(length)["prefill_ms"].predicted == pytest.approx(10 * whole)
+        assert taken(length)["decode_ms"].full == full
+    between = taken(6144)["decode_ms"]
+    assert between.predicted == pytest.approx(sum(taken(length)["decode_ms"].predicted for length in TIMES) / 2)
+    with pytest.raises(SpecError, match="times at 16384 tokens"):
+        taken(16384)
+    table = Table(run, "h100", 8192, gpu=H100)
+    cheapest = solve(table, Wanted("decode_ms", {}, loss=1e9))
+    assert cheapest.solution.costs["decode_ms"] == pytest.approx(1.2)
+    made = made_policy(table, cheapest, Machine(device="h100"), {})
+    assert next(one.predicted for one in made.figures if one.what == "decode_ms") == pytest.approx(1.2)
 
 
 def test_devices_differ_in_what_they_make_cheap(place):

@@ -45,6 +45,9 @@ def score(
     ] = None,
     points: Annotated[int, typer.Option(min=2, metavar="N", help="Values tried of each budget.")] = 4,
     batch: Annotated[str, typer.Option(metavar="N,N", help="Sequences at once, for times.")] = "1",
+    time_length: Annotated[
+        str, typer.Option(metavar="N,N", help="Tokens, for times; those of the texts.", show_default=False)
+    ] = "",
     seed: Annotated[int, typer.Option(help="Of the passkeys.")] = 0,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one.", show_default=False)
@@ -69,6 +72,7 @@ def score(
     spec = read_spec(file)
     asked = {"lengths": _numbers("length", length), "samples": samples, "probes": _words("probe", probe, PROBES)}
     asked |= {"batches": _numbers("batch", batch), "points": points, "seed": seed, "dtype": kind}
+    asked["times_at"] = _numbers("time-length", time_length) if time_length else ()
     settings = _settings(file, spec, weights, text, _words("task", task, TASKS), asked)
     run = Run.begin(out, spec, settings)
     machine = machine_of(where, "cpu" if where == "cpu" else device_name(None))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,6 +23,11 @@ OBJECTIVES: tuple[Objective, ...] = ("decode_ms", "prefill_ms", "kv_bytes")
 CACHE_TYPE = "bfloat16"
 SECONDS = 0.25
 """For which each time is taken, at least five times."""
+
+WARM = 2
+"""Steps before one is captured: what they compile and choose is no part of it."""
+
+Say = Callable[[str], None]
 
 Costs = dict[tuple[int, str, str], dict[str, float]]
 
@@ -79,17 +84,21 @@ def priced(spec: Spec, device: str, objective: str, length: int, batch: int) -> 
 
 
 @torch.no_grad()
-def measured(models: Mapping[str, BuiltModel], length: int, batch: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of a decode step after `length` tokens and of a prefill of as many, of several models in turns."""
+def measured(models: Mapping[str, BuiltModel], length: int, batch: int, say: Say) -> dict[str, dict[str, float]]:
+    """Milliseconds of a decode step after `length` tokens and of a prefill of as many, of several models in turns.
+
+    On a GPU a step is a CUDA graph; one that cannot be captured is launched as it is, which is said.
+    """
     weight = next(next(iter(models.values())).parameters())
     watch = clock(weight.device)
     tokens = torch.zeros(batch, length, dtype=torch.int64, device=weight.device)
     found: dict[str, dict[str, float]] = {name: {} for name in models}
     prefill = {name: _prefill(model, tokens) for name, model in models.items()}
-    decode = {name: _decode(model, tokens) for name, model in models.items()}
-    for what, calls in (("prefill_ms", prefill), ("decode_ms", decode)):
-        for name, times in interleaved(calls, watch, SECONDS).items():
-            found[name][what] = 1000 * times.median
+    for name, times in interleaved(prefill, watch, SECONDS).items():
+        found[name]["prefill_ms"] = 1000 * times.median
+    decode = {name: _decode(name, model, tokens, say) for name, model in models.items()}
+    for name, times in interleaved(decode, watch, SECONDS).items():
+        found[name]["decode_ms"] = 1000 * times.median
     return found
 
 
@@ -104,25 +113,42 @@ def _packed(model: Any, tokens: torch.Tensor) -> tuple[Any, Any]:
     return packed, call
 
 
-def _decode(model: BuiltModel, tokens: torch.Tensor) -> Any:
-    """A step; the cache grows by one token each time, which is little beside `length`."""
+def _decode(name: str, model: BuiltModel, tokens: torch.Tensor, say: Say) -> Callable[[], object]:
+    """A step; without a graph the cache grows by one token each time, which is little beside `length`."""
     cache = model.new_cache(tokens.shape[0], tokens.shape[1] + STEPS)
-    model(tokens, cache=cache)
-    return lambda: model(tokens[:, :1], cache=cache)
+    nothing = torch.zeros(0, dtype=torch.int64, device=tokens.device)
+    model(tokens, cache=cache, at=nothing)
+    last = tokens[:, :1].clone()
+
+    def step() -> object:
+        return model(last, cache=cache)
+
+    if tokens.device.type != "cuda":
+        return step
+    for _ in range(WARM):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            step()
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        say(f"decode steps of {name} are launched one by one: {str(error).splitlines()[0]}")
+        return step
+    return graph.replay
 
 
-def interpolated(points: Mapping[int, float], length: int) -> float:
-    """A cost at a length between those that were measured; beyond them that of the nearest, in proportion to the length."""
-    lengths = sorted(points)
+def interpolated(points: Mapping[int, float], length: int) -> float | None:
+    """A cost at a length between two that were measured, on the line between them; None beyond all."""
     if length in points:
         return points[length]
-    below, above = [one for one in lengths if one < length], [one for one in lengths if one > length]
-    if below and above:
-        low, high = below[-1], above[0]
-        share = (length - low) / (high - low)
-        return points[low] + share * (points[high] - points[low])
-    nearest = lengths[0] if above else lengths[-1]
-    return points[nearest] * length / nearest
+    below, above = [one for one in points if one < length], [one for one in points if one > length]
+    if not below or not above:
+        return None
+    low, high = max(below), min(above)
+    share = (length - low) / (high - low)
+    return points[low] + share * (points[high] - points[low])
 
 
 def measured_rows(rows: Mapping[Key, Row], machine: str, batch: int) -> dict[str, dict[str, dict[int, float]]]:

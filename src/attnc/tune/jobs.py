@@ -62,7 +62,7 @@ class Work:
                     self._asks_passkeys(tasks)
                 found.append(self._watch("gate", method.data, length, number, method))
         if self.times:
-            for length in settings.lengths:
+            for length in settings.times_at or settings.lengths:
                 found += [
                     Job("cost", "", length, batch, frozenset(self._cost_keys(length, batch))) for batch in settings.batches
                 ]

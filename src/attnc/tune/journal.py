@@ -91,10 +91,11 @@ class Journal:
         """Appends and waits until the disk has it."""
         data = "".join(f"{to_json(row)}\n" for row in rows).encode()
         with self.lock, open(self.path, "a+b") as file:
-            file.seek(0)
-            whole = file.read()
-            if whole and not whole.endswith(b"\n"):
-                file.truncate(whole.rfind(b"\n") + 1)
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            if file.read() not in (b"", b"\n"):  # half a line, of a process that died
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

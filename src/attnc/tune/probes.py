@@ -6,7 +6,7 @@ hidden  the last hidden state at the places that are asked: mean square of the d
 nll, kl the rise of the loss there, in nats, and how far the predictions moved
 
 All candidates of a layer read what full attention hands it, so one pass of a model that has the candidate everywhere serves
-every layer; then the layers above are run again for each KV group.
+every layer; then the layers above are run again, for all KV groups of a layer at once.
 """
 
 from __future__ import annotations
@@ -79,38 +79,42 @@ class Probe:
         """How far another last hidden state [T, W] is from this model's."""
         states = hidden[self.asked]
         words = predictions(self.model, states)
-        moved = (states.float() - self.states.float()).square().mean()
+        moved = (wide(states) - wide(self.states)).square().mean()
         nll = F.nll_loss(words, self.targets) - F.nll_loss(self.words, self.targets)
         kl = F.kl_div(words, self.words, log_target=True, reduction="batchmean")
         return Losses(float(moved), float(nll), float(kl))
 
-    def above(self, unit: Unit, first: int, last: int, other: Seen) -> Losses:
-        """The losses with KV groups first..last of a unit as `other` computed them."""
-        place, model = unit.place, self.model
+    def above(self, unit: Unit, other: Seen) -> list[Losses]:
+        """The losses with each decision of a unit by itself as `other` computed it: one pass of the layers from there on, in
+        which the text stands once for each.
+        """
+        place, model, groups = unit.place, self.model, unit.groups
         module = module_of(model, *place)
         with ExitStack() as hooks:
             if unit.per == "head":
-                mixed = blended(self.seen.heads[place], other.heads[place], unit.kv_heads, first, last)
+                mine, its = self.seen.heads[place], other.heads[place]
+                mixed = torch.cat([blended(mine, its, unit.kv_heads, *group) for group in groups])
                 hooks.enter_context(hook(module.get_submodule("o_proj"), before=lambda _: mixed))
             else:
                 hooks.enter_context(hook(module, after=lambda _: other.outputs[place]))
             start = 0 if self.seen.handed else unit.layer
-            call, _ = new_call(model, self.sample)
-            stream = self.seen.streams[start]
+            call, _ = new_call(model, self.sample, len(groups))
+            stream = self.seen.streams[start].repeat(len(groups), 1)
             for layer in list(model.model.layers)[start:]:
                 stream = layer(stream, call)
-            return self.losses(model.model.norm(stream))
+            hidden = model.model.norm(stream).unflatten(0, (len(groups), -1))
+            return [self.losses(one) for one in hidden]
 
     def output(self, unit: Unit, first: int, last: int, other: Seen) -> float:
         """How far off the layer's output is, relatively."""
         place = unit.place
-        whole = self.seen.outputs[place].float()
+        whole = wide(self.seen.outputs[place])
         if unit.per != "head":
-            return float((other.outputs[place].float() - whole).norm() / whole.norm().clamp_min(1e-30))
+            return float((wide(other.outputs[place]) - whole).norm() / whole.norm().clamp_min(1e-30))
         mine = self.seen.heads[place]
         moved = blended(mine, other.heads[place], unit.kv_heads, first, last) - mine
         weight: Tensor = module_of(self.model, *place).get_submodule("o_proj").weight  # type: ignore[assignment]
-        return float(F.linear(moved, weight).float().norm() / whole.norm().clamp_min(1e-30))
+        return float(wide(F.linear(moved, weight)).norm() / whole.norm().clamp_min(1e-30))
 
     def mass(self, unit: Unit, first: int, last: int, other: Seen, rows: int = 0) -> float:
         """The share of full attention's weight that is lost, in the queries from `rows` on."""
@@ -131,7 +135,12 @@ def blended(mine: Tensor, other: Tensor, kv_heads: int, first: int, last: int) -
 
 def predictions(model: Any, states: Tensor) -> Tensor:
     """[n, W] -> [n, V], logarithms of probabilities."""
-    return F.log_softmax(model.logits(states).float(), dim=-1)
+    return F.log_softmax(wide(model.logits(states)), dim=-1)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def read(model: Any, units: Sequence[Unit], sample: Sample, forced: Seen | None = None, *, masses: bool = False) -> Seen:
@@ -159,10 +168,10 @@ def read(model: Any, units: Sequence[Unit], sample: Sample, forced: Seen | None 
     return seen
 
 
-def new_call(model: Any, sample: Sample) -> tuple[Any, Tensor]:
-    """(what the layers of one call share, tokens [T]) of one text."""
+def new_call(model: Any, sample: Sample, times: int = 1) -> tuple[Any, Tensor]:
+    """(what the layers of one call share, tokens [times * T]) of one text, which stands there so many times."""
     weight: Tensor = model.model.embed_tokens.weight
-    return new_call_of(model, torch.tensor([sample.tokens], device=weight.device))
+    return new_call_of(model, torch.tensor([sample.tokens], device=weight.device).repeat(times, 1))
 
 
 def new_call_of(model: Any, tokens: Tensor) -> tuple[Any, Tensor]:

@@ -206,12 +206,14 @@ class Prover:
         """The policy's figures with what the composed model takes, where times are measured."""
         if not self.times:
             return now.figures
-        found = []
+        found, taken = [], dict[tuple[int, int], dict[str, float]]()
         for figure in now.figures:
             if figure.what == "kv_bytes":
                 found.append(figure)
             else:
                 model: Any = subject.model
-                taken = costs.measured({"policy": model}, figure.length, figure.batch)["policy"]
-                found.append(replace(figure, measured=taken[figure.what]))
+                at = figure.length, figure.batch
+                if at not in taken:
+                    taken[at] = costs.measured({"policy": model}, *at, self.say)["policy"]
+                found.append(replace(figure, measured=taken[at][figure.what]))
         return tuple(found)

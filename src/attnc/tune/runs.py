@@ -22,7 +22,7 @@ from attnc.tune.journal import Journal
 
 SETTINGS, SPEC, JOURNAL, POLICY = "run.json", "spec.attn", "journal.jsonl", "policy.json"
 PIECE = 2**20
-FREE = ("devices", "probes", "batches", "weights_from", "file", "samples")
+FREE = ("devices", "probes", "batches", "times_at", "weights_from", "file", "samples")
 """Settings that a run may go on with changed: what they add is measured beside what is there."""
 
 
@@ -33,7 +33,8 @@ class Settings(Value):
     spec, weights, data  SHA-256 digests
     tasks     `text`, `passkey`; `lengths`: tokens of each; `samples`: texts of each task and length
     probes    in rising cost: mass, output, hidden (with which come nll and kl)
-    batches   sequences at once, for costs; `devices`: tables that are asked where no GPU measures
+    batches   sequences at once, for costs, and `times_at` tokens of each (none: `lengths`)
+    devices   tables that are asked where no GPU measures
     """
 
     schema_version: Literal[1] = 1
@@ -48,6 +49,7 @@ class Settings(Value):
     samples: int
     probes: tuple[str, ...]
     batches: tuple[int, ...] = (1,)
+    times_at: tuple[int, ...] = ()
     points: int = 4
     seed: int = 0
     dtype: str = "float32"
@@ -86,9 +88,7 @@ class Run:
         if (place / SETTINGS).is_file():
             run = cls.open(place)
             changed = [name for name, one in vars(settings).items() if getattr(run.settings, name) != one]
-            fixed = [
-                name for name in changed if name not in ("devices", "probes", "batches", "weights_from", "file", "samples")
-            ]
+            fixed = [name for name in changed if name not in FREE]
             if fixed:
                 message = f"{place.name} was begun with another {fixed[0]}: {getattr(run.settings, fixed[0])}"
                 raise trouble("A612", message, place, "name another folder with `-o`, or give what it was begun with")

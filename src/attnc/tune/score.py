@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,11 +101,11 @@ class Scorer:
         doing: Any = getattr(self, f"_{job.what}")
         doing(job, known)
 
-    def add(self, row: Row) -> None:
+    def add(self, *rows: Row) -> None:
         """Into the journal at once."""
-        self.run.journal.add([row])
-        self.done += 1
-        self.progress(f"{row.what} {row.task} {row.length}")
+        self.run.journal.add(rows)
+        self.done += len(rows)
+        self.progress(f"{rows[-1].what} {rows[-1].task} {rows[-1].length}")
 
     def progress(self, what: str) -> None:
         """Tells how far this is."""
@@ -182,29 +182,29 @@ class Scorer:
                     continue
                 candidate = unit.candidates[number]
                 same = self.run.units.mixer(unit.place, candidate) == self.run.units.mixer(unit.place, FULL)
-                for first, last in unit.groups:
-                    row = Work.loss_row(job.task, job.length, job.number, unit, candidate.name, first, last, {})
-                    if row.key in known:
-                        continue
-                    if not same and seen is None:
-                        seen = self._read(number, probe, masses)
-                    values = dict.fromkeys(_columns(probes), 0.0) if same else self._values(probe, unit, first, last, seen)
-                    place: dict[str, Any] = {"layer": unit.layer, "scope": unit.scope, "first": first, "last": last}
-                    said: dict[str, Any] = {"task": job.task, "length": job.length, "sample": job.number}
-                    self.add(Row(what="loss", **said, **place, candidate=candidate.name, values=values))
+                empty = [
+                    Work.loss_row(job.task, job.length, job.number, unit, candidate.name, *group, {}) for group in unit.groups
+                ]
+                if all(row.key in known for row in empty):
+                    continue
+                if not same and seen is None:
+                    seen = self._read(number, probe, masses)
+                values = self._values(probe, unit, seen) if seen and not same else [_nothing(probes)] * len(empty)
+                self.add(*(replace(row, values=own) for row, own in zip(empty, values, strict=True) if row.key not in known))
 
-    def _values(self, probe: Probe, unit: Unit, first: int, last: int, seen: Any) -> dict[str, float]:
+    def _values(self, probe: Probe, unit: Unit, seen: Seen) -> list[dict[str, float]]:
+        """By probe, of each decision of a unit."""
         probes = self.run.settings.probes
-        found: dict[str, float] = {}
-        if "mass" in probes and unit.place in seen.masses and unit.place in probe.seen.masses:
-            found["mass"] = probe.mass(unit, first, last, seen)
-            rows = unit.by.rows if isinstance(unit.by, Coverage) else 0
-            if 0 < rows < len(probe.sample.tokens):
-                found["mass"] = probe.mass(unit, first, last, seen, rows)
-        found["output"] = probe.output(unit, first, last, seen)
-        if "hidden" in probes:
-            found |= probe.above(unit, first, last, seen)._asdict()
-        return found
+        above = probe.above(unit, seen) if "hidden" in probes else [None] * len(unit.groups)
+        values = []
+        for group, losses in zip(unit.groups, above, strict=True):
+            found: dict[str, float] = {}
+            if "mass" in probes and unit.place in seen.masses and unit.place in probe.seen.masses:
+                rows = unit.by.rows if isinstance(unit.by, Coverage) else 0
+                found["mass"] = probe.mass(unit, *group, seen, rows if rows < len(probe.sample.tokens) else 0)
+            found["output"] = probe.output(unit, *group, seen)
+            values.append(found if losses is None else found | losses._asdict())
+        return values
 
     @torch.no_grad()
     def _retrieval(self, job: Job, known: set[Key]) -> None:
@@ -260,20 +260,17 @@ class Scorer:
 
     @torch.no_grad()
     def _cost(self, job: Job, known: set[Key]) -> None:
-        """Each candidate in all units at once, beside full attention, in turns."""
-        for number in range(self.work.most):
-            model = self.models.uniform(number)
-            found = costs.measured({"full": self.full, str(number): model}, job.length, job.number)
-            for name, values in found.items():
-                said: dict[str, Any] = {"length": job.length, "batch": job.number, "machine": self.machine.gpu}
-                row = Row(what="cost", **said, candidate=name, values=values)
-                if row.key not in known:
-                    self.add(row)
-                    known.add(row.key)
+        """Each candidate in all units at once and full attention, in turns."""
+        models = {"full": self.full} | {str(number): self.models.uniform(number) for number in range(self.work.most)}
+        found = costs.measured(models, job.length, job.number, self.progress)
+        said: dict[str, Any] = {"length": job.length, "batch": job.number, "machine": self.machine.gpu}
+        rows = [Row(what="cost", **said, candidate=name, values=values) for name, values in found.items()]
+        self.add(*(row for row in rows if row.key not in known))
 
 
-def _columns(probes: Sequence[str]) -> list[str]:
-    return [*(("mass",) if "mass" in probes else ()), "output", *(DEAR if "hidden" in probes else ())]
+def _nothing(probes: Sequence[str]) -> dict[str, float]:
+    """Of a candidate that is full attention."""
+    return dict.fromkeys([*(("mass",) if "mass" in probes else ()), "output", *(DEAR if "hidden" in probes else ())], 0.0)
 
 
 @contextmanager

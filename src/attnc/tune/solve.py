@@ -198,12 +198,6 @@ def policy(table: Table, decided: Decided, machine: Machine, limits: Mapping[str
     for unit in run.all:
         settings += rows(unit, decided.picks[unit.place], run.units.shared)
     methods = dict.fromkeys("search" if unit.by is None else print_value(unit.by) for unit in run.all)
-    figures = []
-    for what in costs.OBJECTIVES:
-        predicted = solution.costs[what]
-        if (not table.times and what != "kv_bytes") or what == "kv_bytes":
-            predicted = costs.priced(spec, table.device, what, table.length, table.batch)
-        figures.append(Figure(what=what, length=table.length, batch=table.batch, full=table.whole(what), predicted=predicted))
     return Policy(
         model=run.spec.model.name,
         spec=run.settings.spec,
@@ -219,8 +213,21 @@ def policy(table: Table, decided: Decided, machine: Machine, limits: Mapping[str
         estimate=max(solution.loss.values()),
         budgets=solution.budgets,
         settings=tuple(settings),
-        figures=tuple(figures),
+        figures=figures(table, decided.picks),
     )
+
+
+def figures(table: Table, picks: Mapping[Place, Sequence[Candidate]]) -> tuple[Figure, ...]:
+    """What a policy costs at the table's length: by measured times, which are added up over sites, or as its plan is priced."""
+    spec, found = table.run.units.settled(picks), []
+    for what in costs.OBJECTIVES:
+        if what == "kv_bytes" or not table.times:
+            predicted = costs.priced(spec, table.device, what, table.length, table.batch)
+        else:
+            parts = (table.costs_of(site, picks[site.unit.place][site.first])[what] for site in table.sites)
+            predicted = table.rest(what) + sum(parts)
+        found.append(Figure(what=what, length=table.length, batch=table.batch, full=table.whole(what), predicted=predicted))
+    return tuple(found)
 
 
 class Point(Value):

@@ -105,22 +105,27 @@ class Table:
 
     @cached_property
     def times(self) -> dict[str, dict[str, float]]:
-        """By number of a candidate (or `full`) the milliseconds of the whole model, where this GPU measured them."""
-        found = costs.measured_rows(self.rows, self.gpu, self.batch) if self.gpu else {}
-        return {
-            name: {
-                what: value for what, points in own.items() if (value := costs.interpolated(points, self.length)) is not None
-            }
-            for name, own in found.items()
-        }
+        """By number of a candidate (or `full`) the milliseconds of the whole model, where this GPU measured them.
+
+        Raises SpecError A613 for a length that lies outside of those that were measured.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for name, own in (costs.measured_rows(self.rows, self.gpu, self.batch) if self.gpu else {}).items():
+            for what, points in own.items():
+                value = costs.interpolated(points, self.length)
+                if value is None:
+                    lengths = ", ".join(map(str, sorted(points)))
+                    message = f"times at {self.length} tokens: {self.gpu} measured {lengths}, and nothing follows from these"
+                    help_line = f"attnc tune score --time-length {self.length}, or --length {max(points)} here"
+                    raise trouble("A613", message, self.run.place, help_line)
+                found.setdefault(name, {})[what] = value
+        return found
 
     def options(self, site: Site) -> list[Option]:
         """The candidates of a site that have all costs; what nobody prices is left out, and said."""
         found = []
-        for number, candidate in enumerate(site.unit.candidates):
-            own = {what: one * site.share for what, one in self.costs[(*site.unit.place, candidate.name)].items()}
-            if self.times:
-                own |= self._of_times(number)
+        for candidate in site.unit.candidates:
+            own = self.costs_of(site, candidate)
             lacking = [what for what in costs.OBJECTIVES if what not in own]
             if lacking:
                 self._say(f"{candidate.name} has no price in {lacking[0].removesuffix('_ms')}, so it is left out")
@@ -146,10 +151,13 @@ class Table:
         """Whether the loss of the worst task is made small, and not that of all together."""
         return not self.free and any(isinstance(unit.by, Loss) and unit.by.worst for unit in self.run.all)
 
-    def _of_times(self, number: int) -> dict[str, float]:
-        """A site's part of what a model with this candidate everywhere takes more than full attention."""
-        full, own = self.times.get("full", {}), self.times.get(str(number), {})
-        return {what: (own[what] - full[what]) / len(self.sites) for what in own if what in full}
+    def costs_of(self, site: Site, candidate: Candidate) -> dict[str, float]:
+        """A site's part of each cost of its unit; where times were measured, of what a model with this candidate everywhere
+        takes more than full attention.
+        """
+        found = {what: one * site.share for what, one in self.costs[(*site.unit.place, candidate.name)].items()}
+        full, own = (self.times.get(name, {}) for name in ("full", str(site.unit.candidates.index(candidate))))
+        return found | {what: (own[what] - full[what]) / len(self.sites) for what in own if what in full}
 
     def whole(self, objective: str) -> float:
         """The cost of the model with full attention at every site: measured, or by the device's table."""
