@@ -138,7 +138,7 @@ def unstepped(family: FastWeights) -> str | None:
 
 
 def _triton(task: Task) -> Price | str:
-    """One map is one launch a group of chunks, two are two launches a chunk; the rest is plain PyTorch, a group at a time.
+    """From chunk to chunk one launch a group of chunks; the rest is plain PyTorch, a group at a time.
 
     Training goes there twice, and back.
     """
@@ -153,7 +153,7 @@ def _triton(task: Task) -> Price | str:
         price = seconds(work, device, device.efficiency["triton"]["decode"], matrix=False)
         return Price(provider="triton", seconds=price, how="step")
     groups = max(1.0, min(task.chunks**0.5, task.load.length * task.load.batch / GROUP))
-    launches = (1 if family.depth == 1 else 2) * (groups if family.depth == 1 else task.chunks) + LAUNCHES_PER_GROUP * groups
+    launches = (1 + LAUNCHES_PER_GROUP) * groups
     work = replace(learned(task), launches=int(launches * task.passes))
     efficiency = device.efficiency["triton"][task.phase]
     price = seconds(work, device, efficiency, matrix=task.load.width == 2)

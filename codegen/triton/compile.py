@@ -64,6 +64,7 @@ _POINTERS = {
         "counts",
         "wanted",
         "interval_rows",
+        "counters",
         "readers",
         "reader_begin",
         "chunks",

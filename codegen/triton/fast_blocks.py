@@ -14,8 +14,8 @@ LINEAR: dict[int, Table] = {  # tokens of a tile, value channels, warps, stages
 }
 
 MAPS: dict[int, Table] = {  # tokens of a tile, hidden units, warps, stages
-    64: rows_of((32, 32, 8, 1), (16, 16, 8, 1), interpreted=(16, 16, 4, 1)),
-    128: rows_of((32, 32, 8, 1), (16, 16, 8, 1), interpreted=(16, 16, 4, 1)),
+    64: rows_of((32, 32, 8, 1), (16, 16, 8, 1), interpreted=(16, 16384, 4, 1)),
+    128: rows_of((32, 32, 8, 1), (16, 16, 8, 1), interpreted=(16, 16384, 4, 1)),
 }
 
 STEPS: dict[int, Table] = {  # tokens of a tile, units, warps, stages

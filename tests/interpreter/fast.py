@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 from fast_cases import FORMS, check
+from together import together
 
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.fast import emit_fast, emit_step
@@ -50,6 +51,15 @@ def test_every_form_and_its_gradients(name: str, monkeypatch: pytest.MonkeyPatch
     """Sequences that begin and end within a chunk, one without tokens; two groups of chunks, the second of one sequence."""
     monkeypatch.setattr(fast_torch, "GROUP", 0)
     check(Case(FORMS[name]), kernels(FORMS[name]))
+
+
+@pytest.mark.parametrize("name", ["titans", "ttt_mlp"])
+def test_blocks_of_hidden_units_that_wait_for_each_other(name: str) -> None:
+    """Of two and of one more program for each head, with the last block half empty."""
+    one = module(replace(FORMS[name], hidden=40))
+    with together(one):
+        one.BLOCKS["any", 4] = (16, 32, 4, 1)  # 16 on the way back
+        check(Case(replace(FORMS[name], hidden=40), sizes=(13, 3), pasts=(5, 0)), fast_kernels(one))
 
 
 def test_one_chunk_and_what_nobody_keeps() -> None:
