@@ -16,7 +16,7 @@ SCORED = 48
 
 MADE = ("own", "mean", "bounds")
 NUMBERS = frozenset({"unit", "span", "step", "lse", "many", "every", "top_k", "at_least", "at_most"})
-WORDS = frozenset({"keys", "score", "shared", "heads", "fold", "asks", "overlap"})
+WORDS = frozenset({"keys", "score", "shared", "heads", "fold", "asks", "overlap", "refresh", "dense"})
 """What the kernels that choose know of a selector; of all else its default."""
 
 
@@ -43,8 +43,8 @@ def unlisted(one: Selector) -> str | None:
         return "its kernels read keys of tokens, not what stands for chunks of them"
     if one.diagonals:
         return "its kernels read units of keys, not distances"
-    if one.refresh or one.all_seen is not None:
-        return "its kernels do not read tokens that are seen until the next choice"
+    if one.all_seen is not None:
+        return "its kernels do not read all tokens for some queries"
     if one.unit > 65536:
         return "units of more than 65536 keys do not fit its lists"
     return None
@@ -77,8 +77,9 @@ def unchosen(one: Selector) -> str | None:
 
 
 def listed(softmax: Softmax, one: Selector) -> Listed:
-    """The kernel that reads what a selector chooses."""
-    return Listed(replace(softmax, exponent=None), one.unit, one.shared == "head")
+    """The kernel that reads what a selector chooses; tokens that are seen until the next choice are a near interval."""
+    nears = max(1, softmax.nears) if one.refresh else softmax.nears
+    return Listed(replace(softmax, exponent=None, nears=nears), one.unit, one.shared == "head")
 
 
 def reading(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:

@@ -70,8 +70,8 @@ def lists_attention(
         factor = scale[heads] if isinstance(scale, Tensor) else scale
         sink = None if sink_logit is None else sink_logit[heads]
         if group.choices:
-            span = _Span(first, last, group, form, factor, cap, sink)
-            outputs.append(_chosen(q[:, heads], parts, span, batch, cache, heads))
+            span = OneSpan(first, last, group, form, factor, cap, sink)
+            outputs.append(attend_span(q[:, heads], parts, span, batch, cache, heads))
         else:
             own, some = replace(group, first=0, last=last - first), tuple(part.heads(first, last) for part in parts)
             outputs.append(torch_attention(q[:, heads], some, (own,), form, batch, factor, cap, sink))
@@ -79,7 +79,7 @@ def lists_attention(
 
 
 @dataclass(frozen=True, eq=False)
-class _Span:
+class OneSpan:
     """KV heads first..last that choose alike; `scale` and `sink` are of their query heads."""
 
     first: int
@@ -91,7 +91,9 @@ class _Span:
     sink: Tensor | None
 
 
-def _chosen(q: Tensor, parts: tuple[KeyPart, ...], span: _Span, batch: Batch, cache: LayerCache | None, heads: slice) -> Tensor:
+def attend_span(
+    q: Tensor, parts: tuple[KeyPart, ...], span: OneSpan, batch: Batch, cache: LayerCache | None, heads: slice
+) -> Tensor:
     """q [T, H, D] of a span, which is `heads` of the launch's -> [T, H, E]."""
     wide, rows = torch.promote_types(q.dtype, torch.float32), []
     for s, tokens in enumerate(torch.split(q, list(batch.sizes))):

@@ -41,10 +41,11 @@ def chosen_by_kernels(
     cap: float | None,
     cache: LayerCache | None,
     heads: slice = slice(None),
+    anew: Tensor | None = None,
 ) -> LaunchLists:
     """What the queries q [T, H, D] keep of the texts in `parts`, which hold the KV heads of `group` alone.
 
-    heads: which query heads of the launch these are.
+    heads: which query heads of the launch these are. anew [S]: which sequences choose; nothing is scored for the others.
     """
     stepwise = batch.phase == "decode"
     many = asked_by(selector, stepwise)
@@ -63,6 +64,7 @@ def chosen_by_kernels(
     coarse = None if selector.lse is None else _pooled(selector, "lse", selector.lse, parts, group, batch, cache)
     units = -(-longest // selector.unit)
     wanted = _wanted(tuple(_amount(selector, length) for length in batch.totals), q.device)
+    wanted = wanted if anew is None else torch.where(anew, wanted, -1)
     most = min(units, largest([_amount(selector, length) for length in batch.totals]))
     table = rows(alone(group), form, batch)
     if asks.dtype != runs[0].dtype:

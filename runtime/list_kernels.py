@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .attention_lists import OneSpan, attend_span
 from .attention_torch import torch_attention
 from .autocast import word
 from .batch import Batch
@@ -23,6 +24,7 @@ from .intervals import Form, HeadGroup, rows
 from .keys import KeyPart
 from .launch import DTYPES
 from .list_choice import alone, chosen_by_kernels
+from .list_holding import held, shown_since
 from .list_launch import LaunchLists, asked_by, together
 from .operators import device_of
 from .pooled import text_keys
@@ -87,16 +89,21 @@ class ListKernels:
     def _span(self, q: Tensor, parts: tuple[KeyPart, ...], some: tuple[KeyPart, ...], span: _Span, makes: bool) -> Tensor:
         """q [T, H, D] of the span's heads -> [T, H, E]; `some`: its heads of the parts."""
         (one,) = span.group.choices
+        holding = one.refresh and span.batch.phase == "decode" and span.cache is not None and bool(one.held)
+        if holding and span.batch.max_new > 1:  # each of several queries would see its own stretch
+            return self._by_torch(q, parts, span)
         with torch.no_grad():
             making = next((module for module in self.making if makes and made_by(module, one)), None)
-            lists = _by_torch(one, q, parts, span) if making is None else _by_kernels(making, one, q, some, span)
+            lists, since = _lists(making, one, q, parts, some, span, bool(holding))
         reads, goes_back = (next(file for file in files if read_by(file, one)) for files in (self.reading, self.going_back))
-        table = rows(alone(span.group), span.form, span.batch)
+        form = replace(span.form, nears=max(1, span.form.nears)) if one.refresh else span.form
+        table = rows(alone(span.group), form, span.batch)
+        table = table if since is None else shown_since(table, form, span.batch, since)
         factor = head_scale(span.scale, q.shape[1], q.device)
         q = q if q.stride(-1) == 1 else q.contiguous()
         silent = None if span.sink is None else torch.full_like(span.sink, float("-inf"))
         results = [
-            attend(q, sink, Call(reads, goes_back, part, table, span.form, span.batch, factor, span.cap, lists))
+            attend(q, sink, Call(reads, goes_back, part, table, form, span.batch, factor, span.cap, lists))
             for part, sink in zip(some, (span.sink, *[silent] * (len(some) - 1)), strict=True)
         ]
         o: Tensor = results[0][0]
@@ -104,6 +111,12 @@ class ListKernels:
         for more in results[1:]:
             o, lse = merge(o, lse, *more)
         return o
+
+    @staticmethod
+    def _by_torch(q: Tensor, parts: tuple[KeyPart, ...], span: _Span) -> Tensor:
+        group = span.group
+        own = OneSpan(group.first, group.last, group, span.form, span.scale, span.cap, span.sink)
+        return attend_span(q, parts, own, span.batch, span.cache, span.heads)
 
 
 class _Attend(torch.autograd.Function):
@@ -168,13 +181,26 @@ class _Span:
     heads: slice
 
 
-def _by_kernels(module: ModuleType, one: Selector, q: Tensor, some: tuple[KeyPart, ...], span: _Span) -> LaunchLists:
-    """The lists that kernels make; `some`: the span's heads of the parts."""
+def _lists(
+    making: ModuleType | None,
+    one: Selector,
+    q: Tensor,
+    parts: tuple[KeyPart, ...],
+    some: tuple[KeyPart, ...],
+    span: _Span,
+    holding: bool,
+) -> tuple[LaunchLists, Tensor | None]:
+    """The lists of a span, and after which position [S] all is seen too; `some`: its heads of the parts."""
+    if making is None:
+        return _by_torch(one, q, parts, span)
     rest = (span.form, span.batch, span.scale, span.cap, span.cache, span.heads)
-    return chosen_by_kernels(module, one, q, some, span.group, *rest)
+    if not holding:
+        return chosen_by_kernels(making, one, q, some, span.group, *rest), None
+    assert span.cache is not None, "a choice is kept in a cache"
+    return held(one, q, span.batch, span.cache, lambda fires: chosen_by_kernels(making, one, q, some, span.group, *rest, fires))
 
 
-def _by_torch(one: Selector, q: Tensor, parts: tuple[KeyPart, ...], span: _Span) -> LaunchLists:
+def _by_torch(one: Selector, q: Tensor, parts: tuple[KeyPart, ...], span: _Span) -> tuple[LaunchLists, Tensor | None]:
     """The lists that PyTorch makes, sequence by sequence."""
     batch, group, wide = span.batch, span.group, torch.promote_types(q.dtype, torch.float32)
     scale = span.scale.to(wide) if isinstance(span.scale, Tensor) else span.scale
@@ -185,8 +211,8 @@ def _by_torch(one: Selector, q: Tensor, parts: tuple[KeyPart, ...], span: _Span)
         asked = Asked(batch.pasts[s], batch.pasts[s] + batch.sizes[s], batch.totals[s], numbers, scale, span.cap)
         asker = Asker(tokens.transpose(0, 1), k[:, learned:], group.first, group.last, span.heads, s, batch, span.cache)
         found.append(lists_of(one, asker, asked))
-    assert all(lists.since is None for lists in found), "no kernel reads tokens that are seen until the next choice"
-    return together(found, asked_by(one, batch.phase == "decode"), batch)
+    since = [lists.since for lists in found if lists.since is not None]
+    return together(found, asked_by(one, batch.phase == "decode"), batch), torch.cat(since) if since else None
 
 
 def read_by(module: ModuleType, one: Selector) -> bool:

@@ -115,8 +115,9 @@ def choose(q, runs, upper, coarse, interval_rows, batch, scale, cap, wanted, ask
 
     q [r, H, D], who asks, rows of the sequences one after another; runs, upper, coarse: (flat keys, begin [S, G] int64, stride)
     of runs, of their upper bounds and of coarser runs, or None; interval_rows [S, G, R] int32; batch: offsets [S + 1] and past
-    [S] int64; scale [H] fp32; cap or None; wanted [S] int32; asked: row_begin [S] int64, `many` positions to a row, the most
-    rows of a sequence; units: at least the most units of a text; most: of a list. count is -1 where a candidate's score is NaN.
+    [S] int64; scale [H] fp32; cap or None; wanted [S] int32, below 0 where nothing is chosen, and nothing written; asked:
+    row_begin [S] int64, `many` positions to a row, the most rows of a sequence; units: at least the most units of a text; most:
+    of a list. count is -1 where a candidate's score is NaN.
     """
     all_rows, heads, width = q.shape
     sequences, kv_heads, _ = interval_rows.shape
@@ -149,13 +150,13 @@ def choose(q, runs, upper, coarse, interval_rows, batch, scale, cap, wanted, ask
         ways = ([("coarse", coarse or runs, of_coarse)] + ([("own", runs, of_own)] if COARSE else [])) if SHARES else []
         for name, (flat, begin, stride), constants in ways:
             numbers = bound, kv_heads, tiles, splits, many, row_from, token_stride, head_stride, stride, begin.stride(0)
-            tensors = (q, flat, sums, *places, begin, scale)
+            tensors = (q, flat, sums, wanted, *places, begin, scale)
             programs = sequences * kv_heads * tiles * splits
             run(sums_kernel, programs, tensors, numbers, strides | stride, (*key, name), lambda given=constants: given)
         sets, run_tiles = 1 if SHARED == "layer" else kv_heads, -(-runs_of // block_k)
         turns = TURNS if sequences * sets * tiles * run_tiles > ENOUGH * TURNS else 1
         run_tiles = -(-run_tiles // turns)
-        tensors = (q, k, k if upper is None else upper[0], sums, scores, *places, k_begin, scale)
+        tensors = (q, k, k if upper is None else upper[0], sums, scores, wanted, *places, k_begin, scale)
         numbers = (
             bound, kv_heads, sets, tiles, run_tiles, turns, many, row_from, at_once, width, units, token_stride, head_stride,
             k_stride, k_begin.stride(0),

@@ -161,7 +161,7 @@ def keep_kernel(
     sequence = tl.program_id(0) // row_count
     chooser = tl.program_id(1)
     row = row_from + own_row
-    if row >= rows_of(sequence, offsets, past, many):
+    if (row >= rows_of(sequence, offsets, past, many)) | (tl.load(wanted + sequence) < 0):
         return
     last = last_of(sequence, row, offsets, past, many)
     group = chooser // GROUP if SHARED == "head" else chooser

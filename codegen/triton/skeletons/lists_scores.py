@@ -37,7 +37,7 @@ def rows_of(sequence, offsets, past, many):
 
 @triton.jit(do_not_specialize=["kv_heads", "tiles", "splits", "many", "row_from", "k_begin_stride"])
 def sums_kernel(
-    q, k, sums, offsets, past, row_begin, k_begin, scale, cap, kv_heads, tiles, splits, many, row_from, q_token_stride,
+    q, k, sums, wanted, offsets, past, row_begin, k_begin, scale, cap, kv_heads, tiles, splits, many, row_from, q_token_stride,
     q_head_stride, k_stride, k_begin_stride,
     GROUP: tl.constexpr, MEMBERS: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr, ONLY_BEFORE: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -50,7 +50,7 @@ def sums_kernel(
     sequence = tl.program_id(0) // (splits * tiles * kv_heads)
     count = rows_of(sequence, offsets, past, many)
     first = row_from + tile * ROWS
-    if first >= count:
+    if (first >= count) | (tl.load(wanted + sequence) < 0):
         return
     line = tl.arange(0, BLOCK_R)
     row = first + line // MEMBERS
@@ -135,8 +135,8 @@ def pool_heads(total, score, ROWS: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_K:
 @triton.jit(do_not_specialize=["kv_heads", "sets", "tiles", "run_tiles", "turns", "many", "row_from", "at_once", "width",
                                "units", "k_begin_stride"])  # fmt: skip
 def scores_kernel(
-    q, k, upper, sums, scores, offsets, past, row_begin, k_begin, scale, cap, kv_heads, sets, tiles, run_tiles, turns, many,
-    row_from, at_once, width, units, q_token_stride, q_head_stride, k_stride, k_begin_stride,
+    q, k, upper, sums, scores, wanted, offsets, past, row_begin, k_begin, scale, cap, kv_heads, sets, tiles, run_tiles, turns,
+    many, row_from, at_once, width, units, q_token_stride, q_head_stride, k_stride, k_begin_stride,
     GROUP: tl.constexpr, MEMBERS: tl.constexpr, UNIT: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr,
     BOUNDS: tl.constexpr, SHARES: tl.constexpr, SPLITS: tl.constexpr, SHARED: tl.constexpr, POOL: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -150,7 +150,7 @@ def scores_kernel(
     sequences = tl.num_programs(0) // (run_tiles * tiles * sets)
     count = tl.minimum(rows_of(sequence, offsets, past, many), row_from + at_once)
     first = row_from + program // run_tiles % tiles * ROWS
-    if first >= count:
+    if (first >= count) | (tl.load(wanted + sequence) < 0):
         return
     furthest = last_of(sequence, tl.minimum(first + ROWS, count) - 1, offsets, past, many)
     line = tl.arange(0, BLOCK_R)
