@@ -8,7 +8,7 @@ Legend: T tokens of S sequences; G KV heads; D, E widths of keys and values; W m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, cast
@@ -30,10 +30,22 @@ BEGUN = "begun."
 
 
 class Held:
-    """States of a call's sequences, name -> [S, ...], which each piece reads and replaces."""
+    """States of a call's sequences, name -> [S, ...], which each piece reads and replaces.
 
-    def __init__(self, states: dict[str, Tensor]) -> None:
-        self.states = states
+    direct  whether they are those of a cache, where they lie
+    """
+
+    def __init__(self, states: dict[str, Tensor], direct: bool) -> None:
+        self.states, self.direct = states, direct
+        self.changes: list[Callable[[], object]] = []
+
+    def later(self, change: Callable[[], object]) -> None:
+        """As of a `LayerCache`."""
+        self.changes.append(change)
+
+    def places(self, batch: Batch) -> Tensor:
+        """As of a `LayerCache`."""
+        return torch.arange(batch.sequences, device=batch.offsets.device)
 
     def state(self, name: str, batch: Batch) -> Tensor:  # noqa: ARG002 (a piece has all sequences)
         """As of a `LayerCache`."""
@@ -121,7 +133,7 @@ class Segments:
                 else:
                     check(storage, one.name, one.shape)
                     states[one.name] = storage.state(one.name, batch)
-        held, spots = Held(states), []
+        held, spots = Held(states, all(storage is not None for storage, _ in kept) and batch.rows is None), []
         alarms: list[tuple[object, Tensor, list[Tensor]]] = []
         for sub, index in pieces(batch, self.size):
             self._begin(held, sub, memory.net())
@@ -131,8 +143,11 @@ class Segments:
             spots.append(index)
         self._report(call, alarms, spots)
         for storage, plan in kept:
-            for one in plan.states if storage is not None else ():
-                storage.set_state(one.name, held.states[one.name], batch)  # type: ignore[union-attr]
+            if storage is not None:
+                for one in plan.states:
+                    storage.set_state(one.name, held.states[one.name], batch)
+        for change in held.changes:
+            call.slot(plans[-1][0]).later(change)  # type: ignore[union-attr]
 
     def _begin(self, held: Held, sub: Batch, start: Weights) -> None:
         """Sequences at the beginning of a segment keep what the memory has learned so far."""

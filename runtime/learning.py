@@ -132,7 +132,7 @@ class FastWeights:
         provider = self.providers[batch.phase]
         if cache is not None:
             check_cache(cache, start, rule)
-        if isinstance(provider, Stepping) and isinstance(cache, LayerCache) and batch.max_new == 1:
+        if isinstance(provider, Stepping) and cache is not None and cache.direct and batch.max_new == 1:
             lessons = Lessons(q, k, v, (rates["lr"], rates["momentum"], rates["decay"]), start, norm)
             o = provider.step(lessons, cache, batch, rule)
             call.alarms.append((self, o, []))

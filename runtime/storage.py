@@ -91,7 +91,9 @@ class _Ring:
 
 
 class LayerCache:
-    """One layer's storage. Made by `Cache`; layers write and read their own."""
+    """One layer's storage. Made by `Cache`; layers write and read their own. `direct`: its states lie here."""
+
+    direct = True
 
     def __init__(
         self, plan: LayerPlan, rows: int, max_length: int, dtype: torch.dtype, device: torch.device, keys: LayerCache | None

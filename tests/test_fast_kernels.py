@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fast_cases import FORMS
@@ -11,8 +12,12 @@ from fast_cases import FORMS
 from attnc.codegen.triton.emit import functions_of
 from attnc.codegen.triton.fast import emit_fast, files, skeleton_of
 from attnc.codegen.triton.fast_blocks import blocks
+from attnc.compiler import check_path, fast_providers, graph, passes
+from attnc.compiler.cost import Workload
+from attnc.compiler.device import device
 from attnc.compiler.families import FastWeights
 from attnc.compiler.fast_providers import unkept
+from attnc.compiler.plan import choose
 
 TEXTS = {f"{name} {part}": text for name, form in FORMS.items() for part, text in files(form).items()}
 
@@ -59,3 +64,23 @@ def test_compiled_ahead_little_spills() -> None:
     for used in compile_ahead(emit_fast(replace(FORMS["titans"], key_width=16, value_width=16)), "sm_90", "fp32"):
         assert used.spills <= 16, used
         assert used.shared <= SHARED_LIMIT["sm_90"], used
+
+
+SPECS = Path(__file__).parent.parent / "specs"
+NETS = ("titans-lmm", "titans-mac", "titans-mag", "titans-mal", "ttt-linear", "ttt-mlp", "allmem")
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_plans_take_the_kernels_once_a_gpu_has_compared_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What remains to be done then is to say so: `COMPARED`. Gated nets go from chunk to chunk by plain PyTorch."""
+    layers = passes.run(graph.build(check_path(SPECS / f"{name}.attn")))
+    load = Workload(batch=1, length=8192, width=2)
+
+    def chosen() -> dict[str, str]:
+        found = choose(layers, device("h100"), load).choices
+        return {choice.phase: choice.provider for choice in found if choice.node.endswith("/memory")}
+
+    assert set(chosen().values()) == {"torch"}
+    monkeypatch.setattr(fast_providers, "COMPARED", True)
+    chunks = "torch" if name == "allmem" else "triton"
+    assert chosen() == {"train": chunks, "prefill": chunks, "decode": "triton"}

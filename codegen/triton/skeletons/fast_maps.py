@@ -307,7 +307,9 @@ def variants(architecture, element_size):
     """Every kernel that `sweep` and `go_back` may launch, with its compile-time arguments."""
     row = BLOCKS[architecture, element_size]
     tiles = dict.fromkeys(tile_of(size, row[0]) for size in (16, 32, 64))
-    return tuple((kernel, settings(size, row, element_size, kernel)) for kernel in (sweep_kernel, back_kernel) for size in tiles)
+    return tuple(
+        (kernel, settings(size, row, element_size, kernel)) for kernel in (sweep_kernel, back_kernel) for size in tiles
+    )
 
 
 class Launches:
