@@ -101,12 +101,12 @@ def test_the_part_of_chosen_keys_stands_at_the_end_and_is_replaced():
         high=0.6,
         trials=200,
         cache_bytes=2**20,
-        prefill=0.25,
-        decode=0.002,
+        prefill=250.0,
+        decode=2.0,
     )
     rest = {"device": "cpu", "dtype": "float32", "share": 0.125, "trials": 200, "windows": 1, "decoded": 64, "text": "a text"}
     written = part(ChosenEvidence(model="smollm2", commit=None, rows=(row,), **rest), "make evidence-chosen")
-    assert "| quest | 2048 | 12.5% | 3.000 | 50.0% (40.0% to 60.0% of 200) | 1.0 MiB | 250 ms | 2.00 ms |" in written
+    assert "| quest | 2048 | 12.5% | 3.000 | 50.0% (40.0% to 60.0% of 200) | 1.0 MiB | 250 ms | 2 ms |" in written
     once = joined("# Evidence\n\nfirst\n", written)
     assert once.startswith("# Evidence\n\nfirst\n\n## Keys that content chooses\n")
     assert joined(once, written) == once

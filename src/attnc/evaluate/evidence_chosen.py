@@ -11,10 +11,11 @@ MARK = "## Keys that content chooses"
 
 
 class Asked(Value):
-    """One mix at one length. Seconds are medians; `decode` is of one token, `kept` of the keys a query may see there.
+    """One mix at one length; `kept` is the share of the keys that a query may see.
 
     nll        nats a token of the last tokens of the windows, which are decoded behind a prefill of the rest
     low, high  of the passkey's share, 95%
+    prefill, decode  milliseconds of a text and of one token behind it, medians; None until they are measured
     """
 
     mix: str
@@ -27,12 +28,12 @@ class Asked(Value):
     high: float
     trials: int
     cache_bytes: int
-    prefill: float
-    decode: float
+    prefill: float | None = None
+    decode: float | None = None
 
 
 class ChosenEvidence(Value):
-    """docs/evidence/chosen.json."""
+    """docs/evidence/chosen.json. `kernels`: mixes whose launches were asked to run on generated kernels."""
 
     schema_version: int = 1
     model: str
@@ -43,6 +44,7 @@ class ChosenEvidence(Value):
     windows: int
     decoded: int
     text: str
+    kernels: tuple[str, ...] = ()
     commit: str | None
     rows: tuple[Asked, ...] = ()
 
@@ -57,14 +59,14 @@ def part(evidence: ChosenEvidence, command: str) -> str:
         f"{evidence.share:.1%} of the text; `full` keeps all.",
         f"NLL is of the last {evidence.decoded} tokens of {evidence.windows} windows of {evidence.text}, decoded behind a "
         "prefill of the rest, so that mixes that choose while decoding alone show it. Passkeys are decoded too; intervals are "
-        "of 95%. Times are of one text.",
+        "of 95%. Times are of one text, with nothing else at work; a decode step is a CUDA graph where it can be captured.",
         "",
         "| mix | tokens | kept | NLL | passkey | cache | prefill | decode |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(evidence.rows, key=lambda one: (one.length, one.mix != "full", one.mix)):
         passkey = f"{row.passkey:.1%} ({row.low:.1%} to {row.high:.1%} of {row.trials})"
-        times = f"{row.prefill * 1e3:.0f} ms | {row.decode * 1e3:.2f} ms"
+        times = " | ".join("" if one is None else f"{one:.4g} ms" for one in (row.prefill, row.decode))
         size = f"{row.cache_bytes / 2**20:.1f} MiB"
         lines.append(f"| {row.mix} | {row.length} | {row.kept:.1%} | {row.nll:.3f} | {passkey} | {size} | {times} |")
     return "\n".join([*(textwrap.fill(line, 120) if not line.startswith("|") else line for line in lines), ""])

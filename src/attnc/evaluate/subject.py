@@ -26,6 +26,9 @@ from attnc.tasks.text import problem
 LOGITS = 2**26
 """Logits of one call, where a model reads in chunks: 256 MiB in float32."""
 
+PROMPTS = 2**15
+"""Tokens of one call whose logits nobody asks, where a model reads in chunks."""
+
 LEAST = 32
 """Tokens of a chunk, at least: shorter ones would be decode steps."""
 
@@ -79,6 +82,10 @@ class Subject:
     def chunk(self, sequences: int) -> int | None:
         """Tokens of each sequence in one call; None: all."""
         return max(LEAST, LOGITS // (self.vocabulary * sequences)) if self.read == "chunks" else None
+
+    def prompt_chunk(self, sequences: int) -> int | None:
+        """As `chunk`, where the logits of the last tokens alone are computed."""
+        return max(LEAST, PROMPTS // sequences) if self.read == "chunks" else None
 
     def must_not_look_ahead(self, task: str) -> None:
         """Raises SpecError A566 where a token could see what comes after it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -87,11 +87,10 @@ class Prover:
 
     def go(self, first: Policy, table: Table) -> Verdict:
         """Tries the policy, and as long as it fails another one with higher budgets."""
-        full = self._measured(self._full(), "full")
         now, count = first, 0
         while True:
-            subject = self._subject(now, f"policy_{count}")
-            losses = self._compared(full, self._evaluated(subject))
+            subject = self.subject(now, f"policy_{count}")
+            losses = self._compared(self.full, self._evaluated(subject))
             worst, used = max(((one, self._used(one)) for one in losses), key=lambda pair: pair[1])
             now = replace(now, losses=losses, proved=used <= 1, figures=self._figures(now, subject))
             name = f"{worst.task} at {worst.length} tokens"
@@ -135,14 +134,17 @@ class Prover:
             shutil.copyfile(self.weights / NAME, place / NAME)
         return Subject(place, model, spec)
 
-    def _subject(self, now: Policy, name: str) -> Subject:
+    def subject(self, now: Policy, name: str) -> Subject:
         """The model that `attnc build` makes of a policy."""
         place = self.scratch / name
         build(self.run.spec, place, BuildOptions(device=self.machine.device, weights=self.weights, policy=now))
         return Subject(place, attnc.load(place, self.device, self.dtype), of_folder(place))
 
-    def _measured(self, subject: Subject, name: str) -> Mapping[tuple[str, int], tuple[float, int]]:
-        self.say(f"{name}: {subject.cache_bytes(max(self._lengths)):,} bytes of cache")
+    @cached_property
+    def full(self) -> Mapping[tuple[str, int], tuple[float, int]]:
+        """What full attention answers, asked once."""
+        subject = self._full()
+        self.say(f"full: {subject.cache_bytes(max(self._lengths)):,} bytes of cache")
         return self._evaluated(subject)
 
     @property
@@ -206,8 +208,12 @@ class Prover:
         """The policy's figures with what the composed model takes, where times are measured."""
         if not self.times:
             return now.figures
+        return self.timed(now.figures, subject)
+
+    def timed(self, figures: Sequence[Figure], subject: Subject) -> tuple[Figure, ...]:
+        """Figures with the times that a model takes."""
         found, taken = [], dict[tuple[int, int], dict[str, float]]()
-        for figure in now.figures:
+        for figure in figures:
             if figure.what == "kv_bytes":
                 found.append(figure)
             else:
