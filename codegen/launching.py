@@ -85,7 +85,7 @@ def plan_text(mix: Mix, project: Project, at: int, model: Model) -> str:
         slots.append(f"Slots({first - mix.first}, {last - mix.first}, {keep})")
     widths = f"key_width={a.head_dim}, value_width={a.value_dim}"
     if a.kv_latent is not None:
-        widths = f"key_width={a.kv_latent}, value_width={a.rotated_key}"
+        widths = f"key_width={a.kv_latent} + {a.rotated_key}, value_width=0"
     arguments = [f"({', '.join(slots)},)", widths]
     if project.qk_layer is not None:
         arguments.append(f"keys_from=self.source{f' + {at}' if at else ''}")

@@ -63,7 +63,7 @@ class Launch(NamedTuple):
     `ratio`: query heads a KV head. `unsaid`: why the softmax family cannot say it. `cap`, `sink_logit`: whether logits are
     capped and each head has one more. `learned`: whether it has keys of its own. `ring`: whether decoding drops old ones.
     `softplus`: whether masses are summed first, which reads the keys, and passes back through them, once more. `latent`: the
-    width of what keys and values are expanded from in every call, 0 if they are kept.
+    width of what keys and values are expanded from, 0 if they are kept; `rotated`: of the keys that are kept beside it.
     """
 
     ratio: int
@@ -77,6 +77,7 @@ class Launch(NamedTuple):
     ring: bool = False
     softplus: bool = False
     latent: int = 0
+    rotated: int = 0
 
     @property
     def scored(self) -> bool:
@@ -121,11 +122,24 @@ def tiled(
         numbers = _numbers(group, load)
         edges = len(numbers.near) * 2 + len(numbers.strides) + len(numbers.powers) + (numbers.sink != 0)
         waste = 0 if phase == "decode" else queries * edges * sum(tiles) / 4
-        shown = min(queries * keys, arithmetic.pairs(numbers, queries, keys) + queries * group.listed(keys))
+        shown = _shown(group, queries, keys, load)
         pairs += group.kv_heads * launch.ratio * min(queries * keys, shown + waste)
         read += group.kv_heads * min(keys, shown)
     launches = 2 if phase == "decode" else 1
     return _work(launch, phase, load, pairs=pairs, read=read, launches=launches, twice=launch.softplus)
+
+
+def absorbed(launch: Launch, groups: tuple[Seen, ...], load: Workload) -> Work:
+    """A query that reads latents and rotated keys as they are kept, the same for all heads, after it was multiplied by half of
+    what expands them and before the other half makes outputs.
+    """
+    wide = launch._replace(head_dim=launch.latent + launch.rotated, value_dim=launch.latent, latent=0)
+    pairs = sum(group.kv_heads * launch.ratio * _shown(group, 1, load.length, load) for group in groups)
+    read = max(_shown(group, 1, load.length, load) for group in groups)
+    work = _work(wide, "decode", load, pairs=pairs, read=read, launches=TORCH_LAUNCHES_PER_BLOCK * load.batch * len(groups))
+    halves = launch.head_dim - launch.rotated + launch.value_dim
+    around = 2 * load.batch * launch.kv_heads * launch.ratio * launch.latent * halves
+    return replace(work, flops=work.flops + around, launches=work.launches + 2)
 
 
 def dense(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
@@ -231,6 +245,11 @@ def _work(
         bytes=load.batch * load.width * moved * (3 if phase == "train" else 1),
         launches=launches * (1 + twice),
     )
+
+
+def _shown(group: Seen, queries: int, keys: int, load: Workload) -> float:
+    """Visible pairs of a group's queries and keys."""
+    return min(queries * keys, arithmetic.pairs(_numbers(group, load), queries, keys) + queries * group.listed(keys))
 
 
 def _numbers(group: Seen, load: Workload) -> Intervals:

@@ -108,6 +108,7 @@ def launch_of(mix: Mix | Select, cap: bool) -> Launch:
         ring=isinstance(mix, Mix) and any(kept.recent is not None for _, _, kept in kept_heads(mix)),
         softplus=isinstance(a.score, Softplus),
         latent=a.kv_latent or 0,
+        rotated=a.rotated_key,
     )
 
 

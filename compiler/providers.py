@@ -22,6 +22,7 @@ from attnc.compiler.cost import (
     Launch,
     Seen,
     Workload,
+    absorbed,
     blocked,
     choosing,
     dense,
@@ -204,6 +205,9 @@ def _torch(task: Task) -> Price | str:
     if task.lists:
         price = seconds(listed(*task.counted), device, device.efficiency["torch"][task.phase])
         return Price(provider="torch", seconds=price, how="lists")
+    if launch.latent and task.phase == "decode":
+        work = absorbed(launch, task.groups, task.load)
+        return Price(provider="torch", seconds=seconds(work, device, device.efficiency["torch"]["decode"]), how="latents")
     products = not (launch.scored or launch.learned)
     if products and is_plain_causal(task.groups):
         price = seconds(tiled(*task.counted), device, device.efficiency["torch"][task.phase])

@@ -43,7 +43,8 @@ def torch_attention(
     plain = cap is None and sink_logit is None
     if plain and suits(q, parts, groups, form, batch) and not (even(batch, parts) and _all_before(groups, form, batch)):
         return flash_attention(q, parts[0], groups, form, batch, scale)
-    score = _Score(scale, cap, sink_logit, q.shape[1] // sum(band.last - band.first + 1 for band in parts[0].bands))
+    heads = sum(band.last - band.first + 1 for band in parts[0].bands)
+    score = _Score(scale, cap, sink_logit, q.shape[1] // heads, shared=parts[0].bands[0].k.head == 0)
     spans = head_spans(groups, parts)
     if even(batch, parts):
         return _sequences(
@@ -64,10 +65,12 @@ def _all_before(groups: tuple[HeadGroup, ...], form: Form, batch: Batch) -> bool
 
 
 class _Score:
-    """What turns products of q and k into weights: scale, soft cap, sink logit [H]; R query heads read a KV head."""
+    """What turns products of q and k into weights: scale, soft cap, sink logit [H]; R query heads read a KV head. `shared`:
+    whether all KV heads are the same keys and values.
+    """
 
-    def __init__(self, scale: float, cap: float | None, sink_logit: Tensor | None, repeat: int) -> None:
-        self.scale, self.cap, self.sink_logit, self.repeat = scale, cap, sink_logit, repeat
+    def __init__(self, scale: float, cap: float | None, sink_logit: Tensor | None, repeat: int, shared: bool = False) -> None:
+        self.scale, self.cap, self.sink_logit, self.repeat, self.shared = scale, cap, sink_logit, repeat, shared
 
     def heads(self, first: int, last: int) -> slice:
         """The query heads of KV heads first..last."""
@@ -89,7 +92,9 @@ def _sequences(
     for first, last, group in spans:
         heads = score.heads(first, last)
         numbers = Numbers.of(group, batch.totals[which], form.causal)
-        runs = tuple(run for part in parts if part.counts[which] for run in part.read(first, last, sequence))
+        runs = tuple(
+            run for part in parts if part.counts[which] for run in part.read(first, first if score.shared else last, sequence)
+        )
         sink = None if score.sink_logit is None else score.sink_logit[heads]
         if runs:
             outputs.append(
@@ -132,6 +137,11 @@ def _stretches(x: Tensor, seen: list[tuple[int, int]], dim: int) -> Tensor:
 
 def _block(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, score: _Score, sink: Tensor | None) -> Tensor:
     """q [S, H, n, D], k [S, G, L, D], v [S, G, L, E], mask [n, L] or None (all seen), sink [H] -> [S, H, n, E]."""
+    if score.shared:  # the queries of all heads as those of one head, side by side
+        heads, n = q.shape[1], q.shape[2]
+        mask, sink = (None if mask is None else mask.repeat(heads, 1)), (None if sink is None else sink.repeat_interleave(n))
+        one = _Score(score.scale, score.cap, None, 1)
+        return _block(q.flatten(1, 2).unsqueeze(1), k, v, mask, one, sink).view(len(q), heads, n, v.shape[3])
     empty = None
     if mask is not None:
         empty = ~mask.any(dim=-1, keepdim=True)
@@ -147,11 +157,11 @@ def _block(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, score: _Score, 
 
 
 def _with_sink(q: Tensor, keys: int, mask: Tensor | None, sink: Tensor) -> Tensor:
-    """The additive mask [1, H, n, L + 1] whose last column is a key with the sink's logit."""
+    """The additive mask [1, H, n, L + 1] whose last column is a key with the sink's logit: one a head, or one a query."""
     bias = torch.zeros(q.shape[2], keys, dtype=q.dtype, device=q.device)
     if mask is not None:
         bias = bias.masked_fill(~mask, float("-inf"))
-    column = sink.to(q.dtype).view(-1, 1, 1).expand(-1, q.shape[2], 1)
+    column = sink.to(q.dtype).view(q.shape[1], -1, 1).expand(-1, q.shape[2], 1)
     return torch.cat((bias.expand(q.shape[1], -1, -1), column), dim=-1).unsqueeze(0)
 
 
@@ -165,7 +175,7 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, score: _Score,
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
     if sink is not None:
-        column = sink.to(wide).view(1, k.shape[1], score.repeat, 1, 1).expand(*logits.shape[:-1], 1)
+        column = sink.to(wide).view(1, k.shape[1], score.repeat, -1, 1).expand(*logits.shape[:-1], 1)
         logits = torch.cat((logits, column), dim=-1)
     weights = torch.softmax(logits, dim=-1)[..., : k.shape[2]]
     return torch.einsum("sgrnl,sgle->sgrne", weights, v.to(wide)).to(q.dtype).flatten(1, 2)

@@ -97,8 +97,8 @@ class Lent:
 class Mix:
     """q [T, H, D], k [T, G, D], v [T, G, E] -> [T, H, E].
 
-    `providers`: who runs it in each phase, and `choosing` who runs variants in which content chooses keys; set by
-    `BuiltModel.use`.
+    `providers`: who runs it in each phase, `choosing` who runs variants in which content chooses keys, and `absorbs` whether
+    few queries read latents as they are kept; set by `BuiltModel.use`.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Mix:
         self.form = Form.of([group for variant in variants for group in variant.groups], causal)
         self.providers: dict[str, Provider] = {}
         self.choosing: dict[str, ListProvider] = {}
+        self.absorbs: dict[str, bool] = {}
 
     @property
     def chooses(self) -> bool:
@@ -164,6 +165,9 @@ class Mix:
         casts = enabled(q)
         if casts:
             q, k, v = cast(q, k, v)
+        if expand is not None and cache is not None and self._reads_latents(expand, batch, lends):
+            parts = latent.begin_absorbed(k, v, expand, batch, cache)
+            return expand.release(self.over(expand.absorb(q), parts, batch, sink_logit, cache))
         parts = begin(k, v, batch, cache) if expand is None else latent.begin(k, v, expand, batch, cache)
         if cache is not None and cache.plan.pooled:
             keep(cache, parts, batch, net)
@@ -174,10 +178,15 @@ class Mix:
         if persistent is not None:
             parts = (*parts, persistent)
         o = self.over(q, parts, batch, sink_logit, cache, Lent(net, source))
-        finish(k, v, batch, cache)
+        finish(*((k, v) if expand is None else latent.joined(k, v)), batch, cache)
         if cache is not None and self.chooses:
             remember(self.selectors, cache, turned, batch)
         return o
+
+    def _reads_latents(self, expand: Expand, batch: Batch, lends: dict[str, Source] | None) -> bool:
+        """Whether queries go to the latents, rather than keys and values made of them to the queries."""
+        alone = not self.chooses and lends is None  # who chooses keys pools and lends each head's own
+        return alone and expand.plain and latent.few(batch) and self.absorbs.get(batch.phase, False)
 
     def over(
         self,

@@ -209,6 +209,7 @@ class BuiltModel(nn.Module):
                 decisions += [(launch.name, phase, reason, one, chosen) for one, reason in passed]
                 if isinstance(launch, Mix):
                     launch.providers[phase] = self.provider(launch, chosen)
+                    launch.absorbs[phase] = chosen == "torch"
                 elif isinstance(launch, ChannelStates):
                     launch.providers[phase] = self.channel_scan(launch, chosen)
                 elif isinstance(launch, FastWeights):

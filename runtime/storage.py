@@ -223,13 +223,12 @@ class LayerCache:
             places=batch.rows or tuple(range(batch.sequences)),
         )
 
-    def slots(self, batch: Batch, most: int) -> tuple[Tensor, Tensor]:
-        """The first slots of the batch's sequences, at most so many, of a layer of one head: k [S, slots, D] and v."""
+    def slots(self, batch: Batch, most: int) -> Tensor:
+        """The keys in the first slots of the batch's sequences, at most so many, of a layer of one head: [S, slots, D]."""
         (band,), (layout,) = self._bands, self.bands
         assert band.heads == 1, "asked only of one head"
         count, rows = min(most, band.size), slice(None) if batch.rows is None else self._chosen(batch)
-        k, v = (self._view(x, band, steps)[0, rows, :count] for x, steps in ((self.k, layout.k), (self.v, layout.v)))
-        return k, v
+        return self._view(self.k, band, layout.k)[0, rows, :count]
 
     def filled(self, batch: Batch, most: int) -> tuple[Tensor, Tensor]:
         """The first slots of the batch's sequences, at most so many, where all heads keep alike: k [S, G, slots, D] and v."""
