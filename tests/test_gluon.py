@@ -115,7 +115,7 @@ def test_a_launch_with_descriptors_encoded_before_is_the_launch_that_triton_make
     monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=active))
     told = [{"swizzle": 3, "elem_size": 2, "elem_type": 10, "block_size": [64, 1, 64], "fp4_padded": False}]
     around = driver.wrap_handle_tensordesc(
-        lambda *args: launched.append(flattened(args)), {0: "tensordesc<bf16[64,1,64]>", 1: "*i32"}, told
+        lambda *args: launched.append(flattened(args)), {0: "tensordesc<bf16[64,1,64]>", 1: "*i32", 2: "i32"}, told
     )
     whole = Launching(around)
     compiled = SimpleNamespace(metadata=SimpleNamespace(tensordesc_meta=told), run=whole, function=6, packed_metadata=7)
