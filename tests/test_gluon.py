@@ -29,6 +29,7 @@ FAR = Softmax(1, 1, 1, head_width=64, value_width=64, sink_logit=True)
 FAR_HEADS = (Union(strides=(333,)), Union(powers=(64,)), Union(sink=3, strides=(512,)), Union(strides=(300,), powers=(64,)))
 BOTH = Softmax(1, causal=False, head_width=96, value_width=64, cap=True)
 WIDE = Softmax(1, head_width=192, value_width=64)
+WIDEST = Softmax(1, head_width=256, value_width=256, sink_logit=True)
 """Between them every hole, copies padded to the next power of two, and widths that differ."""
 
 
@@ -46,8 +47,9 @@ def attend(text: str, inputs: Inputs, seed: int) -> tuple[torch.Tensor, torch.Te
         Case(FAR, FAR_HEADS, (130,), (700,), dtype=torch.float16, cache=True),
         Case(BOTH, HEADS[:3], (70, 130), (5, 0), dtype=torch.bfloat16),
         Case(WIDE, HEADS[:1], (130,), (900,), dtype=torch.float16, found=True, cache=True),
+        Case(WIDEST, HEADS[:2], (200,), (0,), dtype=torch.bfloat16),
     ],
-    ids=["packed", "rings", "far", "both_ways", "found"],
+    ids=["packed", "rings", "far", "both_ways", "found", "written_directly"],
 )
 def test_no_schedule_deadlocks_or_reads_too_early(case: Case) -> None:
     """Sequences of no, few and many tokens, heads that see everything, little and nothing; NaN lies around all keys.
@@ -55,6 +57,13 @@ def test_no_schedule_deadlocks_or_reads_too_early(case: Case) -> None:
     """
     inputs = build(case)
     check(inputs, *attend(emit(case.kernel), inputs, seed=0))
+
+
+def test_three_parties_meet_no_deadlock_either() -> None:
+    inputs = build(Case(PLAIN, HEADS[:2], (200, 150), (0, 40), dtype=torch.bfloat16))
+    with poisoned():
+        o, lse = module(emit(PLAIN), seed=1).attend(*inputs.arguments, blocks=(192, 128, 16, 3, 2, 160, 0))
+    check(inputs, o, lse)
 
 
 BARRIERS = re.findall(r"^ *mbarrier\.(?:wait|arrive)\(.*\n", emit(PLAIN), re.MULTILINE)
@@ -97,8 +106,8 @@ def test_it_compiles_for_sm_90() -> None:
 
     text = emit(Softmax(1, head_width=128, value_width=128, group=4)).replace("in (False, True))", "in (False,))")
     for used in compile_ahead(text, "sm_90", "bf16"):
-        # the number of a party's task, once a launch; from Triton 3.8 on also where the copying warp writes zeros
-        assert used.spills <= (8 if VERSION < (3, 8) else 128)
+        # numbers of a tile, none while blocks are walked; from Triton 3.8 on also where the copying warp writes zeros
+        assert used.spills <= (16 if VERSION < (3, 8) else 176)
         assert used.shared <= SHARED_LIMIT["sm_90"]
         assert used.registers == 168
 

@@ -5,7 +5,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from attnc.codegen.gluon.names import tma_load
-from attnc.codegen.gluon.skeletons.seeing import HALF, NOWHERE, key_block, read_row, visit
+from attnc.codegen.gluon.skeletons.seeing import NOWHERE, SHARE, key_block, read_row, visit
 from attnc.codegen.gluon.skeletons.tiles import next_slot, tile
 
 
@@ -23,6 +23,14 @@ def clear(values, first, BLOCK_K: gl.constexpr, BLOCK_E: gl.constexpr):
 
 
 @gluon.jit
+def stored_place(begin, stride, WIDTH: gl.constexpr):
+    """The row and the head at which the keys of a sequence and a head begin: in units of a width these are short numbers."""
+    place = (gl.load(begin) // WIDTH).to(gl.int32)
+    heads = stride // WIDTH
+    return place // heads, place % heads
+
+
+@gluon.jit
 def produce(
     descriptors, q_ring, k_ring, v_ring, v_raw, batch, keys, k_place, v_place,
     ROW: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, E: gl.constexpr, BLOCK_E: gl.constexpr, RINGS: gl.constexpr,
@@ -37,6 +45,7 @@ def produce(
     rows, row_stride, stored, base, pinned, ring = keys
     k_begin, k_begin_stride, k_stride = k_place
     v_begin, v_begin_stride, v_stride = v_place
+    PARTIES: gl.constexpr = BLOCK_Q // SHARE
     slot = 0
     phase = 1
     q_slot = 0
@@ -45,20 +54,16 @@ def produce(
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         sequence, group, head, row, query, count, start, slots = tile(t, batch, keys, GROUP, BLOCK_Q)
         if query < count:
-            for half in gl.static_range(2):
-                place = q_slot * 2 + half
+            for party in gl.static_range(PARTIES):
+                place = q_slot * PARTIES + party
                 mbarrier.wait(q_empty.index(place), q_phase)
                 mbarrier.expect(q_full.index(place), q_desc.block_type.nbytes)
-                tma_load(q_desc, [row + half * HALF, head, 0], q_full.index(place), q_slots.index(place))
+                tma_load(q_desc, [row + party * SHARE, head, 0], q_full.index(place), q_slots.index(place))
             q_slot, q_phase = next_slot(q_slot, q_phase, Q_SLOTS)
             numbers = read_row(rows + sequence * row_stride + group * ROW)
             base_here = gl.load(base + sequence)
-            k_first = gl.load(k_begin + sequence * k_begin_stride + group)
-            v_first = gl.load(v_begin + sequence * v_begin_stride + group)
-            k_row = (k_first // k_stride).to(gl.int32)
-            v_row = (v_first // v_stride).to(gl.int32)
-            k_head = (k_first % k_stride).to(gl.int32) // D
-            v_head = (v_first % v_stride).to(gl.int32) // E
+            k_row, k_head = stored_place(k_begin + sequence * k_begin_stride + group, k_stride, D)
+            v_row, v_head = stored_place(v_begin + sequence * v_begin_stride + group, v_stride, E)
             whole = RINGS and gl.load(ring + group) < NOWHERE
             last = start + gl.minimum(count, query + BLOCK_Q) - 1
             visits = visit(numbers, start + query, last, base_here, slots, whole, BLOCK_K)

@@ -8,7 +8,7 @@ from triton.experimental.gluon import language as gl
 
 HIDDEN = gl.constexpr(float("-inf"))  # score of a key that is not seen
 NOWHERE = gl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
-HALF = gl.constexpr(64)  # queries of one group of warps
+SHARE = gl.constexpr(64)  # queries of one party that attends
 
 
 @gluon.jit
@@ -90,17 +90,26 @@ def key_block(visits, step, base, slots, BLOCK_K: gl.constexpr):
 
 @gluon.jit
 def hide(
-    score, numbers, first, block, base, stored, pinned, ring, slots, RINGS: gl.constexpr, BLOCK_K: gl.constexpr,
-    SCORES: gl.constexpr,
+    score, numbers, first, begin, base, stored, pinned, ring, slots, RINGS: gl.constexpr, FAR: gl.constexpr,
+    BLOCK_K: gl.constexpr, SCORES: gl.constexpr,
 ):  # fmt: skip
-    """HIDDEN for keys that are not seen; blocks in which there are none skip it as a whole."""
-    begin = block * BLOCK_K
-    whole = solid(numbers, first, first + HALF - 1, base + begin, base + begin + BLOCK_K) & (begin + BLOCK_K <= slots)
+    """HIDDEN for keys that are not seen; blocks in which there are none skip it as a whole. `begin` is a block's first slot.
+
+    Where slots stand in the order of the text and nothing far is seen, a query sees slots below one bound and between two.
+    """
+    whole = solid(numbers, first, first + SHARE - 1, base + begin, base + begin + BLOCK_K) & (begin + BLOCK_K <= slots)
     if RINGS:
         whole &= ring == NOWHERE
     if not whole:
-        i = first + gl.arange(0, HALF, layout=gl.SliceLayout(1, SCORES))
-        slot = begin + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, SCORES))
-        j = position(slot, base, stored, pinned, ring, slots, RINGS)
-        score = gl.where(keep(numbers, i[:, None], j[None, :]), score, HIDDEN)
+        i = first + gl.arange(0, SHARE, layout=gl.SliceLayout(1, SCORES))[:, None]
+        slot = begin + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, SCORES))[None, :]
+        if RINGS or FAR:
+            j = position(slot, base, stored, pinned, ring, slots, RINGS)
+            seen = keep(numbers, i, j)
+        else:
+            few = gl.minimum(gl.minimum(numbers[0], horizon(i)) - base, slots)
+            low = lower(numbers, i) - base
+            high = gl.minimum(gl.minimum(upper(numbers, i), horizon(i)) - base, slots)
+            seen = (slot < few) | ((slot >= low) & (slot < high))
+        score = gl.where(seen, score, HIDDEN)
     return score

@@ -1,8 +1,8 @@
 """Softmax attention over key intervals, for many queries, on sm_90: what softmax_prefill.py in Triton computes, by its rules.
 
-A program stays on its multiprocessor and walks tiles: 128 queries of one head each, those that see most first. Three parties
-work at once: one warp copies queries, keys and values into shared memory (TMA), and two groups of four warps attend 64 queries
-each. What is full and what may be overwritten they tell each other by barriers (mbarriers): every `_full` one is arrived at
+A program stays on its multiprocessor and walks tiles: 128 queries of one head each, those that see most first. Parties work at
+once: one warp copies queries, keys and values into shared memory (TMA), and two groups of four warps attend 64 queries each
+(three, where tiles have 192). What is full and what may be overwritten they tell each other by barriers (mbarriers): every `_full` one is arrived at
 by the copies, every `_empty` one by the readers, once a group. A party counts through the slots of a ring; a barrier's phase
 flips each time around.
 
@@ -13,12 +13,13 @@ are overwritten with zeros before anyone reads them.
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from attnc.codegen.gluon.skeletons.consuming import consume
 from attnc.codegen.gluon.skeletons.launching import architecture, packed_view, run, slots_view, width_of
 from attnc.codegen.gluon.skeletons.producing import produce
-from attnc.codegen.gluon.skeletons.seeing import HALF
+from attnc.codegen.gluon.skeletons.seeing import SHARE
+from attnc.codegen.gluon.skeletons.tiles import barriers
 
 FORM = (1, 0, 0, True)  # how many near intervals, strides and powers a row holds, and whether the future is hidden
 HEAD_WIDTH = 64  # of queries and keys
@@ -40,33 +41,21 @@ def attend_kernel(
     q_desc, k_desc, v_desc, o_desc, o, lse, rows, offsets, past, stored, base, k_begin, v_begin, pinned, ring, scale,
     sink_logit, cap, sequences, kv_heads, blocks, tiles, k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
     ROW: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, E: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_E: gl.constexpr,
-    CAP: gl.constexpr, RINGS: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr, SLOTS: gl.constexpr,
-    Q_SLOTS: gl.constexpr, PIN: gl.constexpr, SHARED_OUT: gl.constexpr, REGISTERS: gl.constexpr,
+    FAR: gl.constexpr, CAP: gl.constexpr, RINGS: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr,
+    SLOTS: gl.constexpr, Q_SLOTS: gl.constexpr, PIN: gl.constexpr, DIRECT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_desc.dtype
-    q_slots = gl.allocate_shared_memory(dtype, [Q_SLOTS * 2, HALF, 1, BLOCK_D], q_desc.layout)
+    PARTIES: gl.constexpr = BLOCK_Q // SHARE
+    q_slots = gl.allocate_shared_memory(dtype, [Q_SLOTS * PARTIES, SHARE, 1, BLOCK_D], q_desc.layout)
     k_slots = gl.allocate_shared_memory(dtype, [SLOTS, BLOCK_K, 1, BLOCK_D], k_desc.layout)
     v_slots = gl.allocate_shared_memory(dtype, [SLOTS, BLOCK_K, 1, BLOCK_E], v_desc.layout)
     o_slots = q_slots
-    if not SHARED_OUT:
-        o_slots = gl.allocate_shared_memory(dtype, [2, HALF, 1, BLOCK_E], o_desc.layout)
-    BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
-    q_full = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * 2, 1], BARRIER)
-    q_empty = gl.allocate_shared_memory(gl.int64, [Q_SLOTS * 2, 1], BARRIER)
-    k_full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIER)
-    k_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIER)
-    v_full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIER)
-    v_empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIER)
-    v_raw = gl.allocate_shared_memory(gl.int64, [1, 1], BARRIER)
-    for i in gl.static_range(Q_SLOTS * 2):
-        mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_empty.index(i), count=1)
-    for i in gl.static_range(SLOTS):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=2)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(v_empty.index(i), count=2)
-    mbarrier.init(v_raw.index(0), count=1)
+    if not DIRECT:
+        o_slots = gl.allocate_shared_memory(dtype, [PARTIES, SHARE, 1, BLOCK_E], o_desc.layout)
+    q_full, q_empty = barriers(Q_SLOTS * PARTIES, 1, 1)
+    k_full, k_empty = barriers(SLOTS, 1, PARTIES)
+    v_full, v_empty = barriers(SLOTS, 1, PARTIES)
+    v_raw, none = barriers(1, 1, 1)
     fence_async_shared()
     q_ring = q_slots, q_full, q_empty
     k_ring = k_slots, k_full, k_empty
@@ -74,25 +63,47 @@ def attend_kernel(
     batch = offsets, past, sequences, kv_heads, blocks, tiles
     keys = rows, row_stride, stored, base, pinned, ring
     outputs = o_desc, o_slots, o, lse
-    gl.warp_specialize([
-        (consume, (
-            0, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap,
-            ROW, GROUP, E, BLOCK_D, BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, SHARED_OUT,
-        )),
-        (consume, (
-            1, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap,
-            ROW, GROUP, E, BLOCK_D, BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, SHARED_OUT,
-        )),
-        (produce, (
-            (q_desc, k_desc, v_desc), q_ring, k_ring, v_ring, v_raw, batch, keys,
-            (k_begin, k_begin_stride, k_stride), (v_begin, v_begin_stride, v_stride),
-            ROW, GROUP, D, E, BLOCK_E, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS,
-        )),
-    ], [4, 1], [REGISTERS, 504 - 2 * REGISTERS])  # fmt: skip
+    descriptors = q_desc, k_desc, v_desc
+    k_place = k_begin, k_begin_stride, k_stride
+    v_place = v_begin, v_begin_stride, v_stride
+    if PARTIES == 2:
+        gl.warp_specialize([
+            (consume, (
+                0, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
+                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, DIRECT,
+            )),
+            (consume, (
+                1, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
+                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, DIRECT,
+            )),
+            (produce, (
+                descriptors, q_ring, k_ring, v_ring, v_raw, batch, keys, k_place, v_place,
+                ROW, GROUP, D, E, BLOCK_E, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS,
+            )),
+        ], [4, 1], [REGISTERS, 504 - 2 * REGISTERS])  # fmt: skip
+    else:
+        gl.warp_specialize([
+            (consume, (
+                0, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
+                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, DIRECT,
+            )),
+            (consume, (
+                1, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
+                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, DIRECT,
+            )),
+            (consume, (
+                2, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
+                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, DIRECT,
+            )),
+            (produce, (
+                descriptors, q_ring, k_ring, v_ring, v_raw, batch, keys, k_place, v_place,
+                ROW, GROUP, D, E, BLOCK_E, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS,
+            )),
+        ], [4, 4, 1], [REGISTERS, REGISTERS, 512 - 3 * REGISTERS])  # fmt: skip
 
 
 def settings(rings, queries, keys, warps, slots, q_slots, registers, pin):
-    """The kernel's compile-time arguments; the first of the three parties is launched, the others are of its making."""
+    """The kernel's compile-time arguments; the party that is launched makes the others."""
     nears, strides, powers, _ = FORM
     return {
         "ROW": 1 + 4 * nears + strides + powers,
@@ -101,6 +112,7 @@ def settings(rings, queries, keys, warps, slots, q_slots, registers, pin):
         "E": VALUE_WIDTH,
         "BLOCK_D": width_of(HEAD_WIDTH),
         "BLOCK_E": width_of(VALUE_WIDTH),
+        "FAR": strides + powers > 0,
         "CAP": CAP,
         "RINGS": rings,
         "BLOCK_Q": queries,
@@ -108,7 +120,7 @@ def settings(rings, queries, keys, warps, slots, q_slots, registers, pin):
         "SLOTS": slots,
         "Q_SLOTS": q_slots,
         "PIN": bool(pin),
-        "SHARED_OUT": q_slots == 1 and width_of(HEAD_WIDTH) == width_of(VALUE_WIDTH),
+        "DIRECT": q_slots == 1 and width_of(HEAD_WIDTH) == width_of(VALUE_WIDTH),
         "REGISTERS": registers,
         "num_warps": 4,
         "num_stages": 1,

@@ -2,6 +2,7 @@
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 
 @gluon.jit
@@ -23,6 +24,20 @@ def tile(t, batch, keys, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr):
 
 
 @gluon.jit
+def next_tile(t, batch, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr):
+    """The first tile from t on, of this program's, that has queries: shorter sequences have fewer than there are tiles."""
+    offsets, past, sequences, kv_heads, blocks, tiles = batch
+    empty = t < tiles
+    while empty:
+        sequence = t // (GROUP * kv_heads) % sequences
+        query = (blocks - 1 - t // (GROUP * kv_heads * sequences)) * BLOCK_Q
+        empty = gl.load(offsets + sequence + 1) - gl.load(offsets + sequence) <= query
+        t = gl.where(empty, t + gl.num_programs(0), t)
+        empty = empty & (t < tiles)
+    return t
+
+
+@gluon.jit
 def next_slot(slot, phase, SLOTS: gl.constexpr):
     """The slot after this one in a ring, and its phase."""
     slot += 1
@@ -30,3 +45,14 @@ def next_slot(slot, phase, SLOTS: gl.constexpr):
         slot = 0
         phase ^= 1
     return slot, phase
+
+
+@gluon.jit
+def barriers(SLOTS: gl.constexpr, FILLERS: gl.constexpr, READERS: gl.constexpr):
+    """Of a ring: which slots are full, which may be overwritten; and how many arrivals end a phase of each."""
+    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(SLOTS):
+        mbarrier.init(full.index(i), count=FILLERS)
+        mbarrier.init(empty.index(i), count=READERS)
+    return full, empty

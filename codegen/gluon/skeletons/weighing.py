@@ -3,7 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from attnc.codegen.gluon.skeletons.seeing import HALF, HIDDEN
+from attnc.codegen.gluon.skeletons.seeing import HIDDEN, SHARE
 
 LOG2E = gl.constexpr(1.4426950408889634)
 
@@ -23,7 +23,7 @@ def add_sink_logit(best, norm, sink_logit, head):
 @gluon.jit
 def thread_sums(weight, BLOCK_K: gl.constexpr):
     """The part of the rows' sums that lies inside each thread, [64, 4]: no exchange while blocks are walked."""
-    return gl.sum(gl.sum(weight.reshape([HALF, BLOCK_K // 8, 4, 2]), 3), 1)
+    return gl.sum(gl.sum(weight.reshape([SHARE, BLOCK_K // 8, 4, 2]), 3), 1)
 
 
 @gluon.jit
