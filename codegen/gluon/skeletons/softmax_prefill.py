@@ -2,9 +2,9 @@
 
 A program stays on its multiprocessor and walks tiles: 128 queries of one head each, those that see most first. Parties work at
 once: one warp copies queries, keys and values into shared memory (TMA), and two groups of four warps attend 64 queries each
-(three, where tiles have 192). What is full and what may be overwritten they tell each other by barriers (mbarriers): every `_full` one is arrived at
-by the copies, every `_empty` one by the readers, once a group. A party counts through the slots of a ring; a barrier's phase
-flips each time around.
+(three, where tiles have 192). What is full and what may be overwritten they tell each other by barriers (mbarriers): every
+`_full` one is arrived at by the copies, every `_empty` one by the readers, once a group. A party counts through the slots of a
+ring; a barrier's phase flips each time around.
 
 Rows behind a sequence's last key belong to someone else, and hold anything: scores against them are hidden, and their values
 are overwritten with zeros before anyone reads them.
