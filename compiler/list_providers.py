@@ -14,9 +14,9 @@ MOST_MEMBERS = 64
 SCORED = 48
 """Bytes that take as long as one head's score of a run: an H200 took 374 ms for 3.4e10 of them."""
 
-MADE = ("own", "mean", "bounds")
+MADE = ("own", "mean", "bounds", "summary")
 NUMBERS = frozenset({"unit", "span", "step", "lse", "many", "every", "top_k", "at_least", "at_most"})
-WORDS = frozenset({"keys", "score", "shared", "heads", "fold", "asks", "overlap", "refresh", "dense"})
+WORDS = frozenset({"keys", "score", "shared", "heads", "fold", "asks", "overlap", "refresh", "dense", "previous"})
 """What the kernels that choose know of a selector; of all else its default."""
 
 

@@ -19,7 +19,7 @@ from .intervals import Form, HeadGroup, HeadGroups, rows
 from .keys import KeyPart
 from .list_launch import LaunchLists, asked_by, row_begins
 from .operators import device_of
-from .pooled import pool_runs, text_keys
+from .pooled import chunk_keys, pool_runs, text_keys
 from .selector import Selector
 from .sizes import largest
 from .softmax import head_scale
@@ -47,6 +47,16 @@ def chosen_by_kernels(
 
     heads: which query heads of the launch these are. anew [S]: which sequences choose; nothing is scored for the others.
     """
+    if selector.previous and selector.source is not None:
+        key = ("lists", selector, group, anew is None)
+        if key not in selector.source.made:
+            one, source = replace(selector, previous=False), selector.source
+            own = _own_heads(source.parts, group)
+            source.made[key] = chosen_by_kernels(
+                module, one, source.q[:, heads], own, group, form, batch, scale, cap, source.cache, heads, anew
+            )
+        found: LaunchLists = selector.source.made[key]
+        return found
     stepwise = batch.phase == "decode"
     many = asked_by(selector, stepwise)
     asks = _asking(selector, q, batch, stepwise, cache, heads)
@@ -58,6 +68,8 @@ def chosen_by_kernels(
         runs, upper = _own(parts, batch), None
     elif selector.keys == "mean":
         runs, upper = _pooled(selector, "mean", span, parts, group, batch, cache), None
+    elif selector.keys == "summary":
+        runs, upper = _chunks(selector, group, batch), None
     else:
         runs = _pooled(selector, "min", span, parts, group, batch, cache)
         upper = _pooled(selector, "max", span, parts, group, batch, cache)
@@ -157,6 +169,22 @@ def _pooled(
         return flat, begin[:, first : first + group.last - group.first + 1], plan.width
     pool: Literal["mean", "min", "max"] = "mean" if name == "lse" else name
     return _side_by_side([pool_runs(_text(parts, s), *runs, pool) for s in range(batch.sequences)])
+
+
+def _own_heads(parts: tuple[KeyPart, ...], group: HeadGroup) -> tuple[KeyPart, ...]:
+    return tuple(part.heads(group.first, group.last) for part in parts)
+
+
+def _chunks(selector: Selector, group: HeadGroup, batch: Batch) -> Runs:
+    """The keys of another branch's chunks: where its cache holds them, else made anew."""
+    source = selector.source
+    assert source is not None, "another branch lends its summary"
+    if source.cache is None or not source.held:
+        return _side_by_side([chunk_keys(source, group.first, group.last, s, batch) for s in range(batch.sequences)])
+    name = f"{source.held}.k."
+    plan = next(one for one in source.cache.plan.pooled if one.name.startswith(name) and one.first <= group.first <= one.last)
+    flat, begin = source.cache.pooled_places(plan.name, batch)
+    return flat, begin[:, group.first - plan.first : group.last - plan.first + 1], plan.width
 
 
 def _side_by_side(found: list[Tensor]) -> Runs:

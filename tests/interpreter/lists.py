@@ -157,26 +157,34 @@ def test_the_best_are_exact_among_scores_of_all_sizes_and_ties():
         assert found == sorted(sorted(range(units), key=lambda at: (-float(own[at]), at))[:want])
 
 
-MODEL = """model m { vocab = 32, dim = 32, layers = 3, heads = 4, kv_heads = 2, head_dim = 16, ffn = none, norm = rms(1e-6) }
+MODEL = """model m { vocab = 32, dim = 32, layers = 4, heads = 4, kv_heads = 2, head_dim = 16, ffn = none, norm = rms(1e-6) }
 layers {
   0: block_local(4) | routed(blocks(4), top_k = 2, keys = mean)
-  1: sink(1) | window(3) | routed(tokens, threshold = 0.2, per = head)
-  2: routed(blocks(2), top_k = 2, keys = mean, refresh = [every(2), cosine(0.2)], on_refresh = dense)
+  1: block_local(3) | routed(blocks(4), top_k = 1, keys = mean, from = previous)
+  2: sink(1) | window(3) | routed(tokens, threshold = 0.2, per = head)
+  3: routed(blocks(2), top_k = 2, keys = mean, refresh = [every(2), cosine(0.2)], on_refresh = dense)
+}
+"""
+LENT = """model m { vocab = 32, dim = 32, layers = 1, heads = 2, kv_heads = 1, head_dim = 16, ffn = none, norm = rms(1e-6) }
+mix compressed = summary(4, stride = 2)
+layers {
+  all: gate(compressed, sink(2) | routed(blocks(2), top_k = 2, keys = compressed, score = softmax, fold = sum), shared = [q])
 }
 """
 
 
 @torch.no_grad()
-def test_a_built_model_reads_on_kernels_what_plain_torch_reads():
+@pytest.mark.parametrize("text", [MODEL, LENT], ids=["choices that hold", "lent summaries and choices"])
+def test_a_built_model_reads_on_kernels_what_plain_torch_reads(text, tmp_path):
     """A prefill of rows of two lengths and steps, between which a choice may hold: by lists of kernels, and of PyTorch."""
-    build_folder(check_text(MODEL), FOLDER / "built", Options(seed=0))
-    texts = torch.randint(0, 32, (2, 12), generator=torch.Generator().manual_seed(1))
+    build_folder(check_text(text), tmp_path / "built", Options(seed=0))
+    texts = torch.randint(0, 32, (2, 9), generator=torch.Generator().manual_seed(1))
 
     def read(way: str, dtype: torch.dtype) -> torch.Tensor:
-        model = attnc.load(FOLDER / "built", dtype=dtype, use=way)
+        model = attnc.load(tmp_path / "built", dtype=dtype, use=way)
         cache = model.new_cache(2, 16)
-        outputs = [model(texts[:, :9], cache=cache, lengths=[7, 9]).logits]
-        outputs += [model(one, cache=cache).logits for one in texts[:, 9:].split((1, 1, 1), dim=1)]
+        outputs = [model(texts[:, :7], cache=cache, lengths=[5, 7]).logits]
+        outputs += [model(one, cache=cache).logits for one in texts[:, 7:].split(1, dim=1)]
         return torch.cat(outputs, dim=1).double()
 
     exact = read("reference", torch.float64)
