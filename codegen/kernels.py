@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 
-from attnc.codegen.gluon import emit as gluon
+from attnc.codegen.gluon import files as gluon
 from attnc.codegen.triton import channels, fast, lists, scan
 from attnc.codegen.triton import emit as triton
 from attnc.compiler import channel_providers, scan_providers
@@ -38,7 +38,7 @@ FILES = {{
 {rows}
 }}
 
-# launch -> the file of its prefill kernel in Gluon, for sm_90; the other three are those of FILES
+# the same with those in Gluon, for sm_90; where there is none, that of FILES
 GLUON = {{
 {gluon}
 }}
@@ -52,10 +52,10 @@ SOFTPLUS = {{
 def kernel(launch: str, *, gluon: bool = False) -> {others}Kernels | SoftplusKernels | None:
     """The kernels of a launch, or None where it has none; their files are imported now, which needs triton.
 
-    gluon: those of which one is written in Gluon
+    gluon: those of which some are written in Gluon
     """
     if gluon:
-        return Kernels.of(*map(_file, (GLUON[launch], *FILES[launch][1:]))) if launch in GLUON else None
+        return Kernels.of(*map(_file, GLUON[launch])) if launch in GLUON else None
 {first}    files = [_file(name) for name in (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))]
     if not files:
         return None
@@ -152,11 +152,14 @@ def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, s
     for kernel, number in numbers.items():
         for skeleton in FAMILIES["softmax"]:
             files[f"{skeleton}_{number}.py"] = triton.emit(skeleton, kernel)
-    files |= {f"{gluon.PREFILL}_{numbers[kernel]}.py": gluon.emit(kernel) for kernel in of_gluon.values()}
-    in_gluon = "\n".join(f'    "{launch}": "{gluon.PREFILL}_{numbers[kernel]}",' for launch, kernel in of_gluon.items())
+    in_gluon = []
+    for launch, kernel in of_gluon.items():
+        named = {f"{name}_{numbers[kernel]}": name for name in gluon.names(kernel)}
+        files |= {f"{file}.py": gluon.text(name, kernel) for file, name in named.items() if f"{file}.py" not in files}
+        in_gluon.append("\n".join([f'    "{launch}": (', *(f'        "{file}",' for file in named), "    ),"]))
     joined = {key: "".join(one[key] for one, _ in others) for key in ("others", "first")}
     parts = {key: value for one, _ in others for key, value in one.items()}
-    index = INDEX.format(rows="\n".join(rows), gluon=in_gluon, softplus="\n".join(softplus), **(parts | joined))
+    index = INDEX.format(rows="\n".join(rows), gluon="\n".join(in_gluon), softplus="\n".join(softplus), **(parts | joined))
     return {"__init__.py": index, **files}
 
 

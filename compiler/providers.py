@@ -3,7 +3,7 @@
 | name | is |
 |---|---|
 | triton | generated kernels |
-| gluon | the same for sm_90, of which that for many queries is written in Gluon |
+| gluon | the same for sm_90, of which those for many queries are written in Gluon |
 | torch | PyTorch's scaled_dot_product_attention, its flash kernel for windows, else masks of 256 queries |
 | flex | PyTorch's flex_attention, compiled by torch.compile |
 | fa4 | the package flash-attn-4 |

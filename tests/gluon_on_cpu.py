@@ -67,6 +67,10 @@ class Pointer:
         room = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
         return cls(x.detach().as_strided((room,), (1,)))
 
+    @property
+    def dtype(self) -> Any:
+        return SimpleNamespace(element_ty=self.flat.dtype)
+
     def __add__(self, more: Any) -> Pointer:
         return Pointer(self.flat, self.offset + more)
 
@@ -76,6 +80,10 @@ class Buffer:
 
     def __init__(self, data: torch.Tensor) -> None:
         self.data = data
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.data.dtype
 
     def index(self, i: Any) -> Buffer:
         assert 0 <= int(i) < len(self.data), "a slot that is not there"
@@ -240,9 +248,9 @@ class Language:
         gl = SimpleNamespace(
             constexpr=constexpr, static_range=range, float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16,
             int32=torch.int32, int64=torch.int64, SliceLayout=no_layout, BlockedLayout=no_layout,
-            NVMMADistributedLayout=no_layout, DotOperandLayout=no_layout,
+            SwizzledSharedLayout=no_layout, NVMMADistributedLayout=no_layout, DotOperandLayout=no_layout,
             NVMMASharedLayout=SimpleNamespace(get_default_for=no_layout),
-            program_id=lambda _axis: machine.program, num_programs=lambda _axis: machine.programs,
+            program_id=lambda _axis: value(machine.program), num_programs=lambda _axis: machine.programs,
             cdiv=lambda a, b: (a + b - 1) // b, load=load, store=store, where=where,
             maximum=lambda a, b: torch.maximum(value(a), value(b)), minimum=lambda a, b: torch.minimum(value(a), value(b)),
             abs=torch.abs, exp2=torch.exp2, log2=torch.log2, sum=lambda x, axis: x.sum(axis), max=lambda x, axis: x.amax(axis),
@@ -337,12 +345,15 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     return torch.where(value(condition), value(a), value(b))
 
 
-def load(pointer: Pointer) -> Any:
-    return value(pointer.flat[int(pointer.offset)])
+def load(pointer: Pointer, mask: Any = True, other: float = 0.0) -> Any:
+    places, live = torch.broadcast_tensors(plain(pointer.offset), plain(mask))
+    assert not bool((live & ((places < 0) | (places >= len(pointer.flat)))).any()), "a number that is not there"
+    return value(torch.where(live, pointer.flat[torch.where(live, places, 0).long()], other).to(pointer.flat.dtype))
 
 
-def store(pointer: Pointer, x: torch.Tensor, mask: torch.Tensor) -> None:
-    places, numbers, live = torch.broadcast_tensors(*(one.as_subclass(torch.Tensor) for one in (pointer.offset, x, mask)))
+def store(pointer: Pointer, x: torch.Tensor, mask: Any = True) -> None:
+    mask = plain(mask)
+    places, numbers, live = torch.broadcast_tensors(*(plain(one) for one in (pointer.offset, x, mask)))
     pointer.flat[places[live].long()] = numbers[live]
 
 
@@ -365,5 +376,5 @@ def module(text: str, seed: int = 0, processors: int = 2) -> ModuleType:
     made = ModuleType("emitted")
     vars(made).update(Language(Machine(seed)).names())
     exec(compile(tree, str(Path(__file__)), "exec"), vars(made))
-    made.PROCESSORS[torch.device("cpu")] = processors
+    vars(made).get("PROCESSORS", {})[torch.device("cpu")] = processors
     return made

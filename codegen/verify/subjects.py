@@ -73,7 +73,7 @@ def subjects(folder: Path, shortest: int) -> list[Subject]:
     mixes = {mix.name: mix for mix in model.launches()}
     served: dict[str, list[str]] = {}
     for launch, names in launches.items():
-        for name in (*names, *([index.GLUON[launch]] if launch in index.GLUON else [])):
+        for name in dict.fromkeys((*names, *index.GLUON.get(launch, ()))):
             served.setdefault(name, []).append(launch)
     found = []
     for name, several in served.items():
@@ -81,8 +81,8 @@ def subjects(folder: Path, shortest: int) -> list[Subject]:
         every = list(dict.fromkeys(heads for variants in own for heads in variants))
         every += [small for heads in every if (small := _short(heads, shortest)) != heads]
         files = launches[several[0]]
-        if name not in files:  # the prefill kernel in Gluon, in the place of the other
-            files = (name, *files[1:])
+        if name not in files:
+            files = index.GLUON[several[0]]
         softplus = index.SOFTPLUS.get(several[0])
         modules = [import_module(f"{package.__name__}.kernels.{file}") for file in (*files, *(softplus or ())[:4])]
         at, first = files.index(name), mixes[several[0]]

@@ -99,7 +99,7 @@ class Provided:
 
 @dataclass(frozen=True)
 class Gluon(Provided):
-    """The generated kernels of which that for many queries is in Gluon; ours are those in Triton alone."""
+    """The generated kernels of which those for many queries are in Gluon; ours are those in Triton alone."""
 
     name: str = "gluon"
 

@@ -8,9 +8,8 @@ from importlib import resources
 from pathlib import Path
 
 from attnc.codegen import kernels
-from attnc.codegen.gluon import emit as gluon
+from attnc.codegen.gluon import files as gluon
 from attnc.codegen.triton import verified
-from attnc.codegen.triton.emit import emit
 from attnc.compiler.device import device, device_names
 from attnc.compiler.families import BACKWARD, FAMILIES, Channels, FastWeights, Recurrence, Softmax
 from attnc.compiler.graph import Apply, Graph, Mix, Smooth
@@ -22,9 +21,10 @@ from attnc.compiler.spec import Model, Phase
 from attnc.compiler.value import Value
 
 FORWARD = ("scan_chunks", "scan_forward", "channel_scan", *FAMILIES["fast"][:-1])
+TRAINED = ("softmax_prefill", *BACKWARD, *gluon.IN_GLUON.values(), *FORWARD)
 RUN: dict[Phase, tuple[str, ...]] = {
-    "train": ("softmax_prefill", gluon.PREFILL, *BACKWARD, *FORWARD, "scan_backward", "scan_gradients", "scan_flows"),
-    "prefill": ("softmax_prefill", gluon.PREFILL, *FORWARD),
+    "train": (*TRAINED, "scan_backward", "scan_gradients", "scan_flows"),
+    "prefill": ("softmax_prefill", gluon.IN_GLUON["softmax_prefill"], *FORWARD),
     "decode": ("softmax_decode", "scan_step", "channel_scan", FAMILIES["fast"][-1]),
 }
 """The kernels that a phase runs."""
@@ -71,12 +71,11 @@ def _digests(choice: Choice, graph: Graph, model: Model, architecture: str) -> I
     if isinstance(node, Mix):
         family = kernels.family(node, model)
         assert family is not None, "the plan takes a kernel only where the family says the mix"
-        if "gluon" in choice.providers:
-            yield gluon.PREFILL, _digest(gluon.PREFILL, family, architecture)
-        own = FAMILIES["softmax"][0 if "triton" in choice.providers else 1 :]
+        own = FAMILIES["softmax"] if "triton" in choice.providers else ()
+        named = dict.fromkeys((*(gluon.names(family) if "gluon" in choice.providers else ()), *own))
         for kernel in (family.masses, family) if family.exponent else (family,):
-            for skeleton in own:
-                yield skeleton, _digest(skeleton, kernel, architecture)
+            for name in named:
+                yield name, _digest(name, kernel, architecture)
     elif isinstance(node, Apply | Smooth):
         launched = states(node, graph)
         assert launched is not None, "the plan takes a kernel only where a family says the kind"
@@ -96,6 +95,5 @@ def _of_states(family: Channels | FastWeights | Recurrence, architecture: str) -
 
 
 @cache
-def _digest(skeleton: str, family: Softmax, architecture: str) -> str:
-    text = gluon.emit(family) if skeleton == gluon.PREFILL else emit(skeleton, family)
-    return kernels.digest(text, architecture)
+def _digest(name: str, family: Softmax, architecture: str) -> str:
+    return kernels.digest(gluon.text(name, family), architecture)
