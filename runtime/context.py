@@ -32,7 +32,7 @@ BEGUN = "begun."
 class Held:
     """States of a call's sequences, name -> [S, ...], which each piece reads and replaces.
 
-    direct  whether they are those of a cache, where they lie
+    direct  whether they are those of a cache, where they lie: so it is in a call of one piece
     """
 
     def __init__(self, states: dict[str, Tensor], direct: bool) -> None:
@@ -133,7 +133,8 @@ class Segments:
                 else:
                     check(storage, one.name, one.shape)
                     states[one.name] = storage.state(one.name, batch)
-        held, spots = Held(states, all(storage is not None for storage, _ in kept) and batch.rows is None), []
+        direct = all(storage is not None for storage, _ in kept) and batch.rows is None and batch.max_new == 1
+        held, spots = Held(states, direct), []
         alarms: list[tuple[object, Tensor, list[Tensor]]] = []
         for sub, index in pieces(batch, self.size):
             self._begin(held, sub, memory.net())

@@ -25,7 +25,9 @@ from .fast_sweep import BLOCK, Sweep, Tokens, amounts_of, begun, slopes_of, torc
 from .nets import Norm
 
 GROUP = 2048
-"""Tokens of a group, at least; long texts have as many chunks in a group as there are groups."""
+"""Tokens of a group, at least, four times as many without gradients; long texts have as many chunks in a group as there are
+groups.
+"""
 
 
 class _Group(NamedTuple):
@@ -91,7 +93,8 @@ def _groups(rule: Rule, lessons: Lessons, wide: torch.dtype, chunks: Chunks, str
         )
     whole = [stream.batch.sizes[s] // rule.chunk for s in chunks.order]
     last = len(counts) - (not (lessons.keep and max(whole) == len(counts)))
-    each = max(math.isqrt(len(counts) - 1) + 1, GROUP // (chunks.index.shape[1] * counts[0]), 1)
+    least = GROUP if torch.is_grad_enabled() else 4 * GROUP
+    each = max(math.isqrt(len(counts) - 1) + 1, least // (chunks.index.shape[1] * counts[0]), 1)
     sizes = [sum(counts[c : c + each]) for c in range(0, len(counts), each)]
     rows = [[None] * len(sizes) if x is None else torch.split(chunks.rows(x), sizes) for x in given]
     full: list[Tensor | None] = [None] * len(sizes)

@@ -16,6 +16,8 @@ import torch
 from fast_cases import FORMS, check
 from together import together
 
+import attnc
+from attnc.codegen.build import Options, build
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.fast import emit_fast, emit_step
 from attnc.codegen.triton.versions import INTERPRETS
@@ -24,6 +26,7 @@ from attnc.codegen.verify.nets import NetSubject, net_rows
 from attnc.codegen.verify.report import LIMIT
 from attnc.codegen.verify.step_cases import Steps
 from attnc.codegen.verify.step_cases import compared as step_errors
+from attnc.compiler import check_text
 from attnc.compiler.families import FastWeights
 from attnc.compiler.fast_providers import unkept
 from attnc.runtime import fast_torch
@@ -87,6 +90,27 @@ def test_single_steps(name: str) -> None:
     module = load(emit_step(STEPS[name].family), FOLDER, f"step_{list(STEPS).index(name)}")
     errors = step_errors(STEPS[name], module)
     assert not {what: pair for what, pair in errors.items() if not pair[0] <= LIMIT * pair[1]}, errors
+
+
+def test_a_context_steps_where_its_cache_lies(tmp_path: Path) -> None:
+    """Single tokens through the ends of chunks and segments, behind a prompt that ends within a piece of one token."""
+    net = "memory(linear, chunk = 2, lr = learned, momentum = learned) { qk_norm = l2 }"
+    head = "model m { vocab = 32, dim = 16, layers = 1, heads = 1, ffn = none, norm = rms(1e-6) } "
+    build(
+        check_text(f"{head} mix m = {net} layers {{ all: context(m, segment = 4, persistent = 1) }}"),
+        tmp_path / "m",
+        Options(seed=0),
+    )
+    tokens = torch.arange(10).view(1, -1)
+    found = {}
+    for use, dtype in (("reference", torch.float64), ("torch", torch.float32), ("triton", torch.float32)):
+        model = attnc.load(tmp_path / "m", "cpu", dtype, use)
+        cache = model.new_cache(1, 10)
+        with torch.no_grad():
+            pieces = tokens.split([5, *[1] * 5], dim=1)
+            found[use] = torch.cat([model(piece, cache=cache).logits for piece in pieces], dim=1).double()
+    ours, theirs = (float((found[use] - found["reference"]).square().mean().sqrt()) for use in ("triton", "torch"))
+    assert ours <= LIMIT * theirs
 
 
 def test_float64_is_refused() -> None:
