@@ -59,10 +59,10 @@ def test_no_schedule_deadlocks_or_reads_too_early(case: Case) -> None:
     check(inputs, *attend(emit(case.kernel), inputs, seed=0))
 
 
-def test_three_parties_meet_no_deadlock_either() -> None:
+def test_three_parties_and_values_added_early_meet_no_deadlock_either() -> None:
     inputs = build(Case(PLAIN, HEADS[:2], (200, 150), (0, 40), dtype=torch.bfloat16))
     with poisoned():
-        o, lse = module(emit(PLAIN), seed=1).attend(*inputs.arguments, blocks=(192, 128, 16, 3, 2, 160, 0))
+        o, lse = module(emit(PLAIN), seed=1).attend(*inputs.arguments, blocks=(192, 128, 16, 3, 2, 160, 0, 1))
     check(inputs, o, lse)
 
 

@@ -60,10 +60,11 @@ def consume(
     party: gl.constexpr, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap,
     ROW: gl.constexpr, FAR: gl.constexpr, GROUP: gl.constexpr, E: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_E: gl.constexpr,
     CAP: gl.constexpr, RINGS: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr, SLOTS: gl.constexpr,
-    Q_SLOTS: gl.constexpr, PIN: gl.constexpr, DIRECT: gl.constexpr,
+    Q_SLOTS: gl.constexpr, PIN: gl.constexpr, EARLY: gl.constexpr, DIRECT: gl.constexpr,
 ):  # fmt: skip
     """Attends 64 of each tile's queries. Scores of a block and values of the one before are multiplied at once; the block
-    before a tile's first one is the last one of the tile before, which is written only then.
+    before a tile's first one is the last one of the tile before, which is written only then. EARLY: its values are added while
+    the next tile's numbers are found; else while its first weights are.
     """
     q_slots, q_full, q_empty = q_ring
     k_slots, k_full, k_empty = k_ring
@@ -96,6 +97,10 @@ def consume(
     p = gl.zeros([SHARE, BLOCK_K], dtype, OPERAND)
     t = next_tile(gl.program_id(0), batch, GROUP, BLOCK_Q)
     while t < tiles:
+        if EARLY:
+            mbarrier.wait(v_full.index(slot), phase, pred=open_tiles > 0)
+            v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
+            adding = warpgroup_mma(p, v, out, is_async=True)  # where no tile is open, of anything: nobody reads it
         sequence, group, next_head, next_row, query, count, start, slots = tile(t, batch, keys, GROUP, BLOCK_Q)
         numbers = read_row(rows + sequence * row_stride + group * ROW)
         base_here = gl.load(base + sequence)
@@ -119,10 +124,13 @@ def consume(
         mbarrier.wait(k_full.index(k_slot), k_phase)
         k = k_slots.index(k_slot).reshape([BLOCK_K, BLOCK_D]).permute((1, 0))
         product = warpgroup_mma(q, k, nothing, use_acc=False, is_async=True)
-        mbarrier.wait(v_full.index(slot), phase, pred=open_tiles > 0)
-        v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
-        adding = warpgroup_mma(p, v, out, is_async=True)  # where no tile is open, of anything: nobody reads it
-        score = warpgroup_mma_wait(1, deps=[product])
+        if EARLY:
+            score, out, p = warpgroup_mma_wait(0, deps=[product, adding, p])
+        else:
+            mbarrier.wait(v_full.index(slot), phase, pred=open_tiles > 0)
+            v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
+            adding = warpgroup_mma(p, v, out, is_async=True)
+            score = warpgroup_mma_wait(1, deps=[product])
         mbarrier.arrive(k_empty.index(k_slot), count=1)
         if CAP:
             score = adjust_score(score, scale_here, cap)
@@ -137,9 +145,9 @@ def consume(
         slot = k_slot
         phase = k_phase
         k_slot, k_phase = next_slot(slot, phase, SLOTS)
-        if PARTIES == 2:  # three have no registers for it
+        if not EARLY:
             mbarrier.wait(q_full.index(place), q_phase)  # over long since; ends the basic block, as below
-        out, p = warpgroup_mma_wait(0, deps=[adding, p])
+            out, p = warpgroup_mma_wait(0, deps=[adding, p])
         if open_tiles > 0:
             mbarrier.arrive(v_empty.index(v_slot), count=1)
             finish(

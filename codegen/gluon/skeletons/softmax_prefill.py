@@ -28,8 +28,8 @@ GROUP = 1  # query heads for each KV head
 CAP = False
 SINK_LOGIT = False
 EXPONENT = None
-BLOCKS = {  # (architecture, bytes of an element): queries, keys, warps, slots for keys, for tiles of queries, registers, PIN
-    ("sm_90", 2): (128, 128, 12, 3, 2, 240, 0),
+BLOCKS = {  # (architecture, bytes of an element): queries, keys, warps, slots for keys, for queries, registers, PIN, EARLY
+    ("sm_90", 2): (128, 128, 12, 3, 2, 240, 0, 0),
 }
 
 PROCESSORS = {}  # device -> how many multiprocessors it has
@@ -42,7 +42,8 @@ def attend_kernel(
     sink_logit, cap, sequences, kv_heads, blocks, tiles, k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
     ROW: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, E: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_E: gl.constexpr,
     FAR: gl.constexpr, CAP: gl.constexpr, RINGS: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr,
-    SLOTS: gl.constexpr, Q_SLOTS: gl.constexpr, PIN: gl.constexpr, DIRECT: gl.constexpr, REGISTERS: gl.constexpr,
+    SLOTS: gl.constexpr, Q_SLOTS: gl.constexpr, PIN: gl.constexpr, EARLY: gl.constexpr, DIRECT: gl.constexpr,
+    REGISTERS: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_desc.dtype
     PARTIES: gl.constexpr = BLOCK_Q // SHARE
@@ -70,11 +71,11 @@ def attend_kernel(
         gl.warp_specialize([
             (consume, (
                 0, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
-                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, DIRECT,
+                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT,
             )),
             (consume, (
                 1, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
-                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, DIRECT,
+                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT,
             )),
             (produce, (
                 descriptors, q_ring, k_ring, v_ring, v_raw, batch, keys, k_place, v_place,
@@ -85,15 +86,15 @@ def attend_kernel(
         gl.warp_specialize([
             (consume, (
                 0, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
-                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, DIRECT,
+                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT,
             )),
             (consume, (
                 1, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
-                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, DIRECT,
+                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT,
             )),
             (consume, (
                 2, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
-                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, DIRECT,
+                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT,
             )),
             (produce, (
                 descriptors, q_ring, k_ring, v_ring, v_raw, batch, keys, k_place, v_place,
@@ -102,7 +103,7 @@ def attend_kernel(
         ], [4, 4, 1], [REGISTERS, REGISTERS, 512 - 3 * REGISTERS])  # fmt: skip
 
 
-def settings(rings, queries, keys, warps, slots, q_slots, registers, pin):
+def settings(rings, queries, keys, warps, slots, q_slots, registers, pin, early):
     """The kernel's compile-time arguments; the party that is launched makes the others."""
     nears, strides, powers, _ = FORM
     return {
@@ -120,6 +121,7 @@ def settings(rings, queries, keys, warps, slots, q_slots, registers, pin):
         "SLOTS": slots,
         "Q_SLOTS": q_slots,
         "PIN": bool(pin),
+        "EARLY": bool(early),
         "DIRECT": q_slots == 1 and width_of(HEAD_WIDTH) == width_of(VALUE_WIDTH),
         "REGISTERS": registers,
         "num_warps": 4,
