@@ -112,7 +112,7 @@ def _triton(task: Task) -> Price | str:
     reason = unkept(family)
     if not device.is_gpu or reason is not None:
         return reason or "generated kernels need a GPU"
-    before = (family.update == "delta") + (family.decay == "vector")
+    before = (family.update == "delta" or family.decay == "scalar") + (family.decay == "vector")
     launches = {"decode": 1, "prefill": 1 + before, "train": 4 + 2 * before + (family.decay == "vector")}[task.phase]
     work = replace(chunked(task, task.load.width), launches=launches)
     how = "step" if task.phase == "decode" else f"chunks of {CHUNK}"

@@ -23,7 +23,7 @@ from .recurrence import Scan, States, Steps
 from .sizes import DECODE_TOKENS
 
 FILES = ("scan_chunks", "scan_forward", "scan_step", "scan_backward", "scan_gradients", "scan_flows")
-"""A launch's kernel files; `scan_chunks` is there for the delta rule and where channels decay, `scan_flows` for the latter."""
+"""A launch's kernel files; `scan_chunks` is there for the delta rule and tokens' decays, `scan_flows` where channels decay."""
 
 GIVEN = (
     "Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? erase, Tensor? write, Tensor offsets, int heads, float scale, "
@@ -142,11 +142,12 @@ def _scan_backward(modules: Modules) -> Callable[..., list[Tensor]]:
         with device_of(given.q):
             made = _prepared(modules, given)
             kept = modules["scan_forward"].scan(given, made, *held, True)
-            back = modules["scan_backward"].go_back(given, made, norms, deltas, *grads)
+            back = modules["scan_backward"].go_back(given, made, norms, deltas, *grads, kept[3])
             found = modules["scan_gradients"].gradients(given, made, norms, deltas, grads[0], kept, back)
+            before_grad, sum_grad, _, _, v_grad, write_grad, _ = back
+            del made, kept, back  # states before all chunks, and their gradients, are most of what a step holds
             if "scan_flows" in modules:
                 found = modules["scan_flows"].unfold(given, found)
-        before_grad, sum_grad, _, _, v_grad, write_grad, _ = back
         rows = (_shared(x, grad) for x, grad in ((given.q, found["q"]), (given.k, found["k"]), (given.v, v_grad)))
         gates = (given.decay, found.get("decay")), (given.erase, found.get("erase")), (given.write, write_grad)
         results = (*rows, *(_summed(gate, grad) for gate, grad in gates), before_grad, sum_grad)

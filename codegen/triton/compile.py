@@ -52,6 +52,7 @@ _POINTERS = {
         *("writes", "pushes", "stays", "speed", "slows", "weight", "bias", "known", "known_moment", "kept", "kept_moment"),
         *("after_moment", "kept_grad", "kept_moment_grad", "after_moment_grad", "rows_grad", "rows_moment_grad"),
         *("lr", "momentum", "into", "up", "out", "into_moment", "up_moment", "out_moment", "gates", "room"),
+        *("ends", "sum_ends", "rest", "sum_starts"),
         *("known_grad", "known_moment_grad", "raws", "parts", "within", "by", "by_moment"),
     },
     "i32": {

@@ -34,7 +34,7 @@ def emit_scan(skeleton: str, kernel: Recurrence) -> str:
 
 def files(kernel: Recurrence) -> dict[str, str]:
     """Skeleton -> text of every file that a launch needs."""
-    chunks, flows = kernel.decay == "vector" or kernel.update == "delta", kernel.decay == "vector"
+    chunks, flows = kernel.decay in ("scalar", "vector") or kernel.update == "delta", kernel.decay == "vector"
     out = {"scan_chunks": chunks, "scan_flows": flows}
     return {skeleton: emit_scan(skeleton, kernel) for skeleton in FAMILIES["recurrence"] if out.get(skeleton, True)}
 
@@ -68,6 +68,7 @@ def chosen_holes(skeleton: str, kernel: Recurrence) -> tuple[str, ...]:
         ("scan_channels", folded),
         ("scan_folded", folded and skeleton != "scan_chunks"),
         ("scan_fades", delta and kernel.decay == "scalar" and sweeps),
+        ("scan_sums", not delta and kernel.decay == "scalar" and (sweeps or skeleton == "scan_gradients")),
         ("scan_weights", kernel.decay == "vector" or delta),
     )
     return tuple(name for name, is_wanted in wanted if is_wanted)

@@ -10,7 +10,7 @@ from attnc.compiler.families import Recurrence
 
 FORWARD: dict[int, Table] = {  # tokens of a chunk, value channels, warps, stages
     64: rows_of((64, 64, 4, 2), (16, 32, 4, 1), sm_80_2=(64, 32, 8, 2)),
-    128: rows_of((64, 32, 8, 2), (16, 16, 8, 1), sm_80_2=(32, 32, 4, 2), sm_100_2=(64, 64, 8, 2), gfx942_2=(64, 32, 4, 2)),
+    128: rows_of((64, 32, 8, 3), (16, 16, 8, 1), sm_80_2=(32, 32, 4, 2), sm_100_2=(64, 64, 8, 2), gfx942_2=(64, 32, 4, 1)),
     256: rows_of((32, 16, 4, 2), (16, 16, 8, 1)),
 }
 

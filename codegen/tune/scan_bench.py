@@ -137,7 +137,7 @@ def chain(files: dict[str, ModuleType], given: Given, held: tuple[Tensor, Tensor
     if last == BACKWARD:
         return left
     left["kept"] = files[FORWARD].scan(given, made, *held, True)
-    left["back"] = files[BACKWARD].go_back(given, made, norms, deltas, *grads)
+    left["back"] = files[BACKWARD].go_back(given, made, norms, deltas, *grads, left["kept"][3])
     if last == "scan_flows":
         left["found"] = files["scan_gradients"].gradients(given, made, norms, deltas, grads[0], left["kept"], left["back"])
     return left

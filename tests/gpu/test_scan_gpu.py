@@ -27,15 +27,15 @@ GATES = (0.0, -0.01, -0.1, -1.0, -50.0)
 
 
 @functools.cache
-def provider(form: Recurrence, chunk: int | None = None) -> Scan:
-    """The launch's kernels; with other chunks than the tables' in 16 bits."""
+def provider(form: Recurrence, chunk: int | None = None, least: int = 16) -> Scan:
+    """The launch's kernels; with other chunks than the tables' in 16 bits, and other least chunks of a segment."""
     made = []
     for name, source in files(form).items():
-        text = source
+        text = source.replace("span = max(16, ", f"span = max({least}, ")
         if chunk is not None and name != "scan_step":
             text, found = re.subn(r'(\("sm_\d+", 2\): \()\d+,', rf"\g<1>{chunk},", text)
             assert found, f"{name} has no table of chunks"
-        made.append(load(text, FOLDER, f"{name}_{chunk}_{abs(hash(form))}"))
+        made.append(load(text, FOLDER, f"{name}_{chunk}_{least}_{abs(hash(form))}"))
     return scan_kernels(made)
 
 
@@ -45,11 +45,11 @@ def case_of(name: str, width: int, dtype: torch.dtype, sizes: tuple[int, ...], *
     return Case(form, sizes, heads=4, shares=(2, 2, 1), gates=GATES, dtype=dtype, device="cuda", **rest)
 
 
-def right(case: Case, chunk: int | None = None) -> None:
+def right(case: Case, chunk: int | None = None, least: int = 16) -> None:
     """Beside chunks of their own."""
     wanted = expected(case, functools.partial(in_chunks, chunk=chunk or (16 if case.dtype == torch.float32 else 64)))
     with poisoned():
-        check(wanted, run(case, provider(case.kernel, chunk), wanted.given))
+        check(wanted, run(case, provider(case.kernel, chunk, least), wanted.given))
 
 
 CASES = [(name, 64, dtype) for name in FORMS for dtype in (torch.bfloat16, torch.float16, torch.float32)]
@@ -66,6 +66,13 @@ def test_results_and_gradients(name: str, width: int, dtype: torch.dtype) -> Non
 def test_every_length_of_a_chunk(name: str, chunk: int) -> None:
     """Gated backward passes are known wrong code elsewhere, at some lengths of chunks alone."""
     right(case_of(name, 64, torch.bfloat16, (chunk + 1, 3, 2 * chunk)), chunk)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", FORMS)
+def test_a_sequence_in_segments(name: str, dtype: torch.dtype) -> None:
+    """Of two chunks each, some without tokens."""
+    right(case_of(name, 128, dtype, (700, 0, 65)), least=2)
 
 
 @pytest.mark.parametrize("chunk", [16, 32, 64, 128])

@@ -31,12 +31,13 @@ FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
 
 
 @functools.cache
-def modules(form: Recurrence, chunk: int = 16) -> tuple[ModuleType, ...]:
-    """The kernel files of a launch, with chunks of so many tokens."""
+def modules(form: Recurrence, chunk: int = 16, room: int = 0) -> tuple[ModuleType, ...]:
+    """The kernel files of a launch, with chunks of so many tokens, on a device with room for so many programs."""
     made = []
     for name, text in files(form).items():
-        file = load(text.replace('("any", 4): (16,', f'("any", 4): ({chunk},'), FOLDER, f"{name}_{chunk}_{abs(hash(form))}")
-        made.append(file)
+        other = text.replace('("any", 4): (16,', f'("any", 4): ({chunk},').replace('"any": 0}', f'"any": {room}}}')
+        other = other.replace("span = max(16, ", "span = max(1, ") if room else other
+        made.append(load(other, FOLDER, f"{name}_{chunk}_{room}_{abs(hash(form))}"))
     return tuple(made)
 
 
@@ -76,6 +77,16 @@ def test_chunks_of_several_parts() -> None:
     for name in ("gated_delta", "vector_delta"):
         case = Case(FORMS[name], (39,), heads=1, gates=(0.0, -0.05, -1.0))
         compare(case, chunked(case.kernel, 32), parallel)
+
+
+@pytest.mark.parametrize("name", ["vector", "gated_delta"])
+def test_a_sequence_in_segments_is_the_same(name: str) -> None:
+    """Of which some have no tokens."""
+    case = Case(FORMS[name], (33, 0, 3), heads=1, gates=(0.0, -0.05, -0.3))
+    made = modules(case.kernel, room=99)
+    forward = next(one for one in made if one.__name__.startswith("scan_forward"))
+    assert forward.segments_of(torch.device("cpu"), 3, 3, 2.7) == (3, 1)
+    compare(case, scan_kernels(made))
 
 
 def test_states_begin_at_zero_where_none_are_given() -> None:

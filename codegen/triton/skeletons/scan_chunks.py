@@ -3,6 +3,8 @@
 For the delta rule: weights of outputs, and T = (1 + A)^-1 of every chunk, A_ij = erase_i (k_i . k_j) between_ij for j < i, so
 that U = T (write V - erase (K S) since) is what the chunk's tokens write.
 
+For one decay of a token without the delta rule, its sums since the chunk's start in two parts, which are in float64 before.
+
 For decays of every key channel, which are no factors of a product q_i . k_j: the weights
 
     P_ij = sum over c of q_ic k_jc between_ijc,    A_ij likewise
@@ -115,6 +117,25 @@ def solve_kernel(
     tl.store(to + (i * (heads * C) + j), solution.to(inverse.dtype.element_ty), mask=i < left)
 
 
+@triton.jit(do_not_specialize=["sequences", "heads"])
+def sums_kernel(decay, sums, offsets, sequences, heads, C: tl.constexpr):
+    program = tl.program_id(0)
+    head = program % heads
+    chunks = tl.num_programs(0) // (heads * sequences)
+    chunk = program // heads % chunks
+    sequence = program // (heads * chunks)
+    token_begin = tl.load(offsets + sequence)
+    left = (tl.load(offsets + sequence + 1) - token_begin).to(tl.int32) - chunk * C
+    if left <= 0:
+        return
+    row = token_begin + chunk * C
+    index = tl.arange(0, C)
+    gates = read_gates(decay, row, head, heads, index, left, 0, index, C)
+    here = sums + (row * heads + head) * 2 + index * (heads * 2)
+    tl.store(here, gates[0], mask=index < left)
+    tl.store(here + 1, gates[1], mask=index < left)
+
+
 @triton.jit(do_not_specialize=["sequences", "heads", "q_share", "k_share"])
 def pairs_kernel(
     q, k, e, decay, pairs, strengths, folded_q, folded_k, folded_e, totals, offsets,
@@ -198,7 +219,7 @@ def pairs_kernel(
 
 
 def settings(element_size, chunk, pairing, solving, stages):
-    """The compile-time arguments of `solve_kernel` and of `pairs_kernel`."""
+    """The compile-time arguments of `solve_kernel`, of `pairs_kernel` and of `sums_kernel`."""
     both = {
         "K": KEY_WIDTH,
         "BLOCK_K": max(16, triton.next_power_of_2(KEY_WIDTH)),
@@ -206,18 +227,20 @@ def settings(element_size, chunk, pairing, solving, stages):
         "num_stages": stages,
         "enable_fp_fusion": True,
     }
-    return {**both, "PRECISION": PRECISION[element_size], "num_warps": solving}, {**both, "DELTA": DELTA, "num_warps": pairing}
+    solve = {**both, "PRECISION": PRECISION[element_size], "num_warps": solving}
+    alone = {"C": chunk, "num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
+    return solve, {**both, "DELTA": DELTA, "num_warps": pairing}, alone
 
 
 def variants(architecture, element_size):
     """Every kernel that `prepare` may launch, with its compile-time arguments."""
-    solving, pairing = settings(element_size, *BLOCKS[architecture, element_size])
-    solve = ((solve_kernel, solving),) if DELTA else ()
-    return (*solve, (pairs_kernel, pairing)) if CHANNELS else solve
+    solving, pairing, summing = settings(element_size, *BLOCKS[architecture, element_size])
+    every = ((solve_kernel, solving, DELTA), (pairs_kernel, pairing, CHANNELS), (sums_kernel, summing, FADES and not DELTA))
+    return tuple((kernel, constants) for kernel, constants, wanted in every if wanted)
 
 
 def prepare(steps, *, blocks=None):
-    """What `scan` asks of chunks, by name: the inverse of the delta rule; weights and folded rows where channels decay.
+    """What `scan` asks of chunks, by name: the inverse of the delta rule, sums of decays, weights and folded rows.
 
     steps: what tokens bring and where sequences lie (runtime/scan_kernels.py);
     blocks = (tokens, warps for pairs, warps to solve, stages).
@@ -226,7 +249,7 @@ def prepare(steps, *, blocks=None):
     heads, sequences, tokens = steps.heads, len(steps.offsets) - 1, len(q)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
     chunk = chosen[0]
-    solving, pairing = settings(q.element_size(), *chosen)
+    solving, pairing, summing = settings(q.element_size(), *chosen)
     numbers = (sequences, heads, heads // q.shape[1], heads // k.shape[1], *q.stride()[:2], *k.stride()[:2])
     programs = triton.cdiv(steps.max_new, chunk) * sequences * heads
     together = bits(numbers[4:])
@@ -234,7 +257,9 @@ def prepare(steps, *, blocks=None):
     def new(wanted, *shape, dtype=q.dtype):
         return torch.empty(shape, dtype=dtype, device=q.device) if wanted else q
 
-    made = {"pairs": new(True, tokens, heads, chunk)}
+    made = {"pairs": new(True, tokens, heads, chunk)} if CHANNELS or DELTA else {}
+    if FADES:
+        made["decay"] = new(True, tokens, heads, 2, dtype=torch.float32)
     strengths = new(CHANNELS and DELTA, tokens, heads, chunk, dtype=torch.float32)
     e, decay = (q if tensor is None else tensor for tensor in (steps.erase, steps.decay))
     if CHANNELS:
@@ -246,10 +271,11 @@ def prepare(steps, *, blocks=None):
         run(pairs_kernel, programs * (chunk // 16), tensors, numbers, together, key, lambda: pairing)
     if DELTA:
         made["inverse"] = new(True, tokens, heads, chunk)
-        if FADES:
-            made["decay"] = new(True, tokens, heads, 2, dtype=torch.float32)
         kept = made.get("decay", q), made["pairs"], strengths, made["inverse"]
         tensors = (q, k, e, decay, *kept, steps.offsets)
         key = (solve_kernel, q.device, *(tensor.dtype for tensor in tensors), chosen)
         run(solve_kernel, programs, tensors, numbers, together, key, lambda: solving)
+    elif FADES:
+        tensors = (decay, made["decay"], steps.offsets)
+        run(sums_kernel, programs, tensors, (sequences, heads), 0, (sums_kernel, q.device, chosen), lambda: summing)
     return made

@@ -8,6 +8,11 @@ from it and from what the chunk's own tokens write:
 
 Sequences lie packed; the state of a sequence without tokens stays. With KEEPS a program leaves what the backward pass reads
 instead of outputs: the states before each chunk, and U.
+
+Where sequences and heads are few, a sequence is split into segments, and a program sweeps one of them. With ENDS it finds what
+a segment that begins with 0 ends with, and what it leaves of a state before it: a factor for each key channel, or with the
+delta rule a matrix [K, K], found as K more columns that begin as a unit matrix and to which nothing is written. `carry` makes
+of these the states before all segments.
 """
 
 import torch
@@ -18,6 +23,9 @@ from attnc.codegen.triton.skeletons.scan_parts import (
     architecture,
     between,
     bits,
+    carry,
+    carry_kernel,
+    carry_settings,
     fade,
     fade_sum,
     read_eraser,
@@ -25,6 +33,7 @@ from attnc.codegen.triton.skeletons.scan_parts import (
     read_rows,
     read_write,
     run,
+    segments_of,
     since_start,
     until_end,
 )
@@ -52,20 +61,21 @@ def pair_weights(query, key, gates, pairs, row, head, heads, index, left, C: tl.
     return tl.where(index[:, None] >= index[None, :], product * between(gates), 0.0)
 
 
-@triton.jit(do_not_specialize=["factor", "heads", "q_share", "k_share", "v_share"])
+@triton.jit(do_not_specialize=["factor", "segments", "span", "heads", "q_share", "k_share", "v_share"])
 def sweep_kernel(
-    q, k, v, e, write, o, norms, decay, pairs, inverse, before, sum_before, after, sum_after, states, sums, values, offsets,
-    factor, heads, q_share, k_share, v_share,
+    q, k, v, e, write, o, norms, decay, pairs, inverse, before, sum_before, after, sum_after, states, sums, values, rest,
+    offsets, factor, segments, span, heads, q_share, k_share, v_share,
     q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride, v_head_stride,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, C: tl.constexpr,
-    DELTA: tl.constexpr, NORMALIZE: tl.constexpr, BEFORE: tl.constexpr, KEEPS: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, C: tl.constexpr,
+    DELTA: tl.constexpr, NORMALIZE: tl.constexpr, BEFORE: tl.constexpr, KEEPS: tl.constexpr, ENDS: tl.constexpr,
 ):  # fmt: skip
     # Blocks of one head side by side, as they read the same queries and keys.
-    blocks: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
+    blocks: tl.constexpr = (COLUMNS + BLOCK_V - 1) // BLOCK_V
     program = tl.program_id(0)
     block = program % blocks
     head = program // blocks % heads
-    sequence = program // (blocks * heads)
+    segment = program // (blocks * heads) % segments
+    sequence = program // (blocks * heads * segments)
     token_begin = tl.load(offsets + sequence)
     count = (tl.load(offsets + sequence + 1) - token_begin).to(tl.int32)
 
@@ -75,17 +85,20 @@ def sweep_kernel(
     q_head = (head // q_share).to(tl.int64) * q_head_stride
     k_head = (head // k_share).to(tl.int64) * k_head_stride
     v_head = (head // v_share).to(tl.int64) * v_head_stride
-    tile = c[:, None] * V + d[None, :]
-    inside = (c < K)[:, None] & (d < V)[None, :]
-    place = (sequence * heads + head).to(tl.int64)
+    tile = c[:, None] * COLUMNS + d[None, :]
+    inside = (c < K)[:, None] & (d < COLUMNS)[None, :]
+    place = ((sequence * segments + segment) * heads + head).to(tl.int64)
     state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
+    if ENDS:
+        state = tl.where(d[None, :] == c[:, None] + V, 1.0, state)
     total = tl.zeros([BLOCK_K], tl.float32)
+    remains = total + 1.0
     if BEFORE:
         state = tl.load(before + place * (K * V) + tile, mask=inside, other=0.0)
         if NORMALIZE:
             total = tl.load(sum_before + place * K + c, mask=c < K, other=0.0)
 
-    for chunk in tl.range(0, tl.cdiv(count, C)):
+    for chunk in tl.range(segment * span, tl.minimum(tl.cdiv(count, C), segment * span + span)):
         row = token_begin + chunk * C
         left = count - chunk * C
         here = index < left
@@ -107,7 +120,7 @@ def sweep_kernel(
             if KEEPS:
                 to = values + (row * heads + head) * V
                 tl.store(to + (index[:, None] * (heads * V) + d[None, :]), value, mask=here[:, None] & (d < V)[None, :])
-        if not KEEPS:
+        if not KEEPS and not ENDS:
             query = read_rows(q, row, q_token_stride, q_head, index, left, c, K)
             weight = pair_weights(query, key, gates, pairs, row, head, heads, index, left, C)
             out = tl.dot(query, held, input_precision="ieee") * since_start(gates)
@@ -128,25 +141,34 @@ def sweep_kernel(
         state = tl.dot(tl.trans(key), written, fade(state, gates), input_precision="ieee")
         if NORMALIZE:
             total = fade_sum(total, gates) + tl.sum(key.to(tl.float32) * until_end(gates), 0)
+        if ENDS and not DELTA:
+            remains = fade_sum(remains, gates)
 
     if not KEEPS:
-        tl.store(after + place * (K * V) + tile, state, mask=inside)
-        if NORMALIZE and block == 0:
-            tl.store(sum_after + place * K + c, total, mask=c < K)
+        if not ENDS:
+            place = (sequence * heads + head).to(tl.int64)
+        if ENDS or segment == segments - 1:
+            tl.store(after + place * (K * COLUMNS) + tile, state, mask=inside)
+            if NORMALIZE and block == 0:
+                tl.store(sum_after + place * K + c, total, mask=c < K)
+            if ENDS and not DELTA and block == 0:
+                tl.store(rest + place * K + c, remains, mask=c < K)
 
 
-def settings(before, keeps, chunk, block_v, warps, stages):
-    """The kernel's compile-time arguments."""
+def settings(before, leaves, chunk, block_v, warps, stages):
+    """The kernel's compile-time arguments; `leaves`: outputs, states or ends."""
     return {
         "K": KEY_WIDTH,
         "V": VALUE_WIDTH,
+        "COLUMNS": VALUE_WIDTH + (KEY_WIDTH if DELTA and leaves == "ends" else 0),
         "BLOCK_K": max(16, triton.next_power_of_2(KEY_WIDTH)),
         "BLOCK_V": min(block_v, max(16, triton.next_power_of_2(VALUE_WIDTH))),
         "C": chunk,
         "DELTA": DELTA,
         "NORMALIZE": NORMALIZE,
         "BEFORE": before,
-        "KEEPS": keeps,
+        "KEEPS": leaves == "states",
+        "ENDS": leaves == "ends",
         "num_warps": warps,
         "num_stages": stages,
         "enable_fp_fusion": True,
@@ -156,7 +178,9 @@ def settings(before, keeps, chunk, block_v, warps, stages):
 def variants(architecture, element_size):
     """Every kernel that `scan` may launch, with its compile-time arguments."""
     row = BLOCKS[architecture, element_size]
-    return tuple((sweep_kernel, settings(True, keeps, *row)) for keeps in (False, True))
+    sweeps = tuple((sweep_kernel, settings(True, leaves, *row)) for leaves in ("outputs", "states"))
+    ends = sweep_kernel, settings(False, "ends", *row)
+    return (*sweeps, ends, (carry_kernel, carry_settings(KEY_WIDTH, VALUE_WIDTH, DELTA, NORMALIZE, True, False)))
 
 
 def scan(steps, made, before, sum_before, keeps=False, *, blocks=None):
@@ -166,34 +190,56 @@ def scan(steps, made, before, sum_before, keeps=False, *, blocks=None):
     or empty; before [S, H, K, V] fp32 and sum_before [S, H, K], or None for zeros;
     blocks = (tokens, value channels, warps, stages) instead of the table's.
     Returns o [T, H, V], the state after, the sum after or None, and the sums of weights [T, H] or None; with `keeps` the
-    states before each chunk [N, H, K, V] in q's dtype, sums before each chunk or None, and what tokens wrote [T, H, V].
+    states before each chunk [N, H, K, V] in q's dtype, sums before each chunk or None, what tokens wrote [T, H, V], and of the
+    segments of a sequence, or None, how many there are, of how many chunks, and what each leaves of a state before it.
     """
+    chosen = blocks or BLOCKS[architecture(steps.q.device), steps.q.element_size()]
+    programs = triton.cdiv(VALUE_WIDTH, min(chosen[1], VALUE_WIDTH)) * steps.heads * (len(steps.offsets) - 1)
+    sweeps = 2 + (KEY_WIDTH / VALUE_WIDTH if DELTA else 0)
+    segments, span = segments_of(steps.q.device, programs, triton.cdiv(steps.max_new, chosen[0]), sweeps)
+    if segments == 1:
+        found = sweep(steps, made, before, sum_before, "states" if keeps else "outputs", (1, span), chosen)
+        return (*found, None) if keeps else found
+    ends, sum_ends, rest = sweep(steps, made, None, None, "ends", (segments, span), chosen)
+    rest = ends[..., VALUE_WIDTH:] if DELTA else rest
+    states, sums = carry(ends, sum_ends, rest, before, sum_before, len(steps.offsets) - 1, VALUE_WIDTH, DELTA, False)
+    found = sweep(steps, made, states, sums, "states" if keeps else "outputs", (segments, span), chosen)
+    return (*found, (segments, span, rest)) if keeps else found
+
+
+def sweep(steps, made, before, sum_before, leaves, split, chosen):
+    """One launch of the kernel. before, sum_before: of each segment; split: segments of a sequence, and chunks of one."""
     q, k, v = steps.q, steps.k, steps.v
     heads, sequences, tokens = steps.heads, len(steps.offsets) - 1, len(q)
-    chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
-    compiled = settings(before is not None, keeps, *chosen)
-    number = tokens // chosen[0] + sequences
+    compiled = settings(before is not None, leaves, *chosen)
+    columns, number = compiled["COLUMNS"], tokens // chosen[0] + sequences
+    ends = sequences * split[0] if leaves == "ends" else sequences
 
     def new(wanted, *shape, dtype=torch.float32):
         return torch.empty(shape, dtype=dtype, device=q.device) if wanted else None
 
-    o = new(not keeps, tokens, heads, VALUE_WIDTH, dtype=q.dtype)
-    norms = new(not keeps and NORMALIZE, tokens, heads)
-    after = new(not keeps, sequences, heads, KEY_WIDTH, VALUE_WIDTH)
-    sum_after = new(not keeps and NORMALIZE, sequences, heads, KEY_WIDTH)
-    states = new(keeps, number, heads, KEY_WIDTH, VALUE_WIDTH, dtype=q.dtype)
-    sums = new(keeps and NORMALIZE, number, heads, KEY_WIDTH)
-    values = new(keeps and DELTA, tokens, heads, VALUE_WIDTH, dtype=q.dtype)
+    o = new(leaves == "outputs", tokens, heads, VALUE_WIDTH, dtype=q.dtype)
+    norms = new(leaves == "outputs" and NORMALIZE, tokens, heads)
+    after = new(leaves != "states", ends, heads, KEY_WIDTH, columns)
+    sum_after = new(leaves != "states" and NORMALIZE, ends, heads, KEY_WIDTH)
+    rest = new(leaves == "ends" and not DELTA, ends, heads, KEY_WIDTH)
+    states = new(leaves == "states", number, heads, KEY_WIDTH, VALUE_WIDTH, dtype=q.dtype)
+    sums = new(leaves == "states" and NORMALIZE, number, heads, KEY_WIDTH)
+    values = new(leaves == "states" and DELTA, tokens, heads, VALUE_WIDTH, dtype=q.dtype)
     q, k = made.get("q", q), made.get("k", k)
     tensors = (
-        q, k, v, made.get("e", steps.erase), steps.write, o, norms, made.get("decay", steps.decay),
-        made.get("pairs"), made.get("inverse"), before, sum_before, after, sum_after, states, sums, values,
+        q, k, v, made.get("e", steps.erase), steps.write, o, norms, made.get("decay", steps.decay), made.get("pairs"),
+        made.get("inverse"), before, sum_before, after, sum_after, states, sums, values, rest,
     )  # fmt: skip
     tensors = (*(q if tensor is None else tensor for tensor in tensors), steps.offsets)
     strides = [stride for tensor in (q, k, v) for stride in tensor.stride()[:2]]
-    numbers = (steps.scale, heads, *(heads // tensor.shape[1] for tensor in (q, k, v)), *strides)
-    programs = triton.cdiv(VALUE_WIDTH, compiled["BLOCK_V"]) * heads * sequences
+    numbers = (steps.scale, *split, heads, *(heads // tensor.shape[1] for tensor in (q, k, v)), *strides)
+    programs = triton.cdiv(columns, compiled["BLOCK_V"]) * heads * sequences * split[0]
     types = tuple(tensor.dtype for tensor in tensors)
-    key = (sweep_kernel, q.device, types, before is not None, keeps, chosen)
+    key = (sweep_kernel, q.device, types, before is not None, leaves, chosen)
     run(sweep_kernel, programs, tensors, numbers, bits(strides), key, lambda: compiled)
-    return (states, sums, values) if keeps else (o, after, sum_after, norms)
+    return {
+        "outputs": (o, after, sum_after, norms),
+        "states": (states, sums, values),
+        "ends": (after, sum_after, rest),
+    }[leaves]

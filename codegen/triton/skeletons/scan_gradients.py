@@ -217,7 +217,7 @@ def gradients(steps, made, norms, deltas, o_grad, kept, back, *, blocks=None):
     [N, H, K]: what passes through a chunk, and of pairs, pairs and strengths [T, H, C].
     """
     q, k = steps.q, steps.k
-    states, sums, values = kept
+    states, sums, values, _ = kept
     v = steps.v if values is None else values
     heads, sequences, tokens = steps.heads, len(steps.offsets) - 1, len(q)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
@@ -231,7 +231,7 @@ def gradients(steps, made, norms, deltas, o_grad, kept, back, *, blocks=None):
         whole = CHANNELS or x.shape[1] == heads
         return new(tokens, heads, KEY_WIDTH, dtype=q.dtype if whole else torch.float32)
 
-    decay = made["decay"] if CHANNELS else steps.decay
+    decay = made["decay"] if CHANNELS or (DECAYS and not DELTA and steps.decay.dim() == 2) else steps.decay
     found = {"q": rows(q), "k": rows(k)}
     if CHANNELS:
         found["decay"] = new(len(states), heads, KEY_WIDTH)

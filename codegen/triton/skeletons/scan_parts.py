@@ -127,6 +127,106 @@ def part_fades(decay, row, head, heads, index, left, channel, K: tl.constexpr):
     return tl.cumprod(own, 0), until, tl.sum(tl.where(index[:, None] == 0, own * until, 0.0), 0)
 
 
+@triton.jit(do_not_specialize=["segments", "heads"])
+def carry_kernel(
+    ends, sum_ends, rest, before, sum_before, starts, sum_starts, segments, heads, place_stride, row_stride,
+    K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    DELTA: tl.constexpr, NORMALIZE: tl.constexpr, BEFORE: tl.constexpr, BACK: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """From what segments end with, beginning with 0, the states before all of them, or going back their gradients behind."""
+    blocks: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
+    program = tl.program_id(0)
+    block = program % blocks
+    head = program // blocks % heads
+    sequence = program // (blocks * heads)
+    c = tl.arange(0, BLOCK_K)
+    d = block * BLOCK_V + tl.arange(0, BLOCK_V)
+    tile = c[:, None] * V + d[None, :]
+    inside = (c < K)[:, None] & (d < V)[None, :]
+    place = (sequence * heads + head).to(tl.int64)
+    state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
+    total = tl.zeros([BLOCK_K], tl.float32)
+    if BEFORE:
+        state = tl.load(before + place * (K * V) + tile, mask=inside, other=0.0)
+        if NORMALIZE:
+            total = tl.load(sum_before + place * K + c, mask=c < K, other=0.0)
+    for step in tl.range(0, segments):
+        segment = segments - 1 - step if BACK else step
+        place = ((sequence * segments + segment) * heads + head).to(tl.int64)
+        tl.store(starts + place * (K * V) + tile, state, mask=inside)
+        end = tl.load(ends + place * (K * COLUMNS) + c[:, None] * COLUMNS + d[None, :], mask=inside, other=0.0)
+        here = rest + place * place_stride
+        if DELTA:
+            tl.debug_barrier()  # rows of the state, a few at a time, as all threads have just stored them
+            state = end
+            for begin in tl.range(0, K, PART):
+                part = begin + tl.arange(0, PART)
+                way = part[None, :] * row_stride + c[:, None] if BACK else c[:, None] * row_stride + part[None, :]
+                moved = tl.load(here + way, mask=(c < K)[:, None] & (part < K)[None, :], other=0.0)
+                mask = (part < K)[:, None] & (d < V)[None, :]
+                rows = tl.load(starts + place * (K * V) + part[:, None] * V + d[None, :], mask=mask, other=0.0)
+                state = tl.dot(moved, rows, state, input_precision="ieee")
+        else:
+            left = tl.load(here + c, mask=c < K, other=0.0)
+            state = left[:, None] * state + end
+            if NORMALIZE:
+                if block == 0:
+                    tl.store(sum_starts + place * K + c, total, mask=c < K)
+                total = left * total + tl.load(sum_ends + place * K + c, mask=c < K, other=0.0)
+
+
+def carry_settings(key_width, value_width, delta, normalize, before, back):
+    """The compile-time arguments of `carry_kernel`."""
+    return {
+        "K": key_width,
+        "V": value_width,
+        "COLUMNS": value_width + (key_width if delta and not back else 0),
+        "BLOCK_K": max(16, triton.next_power_of_2(key_width)),
+        "BLOCK_V": 16,
+        "DELTA": delta,
+        "NORMALIZE": normalize,
+        "BEFORE": before,
+        "BACK": back,
+        "PART": 16,
+        "num_warps": 4,
+        "num_stages": 1,
+        "enable_fp_fusion": True,
+    }
+
+
+def carry(ends, sum_ends, rest, before, sum_before, sequences, value_width, delta, back):
+    """The states before all segments [S n, H, K, V] and sums or None; going back, their gradients behind each.
+
+    ends [S n, H, K, V and more], sum_ends [S n, H, K] or None: what the n segments of S sequences end with, beginning with 0;
+    rest [S n, H, K] or, with the delta rule, [S n, H, K, K]: what they leave of a state before;
+    before [S, H, K, V] and sum_before [S, H, K], or None for zeros: of sequences.
+    """
+    number, heads, key_width = ends.shape[:3]
+    normalize = sum_ends is not None
+    compiled = carry_settings(key_width, value_width, delta, normalize, before is not None, back)
+    states = ends.new_empty(number, heads, key_width, value_width)
+    sums = torch.empty_like(sum_ends) if normalize else None
+    tensors = (ends, sum_ends, rest, before, sum_before, states, sums)
+    tensors = tuple(ends if tensor is None else tensor for tensor in tensors)
+    numbers = (number // sequences, heads, rest.stride(1), rest.stride(2) if delta else rest.stride(1))
+    programs = triton.cdiv(value_width, compiled["BLOCK_V"]) * heads * sequences
+    key = (carry_kernel, ends.device, before is not None, back)
+    run(carry_kernel, programs, tensors, numbers, bits(numbers[2:]), key, lambda: compiled)
+    return states, sums
+
+
+def segments_of(device, programs, chunks, sweeps):
+    """How many segments a sequence of so many chunks is split into, and chunks of one: as many as fill the GPU.
+
+    programs: those of a launch without segments; sweeps: how many of its work what segments take together. Segments of less
+    than 16 chunks would be found in less time than what is around them takes.
+    """
+    room = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "any": 0}[architecture(device)]
+    span = max(16, triton.cdiv(chunks, max(1, room // max(1, programs))))
+    segments = triton.cdiv(chunks, span)
+    return (segments, span) if segments > sweeps else (1, chunks)
+
+
 def architecture(device):
     """The row of BLOCKS that serves a device."""
     if device not in KNOWN:
