@@ -21,7 +21,7 @@ from attnc.compiler.recipe import Lagrangian, Recipe
 from attnc.compiler.spec import Spec
 from attnc.dsl import SpecError
 from attnc.train import terms
-from attnc.train.scores import taught_scores, teaches_scores
+from attnc.train.scores import Stage, taught_scores, teaches_scores
 from attnc.train.teacher import attention_maps, outputs
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ class Router:
 
 @dataclass
 class Objective:
-    """The terms of a recipe. `multiplier`: that of the lagrangian, which every step moves; `scores`: attention teaches those of
-    choices, and no other model is needed.
+    """The terms of a recipe. `multiplier`: that of the lagrangian, which every step moves; `scores`: how attention teaches
+    those of choices, for which no other model is needed.
     """
 
     recipe: Recipe
     routers: tuple[Router, ...]
     teacher: BuiltModel | None
-    scores: bool = False
+    scores: Stage | None = None
     multiplier: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     @classmethod
@@ -66,8 +66,8 @@ class Objective:
         if "attention" in words and (routed := next(_routers(spec), None)):
             message = f"`attention` compares maps of attention, and {routed.module} routes tokens, which has none"
             raise SpecError([complaint("A570", message, file, "take `attention` out of `distill`")])
-        if teaches_scores(spec):
-            return cls(recipe, routers, None, scores=True)
+        if (stage := teaches_scores(spec)) is not None:
+            return cls(recipe, routers, None, scores=stage)
         return cls(recipe, routers, teach() if recipe.teacher else None)
 
     @staticmethod
@@ -95,11 +95,13 @@ class Objective:
         `call` is given tokens and the places whose logits are wanted, or None for all.
         """
         words = set(self.words())
-        if self.scores:
-            with taught_scores(model) as apart:
-                call(tokens, terms.asked_places(targets))
-            term = share * torch.stack(apart).mean()
-            return self._weighed({"attention": term}, share), {"attention": term}
+        if self.scores is not None:
+            with taught_scores(model, self.scores) as apart:
+                logits = call(tokens, terms.asked_places(targets)).logits
+            own = {"attention": share * torch.stack(apart).mean()}
+            if "lm" in words:
+                own = {"lm": terms.language(logits, targets, asked), **own}
+            return self._weighed(own, share), own
         with ExitStack() as watching:
             layers = watching.enter_context(outputs(model)) if "hidden" in words else []
             maps = watching.enter_context(attention_maps(model)) if "attention" in words else {}

@@ -82,7 +82,7 @@ def _fits(spec: Spec, settings: Settings, place: Path) -> None:
     """Raises SpecError: A301 for a choice that training would let look ahead, A566 for a model that sees its answers, A575 for
     examples that are longer than what the model was made for.
     """
-    if not teaches_scores(spec):  # what would be chosen is not seen meanwhile
+    if teaches_scores(spec) != "alone":  # where what would be chosen is not seen meanwhile
         refuse(spec, "training")
     if settings.task not in NOT_IN_THE_TEXT and (ahead := [law for law in laws(spec) if law.name == "causal" and not law.owed]):
         message = f"{settings.task} teaches nothing: later tokens reach earlier places ({ahead[0].reason})"
