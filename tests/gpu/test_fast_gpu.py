@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -13,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from fast_cases import FORMS, check
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.fast import emit_fast, emit_step
@@ -24,11 +23,9 @@ from attnc.codegen.verify.step_cases import Steps
 from attnc.codegen.verify.step_cases import compared as step_errors
 from attnc.compiler.families import FastWeights
 from attnc.compiler.fast_providers import unkept
-from attnc.runtime.batch import Batch
-from attnc.runtime.fast import Lessons, Rule, Stream, Teach, start_of
+from attnc.runtime.fast import Teach
 from attnc.runtime.fast_kernels import fast_kernels
 from attnc.runtime.fast_step import Given
-from attnc.runtime.fast_torch import torch_teach
 
 pytestmark = pytest.mark.gpu
 
@@ -160,69 +157,3 @@ def test_how_products_round(products: str) -> None:
         shown = ", ".join(f"{key} {pair[0] / pair[1]:.2f}" for key, pair in errors.items() if pair[1])
         print(f"{name}, products of {products}: {shown}")  # noqa: T201
         assert all(pair[0] < float("inf") for pair in errors.values())
-
-
-def milliseconds(step: Callable[[], object]) -> tuple[float, float]:
-    """(milliseconds, MiB at most beside what was there)."""
-    from triton.testing import do_bench
-
-    step()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    peak = torch.cuda.max_memory_allocated() - before
-    return float(do_bench(step, warmup=5, rep=30)), peak / 2**20
-
-
-def said(title: str, forward: Callable[[], Tensor], leaves: list[Tensor]) -> None:
-    """Prints the time of a forward pass without gradients, and of one with its way back, and the most memory of these."""
-
-    def train() -> None:
-        o = forward()
-        torch.autograd.grad(o, leaves, torch.ones_like(o), allow_unused=True)
-
-    with torch.no_grad():
-        alone, _ = milliseconds(forward)
-    both, peak = milliseconds(train)
-    print(f"{title}: forward {alone:.2f} ms, forward and backward {both:.2f} ms, {peak:.0f} MiB")  # noqa: T201
-
-
-def text_of(
-    form: FastWeights, tokens: int, heads: int, chunk: int, dtype: torch.dtype, teach: Teach
-) -> tuple[object, list[Tensor]]:
-    """A launch over one text, and what it is differentiated by."""
-    case = Case(form, (tokens,), (0,), chunk, heads, heads, dtype, "cuda")
-    _, batch = Batch.of(torch.zeros(1, tokens, dtype=torch.int64, device="cuda"))
-    given = {key: x.to(dtype if key in "qkv" else torch.float32).requires_grad_() for key, x in inputs(case).items()}
-    start = {key.removeprefix("start."): x for key, x in given.items() if key.startswith("start.")}
-    norm = (given["weight"], given["bias"]) if form.norm else None
-    rates = (given.get("lr"), given.get("momentum"), given.get("decay"))
-    rule: Rule = case.rule
-
-    def forward() -> Tensor:
-        lessons = Lessons(given["q"], given["k"], given["v"], rates, start, norm, keep=False)
-        return teach(rule, lessons, start_of(lessons, rule, 1), Stream.of(batch, chunk))[0]
-
-    return forward, [x for key, x in given.items() if not key.startswith(("before", "moment."))]
-
-
-@pytest.mark.parametrize("tokens", [8192, 32768])
-@pytest.mark.parametrize(("name", "heads", "chunk"), [("titans", 8, 64), ("ttt_linear", 16, 16)])
-def test_time_of_a_long_text(name: str, heads: int, chunk: int, tokens: int) -> None:
-    for dtype, (who, teach) in product(
-        (torch.float32, torch.bfloat16), (("kernels", kernels(WIDE[name])), ("torch", torch_teach))
-    ):
-        forward, leaves = text_of(WIDE[name], tokens, heads, chunk, dtype, teach)
-        said(f"{name}, {tokens} tokens, {heads} heads of 64, chunks of {chunk}, {dtype}, {who}", forward, leaves)
-    if name == "titans" and tokens == 8192:
-        peer(tokens)
-
-
-def peer(tokens: int) -> None:
-    """titans-pytorch with the same net, where it is installed."""
-    library = pytest.importorskip("titans_pytorch", reason="titans-pytorch is not installed")
-    net = library.MemoryMLP(64, depth=2, expansion_factor=4)
-    memory: nn.Module = library.NeuralMemory(dim=512, chunk_size=64, dim_head=64, heads=8, model=net).cuda()
-    x = torch.randn(1, tokens, 512, device="cuda", requires_grad=True)
-    said(f"titans-pytorch, {tokens} tokens", lambda: memory(x)[0], [x, *memory.parameters()])
