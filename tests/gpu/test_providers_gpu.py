@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_attention_flex import by_blocks
 
+from attnc.codegen.verify.judge import COUNTED
 from attnc.runtime.attention_fa4 import ARCHITECTURES, fa4_attention_lse
 from attnc.runtime.attention_flex import flex_attention, flex_attention_lse
 from attnc.runtime.attention_torch import torch_attention
@@ -29,6 +30,7 @@ OTHERS = {
     "strides": (HeadGroup(0, 1, near=(Near(back=5),), strides=(7,)), HeadGroup(2, 3, strides=(128,))),
     "powers": (HeadGroup(0, 3, powers=(128,)),),
 }
+DRAWS = 8
 SIZES = {"even": [640, 640], "packed": [1, 129, 0, 700]}
 
 
@@ -40,9 +42,9 @@ def batch_of(sizes: list[int]) -> Batch:
     return Batch.of(torch.zeros(1, ends[-1], dtype=torch.int64, device="cuda"), offsets=ends)[1]
 
 
-def inputs_of(tokens: int, dtype: torch.dtype, width: int = 64) -> list[torch.Tensor]:
+def inputs_of(tokens: int, dtype: torch.dtype, width: int = 64, seed: int = 0) -> list[torch.Tensor]:
     """q, k, v, a sink's logits and the outer gradient."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     shapes = ((tokens, 8, width), (tokens, 4, width), (tokens, 4, width), (8,), (tokens, 8, width))
     return [torch.randn(shape, device="cuda").to(dtype).requires_grad_() for shape in shapes]
 
@@ -60,20 +62,35 @@ def run(
 
 
 def compare(provider: Callable[..., Any], dtype: torch.dtype, sizes: list[int], groups: Any, cap: Any, sink: bool) -> None:
-    """As near to float64 as 1.5 times the formula of PyTorch's own operators in the same dtype."""
+    """As near to float64 as 1.5 times the formula of PyTorch's own operators in the same dtype.
+
+    The libraries count in base 2: their log-sum-exp, the second result, is rounded three times more. Of few numbers, as a
+    sink's gradients are, one draw of the formula says little: its worst of several counts.
+    """
 
     def formula(*arguments: Any) -> Any:
         return flex_attention_lse(*arguments, using=by_blocks_here)
 
-    inputs = inputs_of(sum(sizes), dtype)
-    exact = run(formula, [x.detach().double().requires_grad_() for x in inputs], sizes, groups, cap, sink)
-    plain = run(formula, inputs, sizes, groups, cap, sink)
+    def errors(results: list[torch.Tensor], exact: list[torch.Tensor]) -> list[float]:
+        return [
+            float((x.detach().double() - right)[torch.isfinite(right)].norm()) for x, right in zip(results, exact, strict=True)
+        ]
+
+    def drawn(seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[float]]:
+        inputs = inputs_of(sum(sizes), dtype, seed=seed)
+        exact = run(formula, [x.detach().double().requires_grad_() for x in inputs], sizes, groups, cap, sink)
+        return inputs, exact, errors(run(formula, inputs, sizes, groups, cap, sink), exact)
+
+    inputs, exact, plain = drawn(0)
     found = run(provider, inputs, sizes, groups, cap, sink)
-    for one, other, right in zip(found, plain, exact, strict=True):
+    more = [drawn(seed)[2] for seed in range(1, DRAWS)] if sink else []
+    for number, (one, right, error) in enumerate(zip(found, exact, errors(found, exact), strict=True)):
         there = torch.isfinite(right)
         assert torch.equal(torch.isfinite(one), there)
-        errors = [(x.double() - right)[there].norm() for x in (one, other)]
-        assert errors[0] <= 1.5 * errors[1] + 1e-6 * right[there].norm(), (errors, right.shape)
+        few = right.numel() < COUNTED
+        allowed = 1.5 * max([plain[number], *(draw[number] for draw in more if few)])
+        allowed += 3 * 2.0**-24 * float(right[there].norm()) if number == 1 else 0.0
+        assert error <= allowed, (number, error, allowed, right.shape)
 
 
 def by_blocks_here(*arguments: Any, **options: Any) -> Any:
