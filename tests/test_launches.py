@@ -169,6 +169,15 @@ def test_a_launch_calls_few_functions_on_the_host(
     assert calls_of(module, lambda: module.attend(*arguments)) <= most
 
 
+def test_a_long_sequence_among_short_ones_is_shared_by_many_programs(tmp_path: Path) -> None:
+    module = load(emit("softmax_decode", KERNEL), tmp_path, "shared")
+    gpu = torch.device("cuda")
+    module.PROCESSORS[gpu] = 132
+    assert module.count_splits(8, 2048, gpu, 1) == 33
+    assert module.count_splits(256, 2048, gpu, 32) == 5
+    assert module.count_splits(256, 3, gpu, 32) == 3, "each has a block to read"
+
+
 def test_hooks_of_a_profiler_see_every_launch(driver: Driver, tmp_path: Path) -> None:
     from triton import knobs
 

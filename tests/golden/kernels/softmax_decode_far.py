@@ -378,12 +378,15 @@ def variants(architecture, element_size):
     return (*tiles, (combine_kernel, combine_settings(MOST_SPLITS)))
 
 
-def count_splits(programs, most, device):
-    """How many programs share the keys of a tile: enough for two on every processor, each with a block to read."""
+def count_splits(programs, most, device, sequences):
+    """How many programs share the keys of a tile: enough for two on every processor, each with a block to read.
+
+    Lengths are on the device. Of several sequences one may be as long as all others, so its keys are shared by more.
+    """
     if device not in PROCESSORS:
         cuda = device.type == "cuda"
         PROCESSORS[device] = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 4
-    return max(1, min(MOST_SPLITS, most, -(-2 * PROCESSORS[device] // max(1, programs))))
+    return max(1, min(MOST_SPLITS, most, -(-(2 if sequences == 1 else 8) * PROCESSORS[device] // max(1, programs))))
 
 
 def power_of_2(number):
@@ -414,7 +417,7 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     block_r = min(MOST_ROWS, max(16, power_of_2(GROUP * batch.max_new)))
     tiles = -(-GROUP * batch.max_new // block_r)
     most = -(-part.max_stored // chosen[0])
-    splits = splits or count_splits(sequences * kv_heads * tiles, most, q.device)
+    splits = splits or count_splits(sequences * kv_heads * tiles, most, q.device, sequences)
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, *([] if EXPONENT is None else [2]), dtype=torch.float32, device=q.device)
     part_o = torch.empty(tokens, heads, splits, VALUE_WIDTH, dtype=torch.float32, device=q.device)
