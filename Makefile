@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat gpu evidence evidence-chosen docs fmt clean
+.PHONY: help demo test compat gpu evidence evidence-chosen evidence-memory docs fmt clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ evidence:  ## mixes trained and asked with this python, nothing installed; write
 
 evidence-chosen:  ## mixes that choose keys on the weights that `make demo` imports; their part of docs/evidence.md; best on a GPU
 	PYTHONPATH=src $(PYTHON) tools/evidence_chosen.py
+
+evidence-memory:  ## mixes with memories trained, asked of longer texts, and a conversion; their part of docs/evidence.md; a GPU
+	PYTHONPATH=src $(PYTHON) tools/evidence_memory.py
 
 docs: $(READY)  ## docs/diagnostics.md from the codes
 	$(BIN)/python tools/diagnostics.py

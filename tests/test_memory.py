@@ -14,10 +14,11 @@ from training import examples, trainer
 
 import attnc
 from attnc.codegen.build import Options, build
-from attnc.compiler import check_path, check_text
+from attnc.compiler import check_path, check_text, graph, passes
 from attnc.compiler.mixers.fast_weights import fast_weights
 from attnc.compiler.mixers.memory import Learned, Memory, Mlp, Swiglu, net_shapes
 from attnc.compiler.mixers.recurrence import recurrence
+from attnc.compiler.parameters import parameters
 from attnc.compiler.reduce import reduce
 from attnc.dsl import SpecError
 from attnc.runtime import fast_sweep, fast_torch
@@ -196,6 +197,17 @@ def small(layers, folder):
     """A model of one layer in float32, as it starts."""
     build(spec_of(f"layers {{ all: {layers} }}"), folder, Options(seed=0))
     return attnc.load(folder)
+
+
+@pytest.mark.parametrize("chunk", [8, 64, 512])
+def test_a_memory_that_begins_moves_by_most_of_an_error_in_a_chunk_of_any_size(chunk):
+    """Far less teaches nothing at first, and twice the distance from the values would diverge."""
+    spec = check_text(f"""model m {{ vocab = 32, dim = 32, layers = 1, heads = 2, ffn = none, norm = rms(1e-6) }}
+    layers {{ all: memory(mlp(depth = 2, expand = 3), chunk = {chunk}) }}""")
+    found = {weight.name.rsplit("memory.")[-1]: weight for weight in parameters(spec, passes.run(graph.build(spec)))}
+    assert 2 * chunk * torch.tensor(found["lr_proj.bias"].start).sigmoid() == pytest.approx(0.86)
+    for net in ("net.map_0", "net.map_1"):
+        assert found[net].start == pytest.approx((0.0, (2 / (16 + 48)) ** 0.5)), "what is written behind it is found again"
 
 
 def test_rates_that_diverge_are_reported_with_layer_and_token(tmp_path):

@@ -7,6 +7,7 @@ weights that the chunk began with.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import log
 from typing import Annotated, Any, Literal
 
 from attnc.compiler.attributes import OF_INPUT, OF_OUTPUT, OF_PROJECTIONS, OF_ROTATION
@@ -43,10 +44,13 @@ class Learned(Value):
     per: Literal["token", "head"] = "token"
 
 
-STARTS = {"lr": -5.0, "momentum": 0.0, "decay": -6.0}
-"""Where learned rates begin, before the sigmoid: 0.0067, 0.5 and 0.0025 a token. With keys of length 1, a chunk of 64 tokens
-then moves one map by 0.86 of its distance from the values, twice that with momentum, even if all keys are one: it settles.
-Half of what was learned is gone after 280 tokens.
+STARTS = {"momentum": 0.0, "decay": -6.0}
+"""Where learned rates begin, before the sigmoid: 0.5 and 0.0025 a token. Half of what was learned is gone after 280 tokens."""
+
+MOVE, MOST = 0.43, 0.1
+"""The learned `lr` of a chunk's tokens begins at `MOVE` in all, and at no more than `MOST` for one. With keys of length 1, a
+chunk then moves one map by 0.86 of its distance from the values, twice that with momentum, even if all keys are one: it
+settles. Less would teach next to nothing before training has raised it.
 """
 
 Rate = Annotated[float | Learned | None, Bounds(0, 1)]
@@ -136,13 +140,21 @@ def _recent(kind: Memory, attributes: Any, _model: Any) -> dict[str, tuple[int, 
 
 
 def _weights(kind: Memory, attributes: Any, model: Any) -> tuple[Weight, ...]:
-    """The weights that every sequence begins with, what rates are learned from, and the norm around the net."""
+    """The weights that every sequence begins with, what rates are learned from, and the norm around the net.
+
+    Nets of several maps begin as Glorot's (as titans-pytorch's do): maps as small as a projection's pass next to nothing on,
+    and what is written behind them is not found again. One map begins as small as TTT's.
+    """
     heads, found = attributes.heads, []
-    for name, shape in net_shapes(kind, attributes).items():
-        found.append(Weight(name=f"net.{name}", shape=shape))
+    maps = net_shapes(kind, attributes)
+    for name, shape in maps.items():
+        deviation = 0.02 if len(maps) == 1 else (2 / (shape[1] + shape[2])) ** 0.5
+        found.append(Weight(name=f"net.{name}", shape=shape, start=(0.0, deviation)))
+    share = min(MOVE / int(kind.chunk), MOST)
     for name, rate in _rates(kind).items():
         if isinstance(rate, Learned):
-            bias = Weight(name=f"{name}_proj.bias" if rate.per == "token" else name, shape=(heads,), start=STARTS[name])
+            start = log(share / (1 - share)) if name == "lr" else STARTS[name]
+            bias = Weight(name=f"{name}_proj.bias" if rate.per == "token" else name, shape=(heads,), start=start)
             found += [Weight(name=f"{name}_proj.weight", shape=(heads, model.dim))] if rate.per == "token" else []
             found.append(bias)
     if kind.norm is not None:

@@ -14,23 +14,26 @@ SOLVED, FAILED = 0.95, 0.5
 
 
 class Trained(Value):
-    """One model: a spec of docs/evidence, trained from a seed, and what it answered then. `loss`: of its last step."""
+    """One model: a spec of docs/evidence, trained from a seed, and what it answered then. `loss`: after its last step."""
 
     spec: str
     seed: int
+    lr: float
     loss: float
     seconds: float
     report: EvalReport
 
 
 class Evidence(Value):
-    """docs/evidence/mqar.json. All runs have the same settings: steps, examples a step, tokens of each, learning rate."""
+    """docs/evidence/mqar.json. All runs have the same settings: steps, examples a step, tokens of each; `rates`: learning rates
+    that the first seed tried.
+    """
 
     schema_version: int = 1
     steps: int
     batch: int
     length: int
-    lr: float
+    rates: tuple[float, ...]
     commit: str | None
     runs: tuple[Trained, ...]
 
@@ -46,10 +49,23 @@ Cell = tuple[float, float, float]
 """Mean, least and most over seeds."""
 
 
+def best(evidence: Evidence) -> dict[str, float]:
+    """spec -> the learning rate that left the least loss of all that the first seed tried."""
+    first = min((run.seed for run in evidence.runs), default=0)
+    runs = sorted((run for run in evidence.runs if run.seed == first), key=lambda run: -run.loss)
+    return {run.spec: run.lr for run in runs}
+
+
+def kept(evidence: Evidence) -> tuple[Trained, ...]:
+    """The runs at each spec's best rate."""
+    rates = best(evidence)
+    return tuple(run for run in evidence.runs if run.lr == rates[run.spec])
+
+
 def cells(evidence: Evidence) -> dict[str, dict[int, Cell]]:
     """spec -> pairs -> share over seeds."""
     found: dict[str, dict[int, list[float]]] = {}
-    for run in evidence.runs:
+    for run in kept(evidence):
         for pairs, value in _shares(run.report):
             found.setdefault(run.spec, {}).setdefault(pairs, []).append(value)
     return {
@@ -92,8 +108,10 @@ def page(evidence: Evidence, command: str) -> str:
     seconds = [run.seconds for run in evidence.runs]
     trials = next(row.trials for row in first.rows if isinstance(row, Share))
     how = f"""The task is [MQAR](evaluation.md#tasks). Each mix is trained on it alike: {evidence.steps:,} steps of
-        {evidence.batch} texts of {evidence.length} tokens, with all numbers of pairs in turn, by AdamW at {evidence.lr:g};
-        {len({run.seed for run in evidence.runs})} seeds, {min(seconds):.0f} to {max(seconds):.0f} seconds each. Then {trials}
+        {evidence.batch} texts of {evidence.length} tokens, with all numbers of pairs in turn, by AdamW;
+        {len({run.seed for run in evidence.runs})} seeds, {min(seconds):.0f} to {max(seconds):.0f} seconds each. The first seed
+        tries learning rates of {" and ".join(f"{rate:g}" for rate in evidence.rates)}, as published comparisons sweep them, and
+        the one that leaves the least loss stands for the mix. Then {trials}
         texts for each number of pairs are asked, which no model was trained on. A cell is the share of values that are
         recalled: the mean over seeds, and in brackets the least and the most."""
     code = f"attnc {first.attnc}" + (f" at {evidence.commit[:12]}" if evidence.commit else "")
@@ -112,13 +130,16 @@ def page(evidence: Evidence, command: str) -> str:
 
 def _rows(evidence: Evidence, table: Mapping[str, Mapping[int, Cell]]) -> list[str]:
     counts = sorted({pairs for row in table.values() for pairs in row})
-    heads = ["mix", "parameters", f"kept of {evidence.length} tokens", *(f"{pairs} pairs" for pairs in counts)]
+    heads = ["mix", "parameters", "rate", f"kept of {evidence.length} tokens", *(f"{pairs} pairs" for pairs in counts)]
     rows = [heads, ["---"] * len(heads)]
+    rates = best(evidence)
     for spec, row in table.items():
         report = next(run.report for run in evidence.runs if run.spec == spec)
-        kept = max(one.cache_bytes for one in report.rows) / 1024
+        size = max(one.cache_bytes for one in report.rows) / 1024
         said = [_cell(row[pairs]) if pairs in row else "" for pairs in counts]
-        rows.append([f"[{spec}](evidence/{spec}.attn)", f"{report.parameters:,}", f"{kept:,.0f} KiB", *said])
+        rows.append(
+            [f"[{spec}](evidence/{spec}.attn)", f"{report.parameters:,}", f"{rates[spec]:g}", f"{size:,.0f} KiB", *said]
+        )
     return [f"| {' | '.join(row)} |" for row in rows]
 
 

@@ -9,6 +9,9 @@ from attnc.compiler.value import Value
 MARK = "## Keys that content chooses"
 """The heading of the part; what stands before it in the file is left as it is."""
 
+PARTS = ("## Memories that learn while they read", MARK)
+"""The headings of all parts that are not the first, in their order."""
+
 
 class Asked(Value):
     """One mix at one length; `kept` is the share of the keys that a query may see.
@@ -73,5 +76,9 @@ def part(evidence: ChosenEvidence, command: str) -> str:
 
 
 def joined(page: str, text: str) -> str:
-    """A page with this part at its end, in place of an earlier one."""
-    return f"{page.partition(MARK)[0].rstrip()}\n\n{text}" if page.strip() else f"# Evidence\n\n{text}"
+    """A page with this part in its place, instead of an earlier one."""
+    at = next(place for place, mark in enumerate(PARTS) if text.startswith(mark))
+    found = {mark: page.index(mark) for mark in PARTS if mark in page}
+    before = page[: min((found[mark] for mark in PARTS[at:] if mark in found), default=len(page))].rstrip() or "# Evidence"
+    after = page[min((found[mark] for mark in PARTS[at + 1 :] if mark in found), default=len(page)) :]
+    return f"{before}\n\n{text}" + (f"\n{after}" if after else "")

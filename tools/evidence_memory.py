@@ -1,0 +1,225 @@
+"""`make evidence-memory`: mixes with memories learn to recall, are asked of longer texts, and a model is converted.
+
+    python tools/evidence_memory.py --model .demo/smollm2.attn
+
+The model is a spec with its weights beside it, as `make demo` leaves them; without it nothing is converted. Every run is
+written down when it is done. A command that was stopped goes on with the runs that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from evidence_runs import AT_ONCE, FOLDER, TOP, Ahead, say, settings, side_by_side, write
+from safetensors.torch import load_file, save_file
+
+import attnc
+from attnc.bench.machine import commit
+from attnc.codegen.weight_files import start
+from attnc.compiler import graph, passes
+from attnc.compiler.data import from_json, to_json
+from attnc.compiler.graft import graft
+from attnc.compiler.parameters import parameters
+from attnc.compiler.spec import Spec
+from attnc.dsl import parse, read
+from attnc.evaluate import asking
+from attnc.evaluate import run as evaluation
+from attnc.evaluate.evidence_chosen import joined
+from attnc.evaluate.evidence_memory import Converted, MemoryEvidence, Recalled, Remembered, part
+from attnc.evaluate.report import Loss
+from attnc.evaluate.subject import Subject
+from attnc.tasks.examples import UNSEEN, Task
+from attnc.tasks.passkeys import Needle
+from attnc.tasks.recall import Mqar
+from attnc.tasks.several import Several
+from attnc.tasks.text import topics
+from attnc.train.run import train
+
+SPECS = ("full", "window", "lmm", "mac", "mag", "mal")
+COMMAND = "make evidence-memory"
+METHODS = {"full": "full", "window": "sink(4) | window(512)", "allmem": ""}
+"""How the model that is converted attends; the last one as its file says."""
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    """What the command line says."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--specs", default=",".join(SPECS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--lengths", default="2048,8192,32768", help="of the texts that are asked")
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=6e-3)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--model", type=Path, default=TOP / ".demo" / "smollm2.attn")
+    parser.add_argument("--taught", type=int, default=2048, help="tokens of a text that teaches the conversion")
+    parser.add_argument("--taught-steps", type=int, default=150)
+    parser.add_argument("--read", type=int, default=4096, help="tokens of a text whose loss is taken")
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--processes", type=int, default=AT_ONCE, help="runs at a time: small models leave a GPU idle")
+    parser.add_argument("--out", type=Path, default=TOP / "docs", help="where evidence.md and evidence/memory.json go")
+    found = parser.parse_args(words)
+    found.lengths = tuple(map(int, found.lengths.split(",")))
+    return found
+
+
+def main(command_line: list[str]) -> None:
+    """All runs that are missing, then the page's part."""
+    words = arguments(command_line)
+    record, page = words.out / "evidence" / "memory.json", words.out / "evidence.md"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    known = begun(words, record)
+    for found in measured(words, known):
+        name = "runs" if isinstance(found, Remembered) else "converted"
+        known = replace(known, **{name: (*getattr(known, name), found)})
+        write(record, to_json(known, indent=1) + "\n")
+    runs = sorted(known.runs, key=lambda run: (SPECS.index(run.spec), run.seed))
+    known = replace(
+        known, runs=tuple(runs), converted=tuple(sorted(known.converted, key=lambda one: list(METHODS).index(one.mix)))
+    )
+    write(record, to_json(known, indent=1) + "\n")
+    write(page, joined(page.read_text("utf-8") if page.exists() else "", part(known, COMMAND)))
+    print(f"wrote {page}")
+
+
+def begun(words: argparse.Namespace, record: Path) -> MemoryEvidence:
+    """What is written down already, if it was measured in the same way."""
+    same = {
+        name: getattr(words, name)
+        for name in ("steps", "batch", "length", "lengths", "pairs", "lr", "trials", "taught", "read")
+    }
+    device = "cpu" if words.device == "cpu" else torch.cuda.get_device_name()
+    empty = MemoryEvidence(**same, text=topics().name, device=device, torch=torch.__version__, commit=commit())
+    if not record.exists():
+        return empty
+    found = from_json(MemoryEvidence, record.read_text("utf-8"))
+    if replace(found, runs=(), converted=()) == empty:
+        return found
+    print(f"{record} is of another commit or other settings: all runs anew")
+    return empty
+
+
+def measured(words: argparse.Namespace, known: MemoryEvidence) -> Iterator[Remembered | Converted]:
+    """What is missing: small models, all with one seed before any with the next, and before the second seed the conversion."""
+    done = {(run.spec, run.seed) for run in known.runs}
+    wanted = [(spec, seed) for seed in range(words.seeds) for spec in words.specs.split(",") if (spec, seed) not in done]
+    first = [one for one in wanted if one[1] == 0]
+    yield from side_by_side(words.processes, partial(remembered, words), first)
+    if words.model.is_file():
+        there = {one.mix for one in known.converted}
+        yield from (converted(words, mix) for mix in METHODS if mix not in there)
+    else:
+        print(f"{words.model} is not there (`make demo` makes it): nothing is converted")
+    yield from side_by_side(words.processes, partial(remembered, words), wanted[len(first) :])
+
+
+def remembered(words: argparse.Namespace, wanted: tuple[str, int]) -> Remembered:
+    """One small model from nothing to its answers, in a folder that is thrown away."""
+    spec, seed = wanted
+    name = f"{spec}, seed {seed}"
+    tasks: dict[str, Task] = {"needle": Needle(), "mqar": Mqar(pairs=words.pairs, power=1.0, noise=False)}
+    with TemporaryDirectory(prefix="attnc-evidence-") as scratch:
+        place = Path(scratch) / spec
+        attnc.build(attnc.check(FOLDER / "memory" / f"{spec}.attn"), place, device="cpu", init=seed)
+        chosen = {"steps": words.steps, "length": words.length, "batch": words.batch, "lr": words.lr, "seed": seed}
+        task = Ahead(Several(tuple(tasks.values())))
+        report = train(place, settings(words.device, task="needle", **chosen), task, partial(say, name), lambda _: None)
+        subject = Subject.of(place, words.device, None, reference=False)
+        recalled = [recall(words, subject, word, task, length) for word, task in tasks.items() for length in words.lengths]
+    shares = ", ".join(f"{one.right / one.asked:.1%} of {one.task} at {one.length}" for one in recalled)
+    print(f"{name}: {report.seconds:.0f} s, loss {report.held:.4f}, {shares}", flush=True)
+    return Remembered(
+        spec=spec,
+        seed=seed,
+        loss=report.held,
+        seconds=report.seconds,
+        parameters=report.parameters,
+        recalled=tuple(recalled),
+    )
+
+
+def recall(words: argparse.Namespace, subject: Subject, name: str, task: Task, length: int) -> Recalled:
+    """A trained model's answers at one length."""
+    examples = task.batch(0, UNSEEN, words.trials, length, subject.vocabulary)
+    rows = asking.read(subject, examples, max(1, 2**17 // length), lambda _: None)
+    right, asked = (sum(column) for column in zip(*rows, strict=True))
+    return Recalled(task=name, length=length, right=right, asked=asked, cache_bytes=subject.cache_bytes(length))
+
+
+def converted(words: argparse.Namespace, mix: str) -> Converted:
+    """The model's loss with another attention; what is new in it learns first, from the model as it was."""
+    body = "model method { vocab = 64, dim = 64, layers = 1, heads = 9, kv_heads = 3, ffn = none, norm = rms(1e-6) }\n"
+    with TemporaryDirectory(prefix="attnc-evidence-") as scratch:
+        method, spec = Path(scratch) / "method.attn", Path(scratch) / f"{mix}.attn"
+        own = f"{body}layers {{ all: {METHODS[mix]} }}\n"
+        method.write_text(own if METHODS[mix] else (FOLDER / "memory" / f"{mix}.attn").read_text("utf-8"), "utf-8")
+        spec.write_text(graft(parse(read(str(method))), parse(read(str(words.model)))), "utf-8")
+        checked, place = attnc.check(spec), Path(scratch) / mix
+        weights = completed(checked, words.model.with_suffix(""), Path(scratch) / "weights")
+        attnc.build(checked, place, device="cpu" if words.device == "cpu" else "h200", weights=weights)
+        seconds = 0.0 if METHODS[mix] else taught(words, place, Path(scratch) / "text")
+        subject = Subject.of(place, words.device, None, reference=False)
+        options = evaluation.Options(tasks=("nll",), lengths=(words.read,), trials=words.windows, batch=1)
+        (row,) = evaluation.evaluate(subject, options, lambda *_: None).rows
+    assert isinstance(row, Loss), "a loss was asked for"
+    print(f"{mix}: {row.value:.4f} nats a token", flush=True)
+    return Converted(
+        mix=mix,
+        steps=0 if METHODS[mix] else words.taught_steps,
+        seconds=seconds,
+        nll=row.value,
+        low=row.low,
+        high=row.high,
+        tokens=row.tokens,
+        cache_bytes=row.cache_bytes,
+    )
+
+
+def completed(spec: Spec, folder: Path, place: Path) -> Path:
+    """A folder with a model's weights under the spec's names, and what of the spec they lack, as it starts.
+
+    A layer's attention lies at `self_attn`, and at `mixer.NAME` where it is one branch of several.
+    """
+    place.mkdir()
+    wanted = {weight.name: weight for weight in parameters(spec, passes.run(graph.build(spec)))}
+    known: set[str] = set()
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (place / file.name).symlink_to(file.resolve())
+            continue
+        tensors = load_file(file)
+        names = {name: name if name in wanted else name.replace(".self_attn.", ".mixer.local.") for name in tensors}
+        known |= set(names.values())
+        save_file({names[name]: tensor for name, tensor in tensors.items()}, place / file.name)
+    if lacking := [weight for name, weight in wanted.items() if name not in known]:
+        start(lacking, 0, place / "lacking.safetensors")
+    return place
+
+
+def taught(words: argparse.Namespace, place: Path, text: Path) -> float:
+    """Seconds in which the spec's recipe was carried out on the text that may be learned from."""
+    source: Any = topics(held_out=False).source
+    text.write_text(source, "utf-8")
+    chosen = {"steps": words.taught_steps, "length": words.taught, "batch": 1, "lr": 1e-3, "file": str(text)}
+    chosen["dtype"] = "float32" if words.device == "cpu" else "bfloat16"
+    report = train(place, settings(words.device, task="text", **chosen), None, partial(say, place.name), lambda _: None)
+    return report.seconds
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on with the runs that are missing")
