@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,6 +43,35 @@ SERVED |= {
     "every_part": Softmax(2, 1, 1, head_width=128, value_width=128, group=4, sink_logit=True),
 }
 Record = Callable[..., None]
+
+
+WARM = """
+import sys
+from pathlib import Path
+import torch
+from attnc.codegen.gluon.emit import emit
+from attnc.codegen.triton.compile import load
+from attnc.codegen.verify.cases import Case, Union, build
+from attnc.compiler.families import Softmax
+name, folder, kernel = sys.argv[1], Path(sys.argv[2]), eval(sys.argv[3])
+module = load(emit(kernel), folder, f"gluon_{name}")
+for dtype in (torch.bfloat16, torch.float16):
+    for keeps in (None, ((3, 40),)):
+        case = Case(kernel, (Union(),), (9,), (50,), dtype, keeps, cache=True, written=keeps is None, device="cuda")
+        module.attend(*build(case).arguments)
+torch.cuda.synchronize()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Every kernel once, each in a process of its own: compiled one after another they would take longer than all tests."""
+    running = []
+    for name, kernel in SERVED.items():
+        folder = FOLDER / f"warm_{name}"
+        folder.mkdir()
+        running.append(subprocess.Popen([sys.executable, "-c", WARM, name, str(folder), repr(kernel)]))
+    assert [one.wait(timeout=150) for one in running] == [0] * len(running)
 
 
 @cache
@@ -106,17 +137,48 @@ def test_the_same_bits_every_time(name: str) -> None:
             assert all(map(torch.equal, first, attend(name, inputs))), (number, sizes, heads)
 
 
-def test_a_captured_launch_reads_what_lies_there_then() -> None:
-    inputs = inputs_of(Case(SERVED["mixed"], sorts(SERVED["mixed"], 64), (130, 300), (0, 0), torch.bfloat16, device="cuda"))
-    attend("mixed", inputs)
+@pytest.mark.parametrize("name", SERVED)
+def test_a_captured_launch_reads_what_lies_there_then(name: str) -> None:
+    """Also after descriptors that were encoded for it have been thrown away."""
+    inputs = inputs_of(Case(SERVED[name], sorts(SERVED[name], 64), (130, 300), (0, 0), torch.bfloat16, device="cuda"))
+    attend(name, inputs)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        o, lse = module("mixed").attend(*inputs.arguments)
+        o, lse = module(name).attend(*inputs.arguments)
     inputs.q.mul_(2)
     o.fill_(float("nan"))
+    module(name).ENCODED.clear()
     graph.replay()
     torch.cuda.synchronize()
-    assert all(map(torch.equal, (o, lse), attend("mixed", inputs)))
+    assert all(map(torch.equal, (o, lse), attend(name, inputs)))
+
+
+def test_what_comes_to_lie_at_an_address_is_read() -> None:
+    """Tensors of several shapes one after another in the same memory, so that descriptors meet addresses again."""
+    storage = torch.empty(1 << 22, dtype=torch.bfloat16, device="cuda")
+    for number, size in enumerate((300, 130, 300, 65, 130, 300)):
+        inputs = inputs_of(
+            Case(SERVED["full"], sorts(SERVED["full"], 64)[:2], (size,), (0,), torch.bfloat16, device="cuda", seed=number)
+        )
+        q = storage[: inputs.q.numel()].view(inputs.q.shape).copy_(inputs.q)
+        check(inputs, *attend("full", replace(inputs, q=q)))
+
+
+@pytest.mark.parametrize("name", ["full", "mixed"])
+def test_other_blocks_give_what_the_chosen_ones_give(name: str) -> None:
+    """Values added early or late, pinned or not, and tiles of three parties."""
+    inputs = inputs_of(Case(SERVED[name], sorts(SERVED[name], 64), (1, 0, 700, 129), (0,) * 4, torch.bfloat16, device="cuda"))
+    _, keys, warps, slots, tiles, registers, pin, early = module(name).BLOCKS["sm_90", 2]
+    rows = [
+        (128, keys, warps, slots, tiles, registers, pin, 1 - early),
+        (128, keys, warps, slots, tiles, registers, 1 - pin, early),
+    ]
+    if name == "full":
+        rows.append((192, keys, warps, slots, tiles, 160, 0, 1))
+    for row in rows:
+        with poisoned():
+            found = module(name).attend(*inputs.arguments, blocks=row)
+        check(inputs, *found)
 
 
 def test_a_model_runs_on_it_where_it_is_asked_for(tmp_path: Path) -> None:
