@@ -540,10 +540,16 @@ def test_the_table_fits_a_terminal(known):
         ceiling=report.Ceiling(flops=7.1e14, bandwidth=4e12), rows=tuple(found),
         skipped=(report.Skip(launch="Conv", words="conv(3)", reason="no kernel " * 12),),
     )  # fmt: skip
-    text = table.table_text(whole)
+    text = table.header_text(whole) + table.skipped_text(whole)
+    text += "".join(map(table.row_text, found, (None, *found)))
     assert max(map(len, text.splitlines())) <= 80
     assert "products 710 TFLOP/s, copies 4 TB/s" in text
     assert "triton    generated kernels need a GPU" in text
+
+
+def stopped(row):
+    yield row
+    raise KeyboardInterrupt
 
 
 def test_a_spec_is_built_on_the_way_and_ours_being_wrong_ends_with_1(tmp_path, attnc_run, monkeypatch):
@@ -552,6 +558,12 @@ def test_a_spec_is_built_on_the_way_and_ours_being_wrong_ends_with_1(tmp_path, a
     words = ("bench", path, "--length", "24", "--seconds", "0.001", "--phases", "forward", "--against", "")
     code, out, _ = attnc_run(*words)
     assert code == 0
+    assert "* torch" in out
+    with monkeypatch.context() as patched:  # a run that is stopped keeps the rows that it has
+        several = run.run
+        patched.setattr(run, "run", lambda *given: stopped(next(several(*given))))
+        code, out, _ = attnc_run(*words)
+    assert code == 130
     assert "* torch" in out
     monkeypatch.setitem(libraries.PEERS, "torch", Odd(lambda o: o * 1.001, "torch"))
     code, out, _ = attnc_run(*words)

@@ -29,7 +29,7 @@ ELEMENTS = frozenset(("q", "k", "v", "o"))
 class Case:
     """A call: sequences of `sizes`, `heads` states; q, k and v have heads / share of them; gates as deep as `gates` a token.
 
-    before    whether there are states before
+    before    whether there are states before; scale: what outputs are multiplied by
     integers  small whole numbers; with the delta rule a key is one of the axes, so that what was written there is replaced
     """
 
@@ -41,6 +41,7 @@ class Case:
     before: bool = True
     integers: bool = False
     seed: int = 0
+    scale: float = SCALE
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
 
@@ -106,7 +107,7 @@ def launched(case: Case, given: Given, phase: str = "prefill") -> tuple[Steps, S
     assert q is not None
     assert k is not None
     assert v is not None
-    steps = Steps(q, k, v, decay, erase, write, case.heads, SCALE, case.kernel.normalize)
+    steps = Steps(q, k, v, decay, erase, write, case.heads, case.scale, case.kernel.normalize)
     return steps, None if before is None else States(before, sum_before), batch
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnc.codegen.verify.state_cases import SCALE, Case, Given, Results
+from attnc.codegen.verify.state_cases import Case, Given, Results
 from attnc.codegen.verify.state_roundings import PART, exponential, inverse_of, product, rounded, running, stored
 
 
@@ -30,7 +30,7 @@ def formula(case: Case, given: Given, dtype: torch.dtype) -> Results:
                 value = one.write[t] * value - torch.einsum("hkv,hk->hv", state, one.erase[t] * key)
             state, total = state + key[:, :, None] * value[:, None, :], total + key
             out = torch.einsum("hkv,hk->hv", state, one.q[t])
-            outs.append(_share(out, (one.q[t] * total).sum(-1)) if kernel.normalize else out * SCALE)
+            outs.append(_share(out, (one.q[t] * total).sum(-1)) if kernel.normalize else out * case.scale)
         states.append(state)
         sums.append(total)
     return _results(case, [torch.stack(outs)] if outs else [], states, sums, dtype)
@@ -161,6 +161,6 @@ def _chunk(case: Case, one: _Sequence, state: Tensor, total: Tensor) -> tuple[Te
         kept = keep(key * until) if case.kernel.decay == "vector" else key * until  # the former are keys of the state too
         total = total * since[-1] + kept.sum(0)
     else:
-        out = out * SCALE
+        out = out * case.scale
     after = dot(keep(key * until).permute(1, 2, 0), headed(value), since[-1][..., None] * state)
     return out, after, total

@@ -6,7 +6,7 @@ chunks in the roundings and sums of a kernel (state_formulas.py). Errors are roo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,20 +19,23 @@ from attnc.codegen.verify.state_formulas import formula, in_chunks
 
 Measure = Callable[[Case, Given, torch.dtype], Results]
 
-FEW = 2048
-"""Of fewer numbers one draw says little: behind deep gates a few of them make all of the error."""
+DRAWS = 3
+"""Of few numbers one draw says little: behind deep gates a few of them make all of the error. What is too far off by one draw
+is judged by the errors of both sides over as many.
+"""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What must come out, and how far off the formula is in the kernel's precision: results and gradients by name.
-
-    Of few numbers the formula's error is the worst of several draws: of inputs, or of what the gradients of results are.
-    """
+    """What must come out of a draw, and how far off the formula is in the kernel's precision: results and gradients by name."""
 
     given: Given
     want: Results
     errors: dict[str, float]
+
+
+Drawn = Sequence[tuple[Expected, Results]]
+"""What must come out of some draws of a case, beside what a kernel gave."""
 
 
 @dataclass(frozen=True)
@@ -56,37 +59,25 @@ def measure_of(chunk: int) -> Measure:
 def expected(case: Case, own: Measure | None = None, back: bool = True) -> Expected:
     """Results as they are named, gradients as `name_grad`; `own` is the formula in the kernel's precision, by itself fp32."""
     given = inputs(case)
-    outers = [outer(case, draw) for draw in range(6)]
-    exact, rounded = (
-        _drawn(case, given, outers, dtype, one, back)
-        for dtype, one in ((torch.float64, formula), (torch.float32, own or formula))
-    )
-    errors = {}
-    for name, want in exact[0].items():
-        draws = len(exact) if want.numel() < FEW else 1
-        kind = case.dtype if name.removesuffix("_grad") in ELEMENTS else torch.float32
-        errors[name] = max(rms(rounded[n][name].to(kind), exact[n][name]) for n in range(draws))
-    few = [name for name in outers[0] if exact[0][name].numel() < FEW // 8]
-    for draw in range(1, 5) if few else ():
-        other = replace(case, seed=case.seed + draw)
-        given_there = inputs(other)
-        one = formula(other, given_there, torch.float64)
-        another = (own or formula)(other, given_there, torch.float32)
-        for name in few:
-            kind = case.dtype if name in ELEMENTS else torch.float32
-            errors[name] = max(errors[name], rms(another[name].to(kind), one[name]))
-    return Expected(given, exact[0], errors)
+    want = _results(case, given, torch.float64, formula, back)
+    rounded = _results(case, given, torch.float32, own or formula, back)
+    kinds = {name: case.dtype if name.removesuffix("_grad") in ELEMENTS else torch.float32 for name in want}
+    return Expected(given, want, {name: rms(rounded[name].to(kinds[name]), x) for name, x in want.items()})
 
 
-def _drawn(case: Case, given: Given, outers: list[Results], dtype: torch.dtype, one: Measure, back: bool) -> list[Results]:
-    """Results and gradients for each gradient of the results."""
+def _results(case: Case, given: Given, dtype: torch.dtype, one: Measure, back: bool) -> Results:
+    """What a formula makes of the inputs, and going back the gradients of what is given, as `name_grad`."""
     leaves = leaves_of(given, dtype) if back else given
+    ends = outer(case)
     found = one(case, leaves, dtype)
-    found = {name: found[name] for name in outers[0]}
-    plain = {name: x.detach() for name, x in found.items()}
-    if not back:
-        return [plain]
-    return [plain | {f"{name}_grad": x for name, x in draw.items()} for draw in gradients(found, leaves, outers)]
+    found = {name: found[name] for name in ends}
+    grads = gradients(found, leaves, [ends])[0] if back else {}
+    return {name: x.detach() for name, x in found.items()} | {f"{name}_grad": x for name, x in grads.items()}
+
+
+def other_draws(case: Case) -> tuple[Case, ...]:
+    """The same call with other numbers, DRAWS with the case's own."""
+    return tuple(replace(case, seed=case.seed + draw) for draw in range(1, DRAWS))
 
 
 def rms(got: Tensor, want: Tensor) -> float:
@@ -94,19 +85,27 @@ def rms(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).square().mean().sqrt()) if want.numel() else 0.0
 
 
-def judge(case: Case, wanted: Expected, got: Results) -> Verdict:
+def pooled(drawn: Drawn, name: str) -> tuple[float, float]:
+    """The root mean square errors of a result over all draws: a kernel's, and the formula's."""
+    ours = [rms(got[name], wanted.want[name]) for wanted, got in drawn]
+    its = [wanted.errors[name] for wanted, _ in drawn]
+    both = [sum(error * error for error in errors) / len(errors) for errors in (ours, its)]
+    return both[0] ** 0.5, both[1] ** 0.5
+
+
+def judge(case: Case, drawn: Drawn) -> Verdict:
     """Of what a kernel gave, by the worst of its results."""
-    return max((_of_one(case, wanted, name, x) for name, x in got.items()), key=Verdict.rank)
+    return max((_of_one(case, drawn, name) for name in drawn[0][1]), key=Verdict.rank)
 
 
-def _of_one(case: Case, wanted: Expected, name: str, got: Tensor) -> Verdict:
-    want, allowed = wanted.want[name], wanted.errors[name]
+def _of_one(case: Case, drawn: Drawn, name: str) -> Verdict:
+    wanted, got = drawn[0][0].want[name], drawn[0][1][name]
     title = TITLES.get(name) or f"the gradient of {TITLES.get(name.removesuffix('_grad'), name.removesuffix('_grad'))}"
-    if got.shape != want.shape:
-        return Verdict(float("nan"), allowed, f"{words(case)}: {title} is {list(got.shape)}, not {list(want.shape)}")
-    error = rms(got, want)
+    if got.shape != wanted.shape:
+        return Verdict(float("nan"), float("nan"), f"{words(case)}: {title} is {list(got.shape)}, not {list(wanted.shape)}")
+    error, allowed = pooled(drawn, name)
     if case.integers:
-        exact = bool((got == want.to(got.dtype)).all())
+        exact = all(bool((got[name] == want.want[name].to(got[name].dtype)).all()) for want, got in drawn)
         return Verdict(error, allowed, "" if exact else f"{words(case)}: {title}: whole numbers are off by {error:.3g}")
     wrong = "" if error <= LIMIT * allowed else f"error {error:.3g}, the formula's own {allowed:.3g}"
     wrong = "NaN" if error != error else wrong  # noqa: PLR0124 (NaN)

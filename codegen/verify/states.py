@@ -15,8 +15,8 @@ import torch
 from attnc.codegen.importing import import_folder
 from attnc.codegen.verify.cases import poisoned
 from attnc.codegen.verify.report import LIMIT, Row
-from attnc.codegen.verify.state_cases import Case, run
-from attnc.codegen.verify.state_judge import Expected, Verdict, expected, judge, measure_of
+from attnc.codegen.verify.state_cases import Case, Results, run
+from attnc.codegen.verify.state_judge import Expected, Verdict, expected, judge, measure_of, other_draws
 from attnc.compiler.families import FAMILIES, Recurrence
 from attnc.runtime.recurrence import Scan
 from attnc.runtime.scan_fla import fla_scan
@@ -184,16 +184,27 @@ def prepared(subject: StateSubject, case: Case) -> Expected:
 
 
 def tried(subject: StateSubject, case: Case, wanted: Expected) -> Verdict:
-    """The verdict on a case; what is raised is a reason too."""
+    """The verdict on a case, by more draws where one is too far off; what is raised is a reason too."""
     try:
-        with poisoned():
-            found = run(case, subject.scan, wanted.given, subject.skeleton == BACKWARD)
+        drawn = [(wanted, _given(subject, case, wanted))]
+        verdict = judge(case, drawn)
+        if verdict.wrong and not case.integers:
+            for one in other_draws(case):
+                there = prepared(subject, one)
+                drawn.append((there, _given(subject, one, there)))
+            verdict = judge(case, drawn)
     except Exception as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
         return Verdict(float("nan"), float("nan"), f"{type(error).__name__}: {first[:200]}")
+    return verdict
+
+
+def _given(subject: StateSubject, case: Case, wanted: Expected) -> Results:
+    """What the kernels make of a draw, but for quotients of whole numbers."""
+    with poisoned():
+        found = run(case, subject.scan, wanted.given, subject.skeleton == BACKWARD)
     whole = case.integers and case.kernel.normalize
-    asked = {name: x for name, x in found.items() if not whole or name in ("after", "sum_after")}  # others are quotients
-    return judge(case, wanted, asked)
+    return {name: x for name, x in found.items() if not whole or name in ("after", "sum_after")}
 
 
 def chunk_of(subject: StateSubject, device: str, dtype: torch.dtype) -> int:

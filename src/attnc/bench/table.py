@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from itertools import groupby
 
 from attnc.bench.report import BenchReport, Result, Row, Timed
 from attnc.compiler.show import numbers_text, seconds_text
@@ -25,16 +24,17 @@ def header_text(report: BenchReport) -> str:
     return "\n".join(line for text in lines for line in textwrap.wrap(text, WIDTH)) + "\n"
 
 
-def table_text(report: BenchReport) -> str:
-    """All rows, those of one launch below its name."""
-    parts = [header_text(report)]
-    for _, rows in groupby(report.rows, key=lambda row: row.launch):
-        several = list(rows)
-        parts.append(_launch_text(several[0]) + "".join(map(_row_text, several)))
-    for skip in report.skipped:
-        words = "" if skip.words == skip.launch else f" ({skip.words})"
-        parts.append(_wrapped(f"{skip.launch}{words} is not timed: {skip.reason}", ""))
-    return "\n".join(parts)
+def row_text(row: Row, before: Row | None) -> str:
+    """A row, below its launch's name where the row before it is of another one."""
+    begin = "\n" + _launch_text(row) if before is None or before.launch != row.launch else ""
+    return begin + _row_text(row)
+
+
+def skipped_text(report: BenchReport) -> str:
+    """The launches that are not timed, and why."""
+    named = {skip.launch: "" if skip.words == skip.launch else f" ({skip.words})" for skip in report.skipped}
+    found = [_wrapped(f"{skip.launch}{named[skip.launch]} is not timed: {skip.reason}", "") for skip in report.skipped]
+    return "".join(f"\n{text}" for text in found)
 
 
 def _launch_text(row: Row) -> str:

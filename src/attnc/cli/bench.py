@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,7 +72,7 @@ def bench(
         device=device,
         budget=seconds,
     )
-    report = _report(file, options)
+    report = _report(file, options, note if json else partial(typer.echo, nl=False))
     if plot is not None:
         from attnc.bench.plot import draw
 
@@ -77,10 +80,6 @@ def bench(
         note(f"drawn in {plot}")
     if json:
         print_json(report)
-    else:
-        from attnc.bench.table import table_text
-
-        typer.echo(table_text(report), nl=False)
     if report.failed:
         raise typer.Exit(Exit.DIFFERENT)
 
@@ -95,8 +94,9 @@ def _can_draw(path: Path) -> None:
         raise CommandError(Exit.USAGE, f"there is no folder {path.parent}", "make it first")
 
 
-def _report(file: str, options: Options) -> BenchReport:
-    from attnc.bench import fields, run, timing
+def _report(file: str, options: Options, show: Callable[[str], None]) -> BenchReport:
+    """Shows each row when it is measured: a run that is stopped keeps what it has."""
+    from attnc.bench import fields, run, table, timing
     from attnc.bench.machine import machine
     from attnc.bench.report import BenchReport, Ceiling, Skip
 
@@ -112,16 +112,21 @@ def _report(file: str, options: Options) -> BenchReport:
             note(f"note: no GPU here; {', '.join(map(str, options.lengths))} tokens in {options.word} on the CPU")
         note("the roof: a large product of matrices, and a copy")
         roof = timing.roof(options.device, options.dtype, options.budget)
-        rows = tuple(run.run(known, options, roof, timing.clock(options.device), note))
-    return BenchReport(
-        command=("attnc", *sys.argv[1:]),
-        file=file,
-        machine=machine(options.device),
-        dtype=options.word,
-        ceiling=Ceiling(flops=roof.flops, bandwidth=roof.bandwidth),
-        rows=rows,
-        skipped=tuple(Skip(launch=one.name, words=one.words, reason=one.reason) for one in skipped),
-    )
+        report = BenchReport(
+            command=("attnc", *sys.argv[1:]),
+            file=file,
+            machine=machine(options.device),
+            dtype=options.word,
+            ceiling=Ceiling(flops=roof.flops, bandwidth=roof.bandwidth),
+            rows=(),
+            skipped=tuple(Skip(launch=one.name, words=one.words, reason=one.reason) for one in skipped),
+        )
+        show(table.header_text(report))
+        for row in run.run(known, options, roof, timing.clock(options.device), note):
+            show(table.row_text(row, report.rows[-1] if report.rows else None))
+            report = replace(report, rows=(*report.rows, row))
+        show(table.skipped_text(report))
+    return report
 
 
 def _folder(file: str, options: Options, stack: ExitStack) -> Folder:
