@@ -14,6 +14,7 @@ from typing import Any
 from attnc.codegen.tune import scans
 from attnc.codegen.tune import table as tables
 from attnc.codegen.tune.candidates import MOST, candidates
+from attnc.codegen.tune.lists import is_list, list_candidates
 from attnc.codegen.tune.messages import TunedKernel, TuneJob, TuneMessage, TuneReport
 from attnc.codegen.tune.table import BYTES, Blocks, Table, Try, Tuned
 from attnc.codegen.verify.process import Ended, ask
@@ -22,7 +23,7 @@ from attnc.compiler.data import from_json, to_json
 from attnc.compiler.families import FAMILIES, Softmax
 
 WORKER = (sys.executable, "-m", "attnc.codegen.tune.worker")
-TUNABLE = ("softmax", "scan")
+TUNABLE = ("softmax", "scan", "lists")
 ROUNDS = 5
 """Measurements of every candidate, one after the other in turns, so that a clock that sinks slows all alike."""
 
@@ -119,6 +120,8 @@ def fresh(file: str, text: str, dtype: str, target: Target, most: int = MOST) ->
     default: Blocks = constants["BLOCKS"][target.architecture, BYTES[dtype]]
     if scans.is_scan(file):
         tries = scans.candidates(skeleton, default, BYTES[dtype])
+    elif is_list(file):
+        tries = list_candidates(default)
     else:
         assert skeleton in FAMILIES["softmax"], file
         nears, strides, powers, causal = constants["FORM"]

@@ -14,6 +14,8 @@ import torch
 
 from attnc.codegen.triton.interpreting import quicken
 from attnc.codegen.triton.versions import INTERPRETS
+from attnc.codegen.tune.list_bench import ListBench
+from attnc.codegen.tune.lists import is_list
 from attnc.codegen.tune.messages import TuneJob, TuneMessage
 from attnc.codegen.tune.scan_bench import ScanBench, spilled
 from attnc.codegen.tune.scans import is_scan
@@ -44,7 +46,7 @@ def main() -> None:
     if INTERPRETS:
         quicken()
     job = from_json(TuneJob, sys.stdin.read())
-    bench: Bench = (ScanBench if is_scan(job.file) else SoftmaxBench)(job)
+    bench: Bench = (ScanBench if is_scan(job.file) else ListBench if is_list(job.file) else SoftmaxBench)(job)
     right = _verify(bench, job, answers)
     if not right:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from attnc.runtime.asking import asking
 from attnc.runtime.intervals import Form, HeadGroup, Near
 from attnc.runtime.list_choice import chosen_by_kernels
 from attnc.runtime.list_kernels import Call, attend
+from attnc.runtime.list_launch import LaunchLists
 from attnc.runtime.pooled import run_keys
 from attnc.runtime.selecting import Asked, choose
 from attnc.runtime.selector import Selector
@@ -74,22 +76,22 @@ def _sort(module: ModuleType) -> tuple[object, ...]:
 
 def list_rows(subject: ListSubject, dtype: str, device: str, begin: Callable[[tuple[str, str, str]], bool]) -> Iterator[Row]:
     """A row for each class of inputs that `begin` lets through."""
-    number_type = getattr(torch, dtype)
-    if subject.skeleton == CHOOSES:
-        classes: dict[str, Callable[[], Verdict]] = {
-            "integers": lambda: chosen(subject.module, number_type, device, 0),
-            "packed": lambda: chosen(subject.module, number_type, device, 7),
-        }
-    else:
-        run = gone_back if subject.skeleton == GOES_BACK else attended
-        classes = {
-            name: lambda case=case: run(subject, case)  # type: ignore[misc]
-            for name, case in cases(subject.module, number_type, device).items()
-        }
+    classes = compared(subject, getattr(torch, dtype), device)
     for name, compare in classes.items():
         key = (subject.file, dtype, name)
         if begin(key):
             yield _row(key, compare())
+
+
+def compared(subject: ListSubject, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Verdict]]:
+    """How each class of inputs is compared."""
+    if subject.skeleton == CHOOSES:
+        return {
+            "integers": lambda: chosen(subject.module, dtype, device, 0),
+            "packed": lambda: chosen(subject.module, dtype, device, 7),
+        }
+    run = gone_back if subject.skeleton == GOES_BACK else attended
+    return {name: partial(run, subject, case) for name, case in cases(subject.module, dtype, device).items()}
 
 
 def _row(key: tuple[str, str, str], verdict: Verdict) -> Row:
@@ -103,12 +105,7 @@ def _row(key: tuple[str, str, str], verdict: Verdict) -> Row:
 
 def cases(module: ModuleType, dtype: torch.dtype, device: str) -> dict[str, Case]:
     """Rows of one query, of a block, of all; packed sequences, one without tokens; steps on a cache; large logits; integers."""
-    nears, strides, powers, causal = module.FORM
-    sink_logit = getattr(module, "SINK_LOGIT", False)
-    kernel = Softmax(
-        nears, strides, powers, causal, module.HEAD_WIDTH, module.VALUE_WIDTH, module.GROUP, module.CAP, sink_logit
-    )
-    rest = Union(3, ((1, 0, 5, 0),) * min(1, nears), (7,) * min(1, strides), (4,) * min(1, powers and not strides))
+    kernel, rest = made_for(module), beside(module, (1, 0, 5, 0))
     unit, long = module.UNIT, 12 if device == "cpu" else 200
     far = 2 * unit if device != "cpu" or unit <= 256 else unit + 8  # the interpreter is slow
 
@@ -124,6 +121,19 @@ def cases(module: ModuleType, dtype: torch.dtype, device: str) -> dict[str, Case
         "large": made(8, (long,), (far,), magnitude=30.0),
         "integers": made(8, (long,), (far,), magnitude=0.0, integers=True),
     }
+
+
+def made_for(module: ModuleType) -> Softmax:
+    """What a launch's file was emitted for, from its constants."""
+    nears, strides, powers, causal = module.FORM
+    widths = module.HEAD_WIDTH, getattr(module, "VALUE_WIDTH", module.HEAD_WIDTH)
+    return Softmax(nears, strides, powers, causal, *widths, module.GROUP, module.CAP, getattr(module, "SINK_LOGIT", False))
+
+
+def beside(module: ModuleType, near: tuple[int, int, int, int]) -> Union:
+    """Some first keys, and a part of each sort that the file knows beside lists."""
+    nears, strides, powers, _ = module.FORM
+    return Union(3, (near,) * min(1, nears), (7,) * min(1, strides), (4,) * min(1, powers and not strides))
 
 
 def attended(subject: ListSubject, case: Case) -> Verdict:
@@ -165,23 +175,11 @@ def chosen(module: ModuleType, dtype: torch.dtype, device: str, other: int) -> V
 
     Shares of a mass are rounded: there a row may, where two units are as near as that; allowed is one of 16.
     """
-    unit, keys, span, step, score, lse, shared, heads, fold, overlap = module.SELECTOR
-    one = Selector(
-        unit, keys=keys, span=span, step=step, score=score, lse=lse, shared=shared, heads=heads, fold=fold, overlap=overlap,
-        asks="block", many=max(8, 1 << (unit // 2).bit_length()), top_k=2,
-    )  # fmt: skip
+    unit, score = module.SELECTOR[0], module.SELECTOR[4]
     sizes = (4 * unit + 3, *((unit + other,) if other else ()))
-    nears, strides, powers, causal = module.FORM
-    kernel = Softmax(nears, strides, powers, causal, module.HEAD_WIDTH, module.HEAD_WIDTH, module.GROUP)
-    inputs = build(
-        Case(kernel, (Union(nears=(FULL,)),) * KV_HEADS, sizes, (0,) * len(sizes), dtype, integers=True, device=device)
-    )
-    parts = (inputs.batch.keys(torch.cat(inputs.keys), torch.cat(inputs.values)),)
-    group = HeadGroup(0, KV_HEADS - 1, 3, (Near(back=5),) * min(1, nears))
-    cap = 5.0 if module.CAP else None
-    form = Form(nears, strides, powers, causal)
+    choose_, one, group, inputs, cap = drawn_choice(module, dtype, device, sizes, max(8, 1 << (unit // 2).bit_length()))
     with poisoned():
-        found = chosen_by_kernels(module, one, inputs.q, parts, group, form, inputs.batch, 0.25, cap, None)
+        found = choose_()
     wrong = rows = 0
     for s, queries in enumerate(torch.split(inputs.q, list(sizes))):
         stands = run_keys(one, inputs.keys[s].transpose(0, 1), 0, KV_HEADS - 1, s, inputs.batch, None)
@@ -194,3 +192,27 @@ def chosen(module: ModuleType, dtype: torch.dtype, device: str, other: int) -> V
         wrong, rows = wrong + int(differ.sum()), rows + differ.numel()
     allowed = rows / 16 if score == "softmax" else 0.0
     return Verdict(float(wrong), 0.0, allowed, "" if wrong <= allowed else f"{wrong} of {rows} rows keep other units")
+
+
+def drawn_choice(
+    module: ModuleType, dtype: torch.dtype, device: str, sizes: tuple[int, ...], many: int
+) -> tuple[Callable[[], LaunchLists], Selector, HeadGroup, Inputs, float | None]:
+    """What chooses two units for every `many` queries of small integers, and what it is given.
+
+    Another branch's chunk keys are runs like means, which stand for them here.
+    """
+    unit, keys, span, step, score, lse, shared, heads, fold, overlap = module.SELECTOR
+    keys = "mean" if keys == "summary" else keys
+    one = Selector(
+        unit, keys=keys, span=span, step=step, score=score, lse=lse, shared=shared, heads=heads, fold=fold, overlap=overlap,
+        asks="block", many=many, top_k=2,
+    )  # fmt: skip
+    nears, strides, powers, causal = module.FORM
+    kernel = Softmax(nears, strides, powers, causal, module.HEAD_WIDTH, module.HEAD_WIDTH, module.GROUP)
+    unions = (Union(nears=(FULL,)),) * KV_HEADS
+    inputs = build(Case(kernel, unions, sizes, (0,) * len(sizes), dtype, integers=True, device=device))
+    parts = (inputs.batch.keys(torch.cat(inputs.keys), torch.cat(inputs.values)),)
+    group = HeadGroup(0, KV_HEADS - 1, 3, (Near(back=5),) * min(1, nears))
+    cap, form = 5.0 if module.CAP else None, Form(nears, strides, powers, causal)
+    rest = (parts, group, form, inputs.batch, 0.25, cap, None)
+    return lambda: chosen_by_kernels(module, one, inputs.q, *rest), one, group, inputs, cap

@@ -21,6 +21,11 @@ from attnc.codegen.build import build as build_folder
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.lists import emit_choose, emit_lists
 from attnc.codegen.triton.versions import INTERPRETS
+from attnc.codegen.tune.list_bench import ListBench
+from attnc.codegen.tune.lists import FILES, is_list, list_candidates
+from attnc.codegen.tune.messages import TuneJob
+from attnc.codegen.tune.table import Try
+from attnc.codegen.tune.tune import kernel_texts
 from attnc.codegen.verify.cases import Case, Inputs, Union, build, poisoned
 from attnc.codegen.verify.gradients import gradients, outer_gradients
 from attnc.codegen.verify.list_rows import ListSubject, list_rows
@@ -200,3 +205,31 @@ def test_attnc_verify_finds_a_kernel_that_counts_a_key_twice():
         subject = ListSubject("lists_attend_0", load(made, FOLDER, f"verified_{verdict}"), ())
         (row,) = list_rows(subject, "float16", "cpu", lambda key: key[2] == "steps")
         assert row.verdict == verdict, row
+
+
+def test_attnc_tune_tries_blocks_of_each_kernel_over_lists(tmp_path):
+    """The default is right, smaller tiles are others, and one that is made wrong is found."""
+    build_folder(check_text(LENT), tmp_path / "built", Options(seed=0))
+    files = [file for file in kernel_texts(tmp_path / "built") if is_list(file)]
+    assert {file.rpartition("_")[0] for file in files} == set(FILES)
+    file = next(file for file in files if file.startswith("lists_choose"))
+    default, other = (16, 16, 4, 1), (32, 16, 4, 1)
+    assert other in list_candidates(default)
+    tries = (Try(blocks=default), Try(blocks=other))
+    job = TuneJob(
+        folder=str(tmp_path / "built"),
+        file=file,
+        device="cpu",
+        dtype="float32",
+        verified_in=("float32",),
+        rounds=1,
+        tries=tries,
+    )
+    bench = ListBench(job)
+    bench.prepare(lambda: None)
+    bench.trials = bench.trials[:1]
+    assert bench.wrong(other) == ""
+    assert bench.module.BLOCKS["any", 4] == default
+    keep = bench.module.keep_settings
+    bench.module.keep_settings = lambda units: {**keep(units), "FOLD": "max"}
+    assert bench.wrong(other) != "", "scores of runs add up in this spec"
