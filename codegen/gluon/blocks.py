@@ -17,8 +17,9 @@ ROWS: dict[tuple[int, int], Row] = {  # queries, keys, warps, slots for keys, sl
     (256, 128): (128, 64, 12, 2, 1, 240, 1, 1),
     (256, 256): (128, 64, 12, 2, 1, 240, 1, 1),
 }
-"""Measured on an H100 for 64 and 128; the others are what fits into 227 KiB. Queries come in tiles of 128 or 192, 64 for each
-group of four warps, beside which one warp copies. PIN and EARLY say when values are added beside which scores.
+"""Measured on an H100 for 64 and 128, by a text whose tiles did not overlap; the others are what fits into 227 KiB. Queries
+come in tiles of 128 or 192, 64 for each group of four warps, beside which one warp copies. PIN and EARLY say when values are
+added beside which scores.
 """
 
 
