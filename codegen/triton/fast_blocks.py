@@ -9,7 +9,7 @@ from attnc.codegen.triton.blocks import Table, rows_of
 from attnc.compiler.families import FastWeights
 
 LINEAR: dict[int, Table] = {  # tokens of a tile, value channels, warps, stages
-    64: rows_of((32, 32, 8, 1), (16, 16, 4, 1), interpreted=(16, 32, 4, 1)),
+    64: rows_of((16, 32, 4, 1), (16, 16, 8, 1), interpreted=(16, 32, 4, 1)),
     128: rows_of((32, 16, 8, 1), (16, 16, 8, 1), interpreted=(16, 32, 4, 1)),
 }
 

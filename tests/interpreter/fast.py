@@ -56,13 +56,13 @@ def test_every_form_and_its_gradients(name: str, monkeypatch: pytest.MonkeyPatch
     check(Case(FORMS[name]), kernels(FORMS[name]))
 
 
-@pytest.mark.parametrize("name", ["titans", "ttt_mlp"])
-def test_blocks_of_hidden_units_that_wait_for_each_other(name: str) -> None:
-    """Of two and of one more program for each head, with the last block half empty."""
-    one = module(replace(FORMS[name], hidden=40))
+def test_blocks_of_hidden_units_that_wait_for_each_other() -> None:
+    """Two programs for each head, three on the way back, the last half empty; chunks of two tiles."""
+    form = replace(FORMS["titans"], hidden=40, norm=True, residual=True)
+    one = module(form)
     with together(one):
-        one.BLOCKS["any", 4] = (16, 32, 4, 1)  # 16 on the way back
-        check(Case(replace(FORMS[name], hidden=40), sizes=(13, 3), pasts=(5, 0)), fast_kernels(one))
+        one.BLOCKS["any", 4] = (16, 32, 4, 1)
+        check(Case(form, sizes=(23, 2), pasts=(19, 0), chunk=20, heads=1), fast_kernels(one))
 
 
 def test_one_chunk_and_what_nobody_keeps() -> None:
@@ -72,6 +72,7 @@ def test_one_chunk_and_what_nobody_keeps() -> None:
     one, other = (run(case, kernels(case.family), given, torch.float32) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     check(case, kernels(case.family))
+    check(Case(FORMS["ttt_linear"], (41,), (19,), chunk=20), kernels(FORMS["ttt_linear"]))  # of two tiles each
 
 
 STEPS = {

@@ -43,11 +43,26 @@ KNOWN = {}  # device -> its row of BLOCKS
 READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 
 
+@triton.jit
+def lesson(
+    state, then, then_moment, key, value, x, writes, pushes, index, size, weight, bias, inside,
+    V: tl.constexpr, MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Weights and momentum after the tokens of a tile, whose gradients are taken at `state`."""
+    wrong = error(product(key, state, PRECISION), x, value, weight, bias, inside, V, NORM, RESIDUAL)
+    amount = tl.load(writes + index, mask=index < size, other=0.0)[:, None]
+    then -= product(tl.trans(key), amount * wrong, PRECISION)
+    if MOMENTUM:
+        amount = tl.load(pushes + index, mask=index < size, other=0.0)[:, None]
+        then_moment -= product(tl.trans(key), amount * wrong, PRECISION)
+    return then, then_moment
+
+
 @triton.jit(do_not_specialize=["heads", "size"])
 def sweep_kernel(
     k, v, writes, pushes, stays, speed, slows, weight, bias, known, known_moment, kept, kept_moment, after, after_moment,
     begins, chunks, heads, size,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, TILE: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, TILE: tl.constexpr, ONE: tl.constexpr,
     MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     blocks: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
@@ -57,44 +72,67 @@ def sweep_kernel(
     rank = program // (blocks * heads)
     c = tl.arange(0, BLOCK_K)
     d = block * BLOCK_V + tl.arange(0, BLOCK_V)
+    inside = (d < V)[None, :]
     tile = d[None, :] * K + c[:, None]
-    inside = (c < K)[:, None] & (d < V)[None, :]
+    there = (c < K)[:, None] & inside
     own = (rank * heads + head).to(tl.int64) * (V * K) + tile
-    state = tl.load(known + own, mask=inside, other=0.0)
+    state = tl.load(known + own, mask=there, other=0.0)
     moment = state
     if MOMENTUM:
-        moment = tl.load(known_moment + own, mask=inside, other=0.0)
+        moment = tl.load(known_moment + own, mask=there, other=0.0)
     of_weight, of_bias = read_norm(weight, bias, head, d, V, NORM)
-    for chunk in range(tl.load(chunks + rank)):
-        place = (tl.load(begins + chunk) + rank) * heads + head  # int64
-        to = place * (V * K) + tile
-        tl.store(kept + to, state, mask=inside)
-        then = state * tl.load(stays + place)
+    count = tl.load(chunks + rank)
+    place = (tl.load(begins) + rank) * heads + head  # int64
+    following = tl.load(begins + tl.minimum(1, count - 1), mask=count > 0, other=0)
+    index = tl.arange(0, TILE)
+    if ONE:  # a tile is read while the one before it is learned
+        known_k = read_rows(k + place * size * K, index, tl.where(count > 0, size, 0), c, K)
+        known_v = read_rows(v + place * size * V, index, tl.where(count > 0, size, 0), d, V)
+        known_x = known_v
+        if RESIDUAL:
+            known_x = read_rows(k + place * size * K, index, tl.where(count > 0, size, 0), d, K)
+    for chunk in range(count):
+        here = place
+        place = (following + rank) * heads + head
+        following = tl.load(begins + tl.minimum(chunk + 2, count - 1))
+        to = here * (V * K) + tile
+        tl.store(kept + to, state, mask=there)
+        then = state * tl.load(stays + here)
         then_moment = moment
         if MOMENTUM:
-            tl.store(kept_moment + to, moment, mask=inside)
-            then += moment * tl.load(speed + place)
-            then_moment = moment * tl.load(slows + place)
-        for begin in range(0, size, TILE):
-            index = begin + tl.arange(0, TILE)
-            key = read_rows(k + place * size * K, index, size, c, K)
-            value = read_rows(v + place * size * V, index, size, d, V)
-            x = value
+            tl.store(kept_moment + to, moment, mask=there)
+            then += moment * tl.load(speed + here)
+            then_moment = moment * tl.load(slows + here)
+        if ONE:
+            key = known_k
+            value = known_v
+            x = known_x
+            known_k = read_rows(k + place * size * K, index, size, c, K)
+            known_v = read_rows(v + place * size * V, index, size, d, V)
+            known_x = known_v
             if RESIDUAL:
-                x = read_rows(k + place * size * K, index, size, d, K)
-            raw = product(key, state, PRECISION)
-            wrong = error(raw, x, value, of_weight, of_bias, (d < V)[None, :], V, NORM, RESIDUAL)
-            turned = read_turned(k + place * size * K, index, size, c, K)
-            amount = tl.load(writes + place * size + index, mask=index < size, other=0.0)[:, None]
-            then -= product(turned, amount * wrong, PRECISION)
-            if MOMENTUM:
-                amount = tl.load(pushes + place * size + index, mask=index < size, other=0.0)[:, None]
-                then_moment -= product(turned, amount * wrong, PRECISION)
+                known_x = read_rows(k + place * size * K, index, size, d, K)
+            then, then_moment = lesson(
+                state, then, then_moment, key, value, x, writes + here * size, pushes + here * size, index, size,
+                of_weight, of_bias, inside, V, MOMENTUM, NORM, RESIDUAL, PRECISION,
+            )  # fmt: skip
+        else:
+            for begin in range(0, size, TILE):
+                spots = begin + index
+                key = read_rows(k + here * size * K, spots, size, c, K)
+                value = read_rows(v + here * size * V, spots, size, d, V)
+                x = value
+                if RESIDUAL:
+                    x = read_rows(k + here * size * K, spots, size, d, K)
+                then, then_moment = lesson(
+                    state, then, then_moment, key, value, x, writes + here * size, pushes + here * size, spots, size,
+                    of_weight, of_bias, inside, V, MOMENTUM, NORM, RESIDUAL, PRECISION,
+                )  # fmt: skip
         state = then
         moment = then_moment
-    tl.store(after + own, state, mask=inside)
+    tl.store(after + own, state, mask=there)
     if MOMENTUM:
-        tl.store(after_moment + own, moment, mask=inside)
+        tl.store(after_moment + own, moment, mask=there)
 
 
 @triton.jit(do_not_specialize=["heads", "size"])
@@ -155,11 +193,11 @@ def back_kernel(
         tl.store(known_moment_grad + own, by_moment, mask=inside)
 
 
-def settings(size, row, element_size):
-    """The kernels' compile-time arguments for chunks of `size` tokens."""
+def settings(size, row, element_size, kernel):
+    """A kernel's compile-time arguments for chunks of `size` tokens."""
     tokens, block, warps, stages = row
     wide = max(16, triton.next_power_of_2(VALUE_WIDTH))
-    return {
+    found = {
         "K": KEY_WIDTH,
         "V": VALUE_WIDTH,
         "BLOCK_K": max(16, triton.next_power_of_2(KEY_WIDTH)),
@@ -173,26 +211,29 @@ def settings(size, row, element_size):
         "num_stages": stages,
         "enable_fp_fusion": True,
     }
+    return found | ({"ONE": size <= found["TILE"]} if kernel is sweep_kernel else {})
 
 
 def variants(architecture, element_size):
     """Every kernel that `sweep` and `go_back` may launch, with its compile-time arguments."""
     row = BLOCKS[architecture, element_size]
     tiles = dict.fromkeys(tile_of(size, row[0]) for size in (16, 32, 64))
-    return tuple((kernel, settings(size, row, element_size)) for kernel in (sweep_kernel, back_kernel) for size in tiles)
+    return tuple(
+        (kernel, settings(size, row, element_size, kernel)) for kernel in (sweep_kernel, back_kernel) for size in tiles
+    )
 
 
-def arguments(given, blocks):
+def arguments(kernel, given, blocks):
     """(tensors of the chunks, compile-time arguments, programs)."""
     rows = blocks or BLOCKS[architecture(given.k.device), given.element_size]
-    compiled = settings(given.k.shape[2], rows, given.element_size)
+    compiled = settings(given.k.shape[2], rows, given.element_size, kernel)
     tensors = tuple(given.k if x is None else x for x in given.tensors)
     return tensors, compiled, triton.cdiv(VALUE_WIDTH, compiled["BLOCK_V"]) * given.k.shape[1]
 
 
 def launch(kernel, programs, tensors, given, compiled):
     """One launch."""
-    own = (compiled[name] for name in ("TILE", "BLOCK_V", "PRECISION", "num_warps", "num_stages"))
+    own = (compiled.get(name) for name in ("TILE", "ONE", "BLOCK_V", "PRECISION", "num_warps", "num_stages"))
     run(kernel, programs, tensors, given.k.shape[1:3], 0, (kernel, given.k.device, *own), lambda: compiled)
 
 
@@ -202,7 +243,7 @@ def sweep(given, known, known_moment, *, blocks=None):
     given: the chunks (runtime/fast_kernels.py); known, known_moment [S, heads, M], the latter None without momentum;
     blocks = (tokens, value channels, warps, stages) instead of the table's. There is nothing else to keep: the last is None.
     """
-    tensors, compiled, programs = arguments(given, blocks)
+    tensors, compiled, programs = arguments(sweep_kernel, given, blocks)
     kept = known.new_empty(len(given.k), *known.shape[1:])
     after = torch.empty_like(known)
     kept_moment, after_moment = (torch.empty_like(x) if MOMENTUM else kept for x in (kept, known))
@@ -217,7 +258,7 @@ def go_back(given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_mom
 
     kept: what sequences knew before each chunk; raw is None here; the others: gradients of the results of `sweep`.
     """
-    tensors, compiled, programs = arguments(given, blocks)
+    tensors, compiled, programs = arguments(back_kernel, given, blocks)
     rows, known = torch.empty_like(kept), torch.empty_like(after_grad)
     rows_moment, known_moment = (torch.empty_like(x) if MOMENTUM else kept for x in (rows, known))
     held = (kept_moment_grad, after_grad, after_moment_grad) if MOMENTUM else (kept, after_grad, kept)
