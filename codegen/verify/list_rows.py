@@ -202,11 +202,11 @@ def drawn_choice(
     Another branch's chunk keys are runs like means, which stand for them here.
     """
     unit, keys, span, step, score, lse, shared, heads, fold, overlap = module.SELECTOR
-    keys = "mean" if keys == "summary" else keys
     one = Selector(
         unit, keys=keys, span=span, step=step, score=score, lse=lse, shared=shared, heads=heads, fold=fold, overlap=overlap,
         asks="block", many=many, top_k=2,
     )  # fmt: skip
+    one = replace(one, keys="mean") if keys == "summary" else one
     nears, strides, powers, causal = module.FORM
     kernel = Softmax(nears, strides, powers, causal, module.HEAD_WIDTH, module.HEAD_WIDTH, module.GROUP)
     unions = (Union(nears=(FULL,)),) * KV_HEADS

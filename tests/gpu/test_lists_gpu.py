@@ -8,12 +8,15 @@ import pytest
 import torch
 from kernel_cases import check, check_gradients
 
+import attnc
+from attnc.codegen.build import Options
+from attnc.codegen.build import build as build_folder
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.lists import emit_choose, emit_lists
 from attnc.codegen.verify.cases import Case, Union, build, poisoned
 from attnc.codegen.verify.gradients import gradients, outer_gradients
 from attnc.codegen.verify.lists import Listed, lists_of
-from attnc.compiler import families
+from attnc.compiler import check_text, families
 from attnc.compiler.families import Softmax
 from attnc.runtime.asking import asking
 from attnc.runtime.batch import lay_out
@@ -35,6 +38,8 @@ WIDE = Softmax(1, head_width=128, value_width=128, group=4)
 CASES = {  # kernel, keys of a unit, queries of a row, new tokens, past
     "blocks": (WIDE, 64, 128, (700, 0, 300), (130, 3, 0)),
     "tokens": (WIDE, 64, 1, (260,), (900,)),
+    "tokens, many heads": (replace(WIDE, group=16), 64, 1, (200, 1, 70), (500, 3, 0)),
+    "tokens, narrow": (replace(WIDE, head_width=64, value_width=48), 32, 1, (150, 0, 90), (40, 7, 0)),
     "pages": (WIDE, 16, 1, (200, 1), (300, 500)),
     "columns": (replace(WIDE, head_width=64, value_width=64), 1, UNBOUNDED, (600,), (50,)),
     "decode": (WIDE, 64, 1, (1, 1, 1), (3000, 70, 0)),
@@ -48,6 +53,7 @@ CASES = {  # kernel, keys of a unit, queries of a row, new tokens, past
 def test_attention_over_lists_is_as_near_to_float64_as_torch(name, dtype, tmp_path):
     form, unit, many, sizes, pasts = CASES[name]
     module = load(emit_lists("lists_attend", families.Listed(form, unit, False)), tmp_path, f"lists_{unit}")
+    module.ROOM = 2**22  # so that lists of single queries go in several chunks
     case = Case(
         form, tuple(Listed(NEAR, unit, many, salt) for salt in range(2)), sizes, pasts, dtype, cache=True, device="cuda"
     )
@@ -59,6 +65,10 @@ def test_attention_over_lists_is_as_near_to_float64_as_torch(name, dtype, tmp_pa
         check(inputs, o, lse)
         again, _ = module.attend(*inputs.arguments, lists)
         assert torch.equal(again, o), "the same twice"
+        if many == 1 and module.BY_UNITS:
+            module.BY_UNITS = False
+            check(inputs, *module.attend(*inputs.arguments, lists))
+            module.BY_UNITS = True
 
 
 @pytest.mark.parametrize("name", ["blocks", "tokens", "columns", "cap"])
@@ -127,6 +137,8 @@ CHOICES = {
     "heads": replace(MEANS, shared="head", keys="bounds", overlap="excluded"),
     "folded": replace(MEANS, span=32, step=16, score="softmax", lse=(64, 64), top_k=6),
     "own": Selector(1, shared="layer", heads="max", top_k=100),
+    "passes": replace(MEANS, unit=16, span=16, step=16, top_k=20),
+    "shares of single queries": replace(MEANS, span=32, step=16, score="softmax", fold="sum", top_k=6),
 }
 
 
@@ -136,6 +148,7 @@ def test_what_is_kept_has_the_best_scores(name, tmp_path):
     selector, sizes = CHOICES[name], (1500, 700)
     words = {field.name: getattr(selector, field.name) for field in fields(families.Selector)}
     module = load(emit_choose(families.Selector(**words), WIDE), tmp_path, f"choose_{name}")
+    module.MOST_UNITS = 64 if name == "passes" else module.MOST_UNITS
     group = HeadGroup(0, 1, 5, (Near(back=90),))
     case = Case(WIDE, (NEAR,) * 2, sizes, (0, 0), torch.bfloat16, integers=selector.score == "dot", device="cuda")
     inputs = build(case)
@@ -154,3 +167,40 @@ def test_what_is_kept_has_the_best_scores(name, tmp_path):
         differ += int(((own != lists.index) & inside).any(-1).sum())
         total += count.numel()
     assert differ <= (0 if case.integers else 0.01 * total), f"{differ} of {total} rows"
+
+
+MODEL = """model m { vocab = 64, dim = 64, layers = 4, heads = 8, kv_heads = 2, head_dim = 64, ffn = none, norm = rms(1e-6) }
+mix compressed = summary(32, stride = 16)
+layers {
+  0: block_local(16) | routed(blocks(16), top_k = 4)
+  1: block_local(32) | routed(blocks(16), top_k = 3, keys = mean, from = previous)
+  2: routed(blocks(16), top_k = 4, keys = mean, refresh = [every(3), cosine(0.2)], on_refresh = dense)
+  3: routed(tokens, top_k = 20, score = softmax, per = head)
+}
+"""
+BRANCHES = (
+    MODEL[: MODEL.index("layers {")]
+    + """layers {
+  all: gate(compressed, sink(8) | routed(blocks(16), top_k = 4, keys = compressed, score = softmax, fold = sum), shared = [q])
+}
+"""
+)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", [MODEL, BRANCHES], ids=["layers", "branches"])
+def test_a_built_model_reads_what_kernels_choose(text, tmp_path):
+    """A prefill of rows of two lengths and steps, between which a choice holds, beside float64 and PyTorch's own."""
+    build_folder(check_text(text), tmp_path / "built", Options(seed=0))
+    tokens = torch.randint(0, 64, (2, 300), generator=torch.Generator().manual_seed(1)).cuda()
+
+    def read(way, dtype):
+        model = attnc.load(tmp_path / "built", device="cuda", dtype=dtype, use=way)
+        cache = model.new_cache(2, 300)
+        outputs = [model(tokens[:, :290], cache=cache, lengths=[200, 290]).logits]
+        outputs += [model(one, cache=cache).logits for one in tokens[:, 290:].split(1, dim=1)]
+        return torch.cat(outputs, dim=1).double()
+
+    exact = read("reference", torch.float64)
+    ours, theirs = (float((read(way, torch.float32) - exact).square().mean().sqrt()) for way in ("triton", "torch"))
+    assert 0 < ours <= 1.5 * theirs
