@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from gluon_on_cpu import Deadlock, Overrun, module
+from gluon_on_cpu import module
 from kernel_cases import check_gradients
 
 from attnc.codegen.gluon.backward import emit
@@ -36,7 +36,7 @@ def wrong(inputs: Inputs, flat: Gradients) -> bool:
 @pytest.mark.parametrize(
     "case",
     [
-        Case(PLAIN, HEADS, (1, 0, 63, 129), (0, 0, 0, 0), dtype=torch.bfloat16),
+        Case(PLAIN, HEADS, (1, 0, 129), (0, 0, 0), dtype=torch.bfloat16),
         Case(PLAIN, HEADS, (30, 17), (110, 3), dtype=torch.bfloat16, cache=True),
         Case(FAR, FAR_HEADS, (230,), (0,), dtype=torch.float16),
         Case(BOTH, HEADS[:3], (70, 130), (5, 0), dtype=torch.bfloat16),
@@ -62,7 +62,7 @@ def test_the_first_keys_are_shared_out_and_joined() -> None:
 @pytest.mark.parametrize(
     ("skeleton", "line"),
     [
-        (BACKWARD[0], "mbarrier.arrive(v_empty.index(slot), count=1)"),
+        (BACKWARD[0], "mbarrier.arrive(k_empty.index(k_slot), count=1)"),
         (BACKWARD[0], "mbarrier.wait(q_full.index(place), q_phase)"),
         (BACKWARD[1], "mbarrier.wait(empty.index(slot), phase)"),
         (BACKWARD[1], "mbarrier.wait(grad_full.index(slot), phase)"),
@@ -76,7 +76,7 @@ def test_a_barrier_that_is_missing_is_found(skeleton: str, line: str) -> None:
     def fails(seed: int) -> bool:
         try:
             return wrong(inputs, found(inputs, skeleton, whole.replace(line, "pass"), seed))
-        except (Deadlock, Overrun):
+        except AssertionError:  # a deadlock, an arrival too many, a copy that nobody waited for
             return True
 
     assert any(map(fails, range(3)))
@@ -84,12 +84,19 @@ def test_a_barrier_that_is_missing_is_found(skeleton: str, line: str) -> None:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("skeleton", BACKWARD)
-def test_it_compiles_for_sm_90(skeleton: str) -> None:
+def test_it_compiles_for_sm_90(skeleton: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products that are started together run together: the assembler says where it puts them one behind the other."""
+    from attnc.codegen.triton import compile as ahead
     from attnc.codegen.triton.compile import SHARED_LIMIT, compile_ahead
 
+    said: list[str] = []
+    read = ahead._nvidia
+    monkeypatch.setattr(ahead, "_nvidia", lambda log: said.append(log) or read(log))
     for used in compile_ahead(emit(skeleton, Softmax(1, head_width=128, value_width=128, group=4)), "sm_90", "bf16"):
         assert used.shared <= SHARED_LIMIT["sm_90"]
         assert used.spills <= 128  # of what is counted; sums and scores stay in registers
+    assert said
+    assert not any("serialized" in log for log in said)
 
 
 def test_a_launch_takes_what_there_is_in_gluon() -> None:

@@ -182,7 +182,7 @@ def test_other_blocks_give_what_the_chosen_ones_give(name: str) -> None:
 
 
 def test_a_model_runs_on_it_where_it_is_asked_for(tmp_path: Path) -> None:
-    """Gradients come from the portable kernels, which read its outputs and log-sum-exps."""
+    """Gradients come from kernels in Gluon too, where the widths fit."""
     build(check_text(TEXT, "small.attn"), tmp_path / "small", Options(seed=0, device="h100", installed=("gluon",)))
     model = attnc.load(tmp_path / "small", device="cuda", dtype=torch.bfloat16).train()
     tokens = torch.randint(0, 16, (2, 150), device="cuda")

@@ -79,7 +79,7 @@ def produce_keys(
             v_row, v_head = stored_place(v_begin + sequence * v_begin_stride + group, v_stride, E)
             last = start + gl.minimum(count, query + BLOCK_Q) - 1
             visits = visit(numbers, start + query, last, base_here, slots, False, BLOCK_K)
-            for step in range(visits[-1]):
+            for step in range(gl.maximum(visits[-1], 1)):
                 begin = key_block(visits, step, base_here, slots, BLOCK_K) * BLOCK_K
                 begin = gl.where(begin < slots, begin, 0)  # where there is nothing, anything
                 mbarrier.wait(k_empty.index(slot), phase)
@@ -121,14 +121,30 @@ def share_of(o, grad, lse_grad, delta, row, live_lines, heads, head, E: gl.const
 
 
 @gluon.jit
+def weights(
+    product, sums, scale, cap, numbers, first, begin, base, slots, BLOCK_K: gl.constexpr, SCORES: gl.constexpr
+):  # fmt: skip
+    """Of the keys from slot `begin` on, for the queries from `first` on; 0 where a key is not seen."""
+    power = exponent(product, scale, cap, sums[:, None])
+    whole = solid(numbers, first, first + HALF - 1, base + begin, base + begin + BLOCK_K)
+    if not (whole & (begin + BLOCK_K <= slots)):
+        i = first + gl.arange(0, HALF, layout=gl.SliceLayout(1, SCORES))
+        key = begin + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, SCORES))
+        j = gl.where(key < slots, base + key, NOWHERE)
+        power = gl.where(keep(numbers, i[:, None], j[None, :]), power, HIDDEN)
+    return gl.exp2(power)
+
+
+@gluon.jit
 def consume_keys(
     half: gl.constexpr, q_grad_desc, q_ring, k_ring, v_ring, results, gradients, batch, keys, scale, cap,
     ROW: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, E: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_E: gl.constexpr,
     BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr, SLOTS: gl.constexpr, Q_SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """Sums the gradients of one half of each tile's queries."""
+    """Sums the gradients of one half of each tile's queries. A block's are added while the next one's scores are multiplied."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_K, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
+    OPERAND: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
     LINES: gl.constexpr = gl.SliceLayout(1, SCORES)
     q_slots, grad_slots, q_full, q_empty = q_ring
     k_slots, k_full, k_empty = k_ring
@@ -165,30 +181,46 @@ def consume_keys(
             shared = share_of(o, grad, lse_grad, delta, own_row, left, kv_heads * GROUP, head, E, BLOCK_E)
             shared = gl.convert_layout(shared, LINES)
             q_sum = gl.zeros([HALF, BLOCK_D], gl.float32, OUT)
-            for step in range(visits[-1]):
-                k = k_slots.index(slot).reshape([BLOCK_K, BLOCK_D])
+
+            k = k_slots.index(slot).reshape([BLOCK_K, BLOCK_D])
+            v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
+            mbarrier.wait(k_full.index(slot), phase)
+            multiplying = warpgroup_mma(q, k.permute((1, 0)), nothing, use_acc=False, is_async=True)
+            mbarrier.wait(v_full.index(slot), phase)
+            weighing = warpgroup_mma(grad, v.permute((1, 0)), nothing, use_acc=False, is_async=True)
+            product = warpgroup_mma_wait(1, deps=[multiplying])
+            begin = key_block(visits, 0, base_here, slots, BLOCK_K) * BLOCK_K
+            weight = weights(product, sums, scale_here, cap, numbers, first, begin, base_here, slots, BLOCK_K, SCORES)
+            weight_grad = warpgroup_mma_wait(0, deps=[weighing])
+            mbarrier.arrive(v_empty.index(slot), count=1)
+            change = product_grad(weight * (weight_grad - shared[:, None]), product, scale_here, cap)
+            s = narrow(change, dtype, OPERAND)
+            for step in range(1, gl.maximum(visits[-1], 1)):
+                k_slot = slot
+                slot, phase = next_slot(slot, phase, SLOTS)
+                k_next = k_slots.index(slot).reshape([BLOCK_K, BLOCK_D])
                 v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
                 mbarrier.wait(k_full.index(slot), phase)
-                multiplying = warpgroup_mma(q, k.permute((1, 0)), nothing, use_acc=False, is_async=True)
+                multiplying = warpgroup_mma(q, k_next.permute((1, 0)), nothing, use_acc=False, is_async=True)
                 mbarrier.wait(v_full.index(slot), phase)
                 weighing = warpgroup_mma(grad, v.permute((1, 0)), nothing, use_acc=False, is_async=True)
-                product = warpgroup_mma_wait(1, deps=[multiplying])
-                power = exponent(product, scale_here, cap, sums[:, None])
+                k = k_slots.index(k_slot).reshape([BLOCK_K, BLOCK_D])
+                adding = warpgroup_mma(s, k, q_sum, is_async=True)
+                product = warpgroup_mma_wait(2, deps=[multiplying])
                 begin = key_block(visits, step, base_here, slots, BLOCK_K) * BLOCK_K
-                whole = solid(numbers, first, first + HALF - 1, base_here + begin, base_here + begin + BLOCK_K)
-                if not (whole & (begin + BLOCK_K <= slots)):
-                    key = begin + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, SCORES))
-                    j = gl.where(key < slots, base_here + key, NOWHERE)
-                    power = gl.where(keep(numbers, (first + line)[:, None], j[None, :]), power, HIDDEN)
-                weight = gl.exp2(power)
-                weight_grad = warpgroup_mma_wait(0, deps=[weighing])
+                weight = weights(product, sums, scale_here, cap, numbers, first, begin, base_here, slots, BLOCK_K, SCORES)
+                weight_grad = warpgroup_mma_wait(1, deps=[weighing])
                 mbarrier.arrive(v_empty.index(slot), count=1)
                 change = product_grad(weight * (weight_grad - shared[:, None]), product, scale_here, cap)
-                s = narrow(change, dtype, gl.DotOperandLayout(0, OUT, 2))
-                adding = warpgroup_mma(s, k, q_sum, is_async=True)
+                s_next = narrow(change, dtype, OPERAND)
                 q_sum, s = warpgroup_mma_wait(0, deps=[adding, s])  # with s, whose registers are read until then
-                mbarrier.arrive(k_empty.index(slot), count=1)
-                slot, phase = next_slot(slot, phase, SLOTS)
+                mbarrier.arrive(k_empty.index(k_slot), count=1)
+                s = s_next
+            k = k_slots.index(slot).reshape([BLOCK_K, BLOCK_D])
+            adding = warpgroup_mma(s, k, q_sum, is_async=True)
+            q_sum, s = warpgroup_mma_wait(0, deps=[adding, s])
+            mbarrier.arrive(k_empty.index(slot), count=1)
+            slot, phase = next_slot(slot, phase, SLOTS)
 
             if left >= HALF:  # by the place of the queries, which nobody reads any more
                 block_barrier()
