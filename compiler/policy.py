@@ -120,11 +120,17 @@ def policy_text(policy: Policy) -> str:
 
 
 def _whole(value: Any) -> Any:
-    """Numbers of budgets without a fraction where they have none."""
+    """Numbers without a fraction where they have none, else with as many digits as anybody compares; of budgets all."""
     if isinstance(value, dict):
-        return {name: _counts(one) if name == "budgets" else _whole(one) for name, one in value.items()}
-    return [_whole(one) for one in value] if isinstance(value, list) else value
+        return {name: _exact(one) if name == "budgets" else _whole(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return _counted(float(f"{value:.7g}") if not value.is_integer() else value) if isinstance(value, float) else value
 
 
-def _counts(budgets: dict[str, float]) -> dict[str, float]:
-    return {path: int(one) if float(one).is_integer() else one for path, one in budgets.items()}
+def _exact(budgets: dict[str, float]) -> dict[str, float]:
+    return {path: _counted(float(one)) for path, one in budgets.items()}
+
+
+def _counted(number: float) -> float:
+    return int(number) if number.is_integer() else number

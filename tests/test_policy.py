@@ -90,8 +90,13 @@ def test_a_built_policy_computes_what_the_spec_by_hand_computes(place, capsys):
     (place / "m.cpu.policy.json").write_text(policy_text(made))
     (place / "hand.attn").write_text(MODEL + "layers { all: heads { 0: full, 1: sink(2) | window(4) } }")
     assert invoke(["build", str(place / "m.attn"), "-o", str(place / "one"), "--init", "0", "--device", "cpu"]) == 0
-    assert "m.cpu.policy.json decides; it is not proved" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "m.cpu.policy.json decides; it is not proved" in told.err
     assert invoke(["build", str(place / "hand.attn"), "-o", str(place / "other"), "--init", "0"]) == 0
+    by_hand = capsys.readouterr().out
+    assert told.out.partition("cache of")[2] == by_hand.partition("cache of")[2], "the cache is that of the policy"
+    assert "policy " in told.out
+    assert "policy " not in by_hand
     tokens = torch.arange(24)[None] % 64
     with torch.no_grad():
         one, other = (attnc.load(place / name)(tokens).logits for name in ("one", "other"))

@@ -14,11 +14,15 @@ from attnc.cli.output import Format, bytes_text, note, print_json, print_pairs
 
 if TYPE_CHECKING:
     from attnc.codegen.build import Report
+    from attnc.compiler.policy import Policy
     from attnc.compiler.spec import Spec
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 LENGTHS = {"8k": 8192, "128k": 131072, "1M": 1048576}
 CACHE_TYPE = "bfloat16"
+KINDS = 3
+"""Alternatives of a policy that are printed, those of most KV groups."""
+
 TOKENS = 64
 """Of the sequences that `--reduce` makes room for."""
 
@@ -148,18 +152,17 @@ def _reduced(spec: Spec, tokens: int) -> Spec:
 
 
 def _print(spec: Spec, report: Report) -> None:
-    from attnc.compiler.cache_spec import cache_bytes, full_attention_bytes
+    from attnc.compiler.cache_spec import full_attention_bytes, row_bytes
 
     built = report.built
-    print_pairs(
-        [
-            ("folder", str(report.folder)),
-            ("model", f"{built.name}, {len(spec.layers)} layers, {built.parameters:,} parameters"),
-            ("kernels", f"{len(built.kernels)} generated" if built.kernels else "none generated"),
-        ]
-    )
+    pairs = [
+        ("folder", str(report.folder)),
+        ("model", f"{built.name}, {len(spec.layers)} layers, {built.parameters:,} parameters"),
+        ("kernels", f"{len(built.kernels)} generated" if built.kernels else "none generated"),
+    ]
+    print_pairs([*pairs, ("policy", _taken(built.policy))] if built.policy else pairs)
     typer.echo(f"\ncache of one sequence, {CACHE_TYPE}")
-    ours = {name: cache_bytes(spec, tokens, CACHE_TYPE) for name, tokens in LENGTHS.items()}
+    ours = {name: sum(row_bytes(row, tokens) for row in built.cache) for name, tokens in LENGTHS.items()}
     full = {name: full_attention_bytes(spec, tokens, CACHE_TYPE) for name, tokens in LENGTHS.items()}
     for title, row in (("tokens", dict.fromkeys(LENGTHS, None)), ("this model", ours), ("full attention", full)):
         cells = [name if size is None else bytes_text(size) for name, size in row.items()]
@@ -170,6 +173,20 @@ def _print(spec: Spec, report: Report) -> None:
         typer.echo("\ncompiled ahead")
         for line in _resources(report):
             typer.echo(f"  {line}")
+
+
+def _taken(policy: Policy) -> str:
+    """What a policy decides, in a line: by whom, for what, and how many KV groups have each alternative."""
+    counts: dict[str, int] = {}
+    for row in policy.settings:
+        words = [*row.choose.values(), *(f"{path.rpartition('.')[2]}={number:g}" for path, number in row.budgets.items())]
+        name = " ".join(words) or "as the spec says"
+        counts[name] = counts.get(name, 0) + row.last - row.first + 1
+    total = sum(counts.values())
+    ranked = sorted(counts.items(), key=lambda one: -one[1])
+    most = [f"{count} {name}" for name, count in ranked[:KINDS]] + [f"{len(ranked) - KINDS} more"] * (len(ranked) > KINDS)
+    proved = "proved" if policy.proved else "not proved"
+    return f"{policy.made_by}, for {policy.machine.device}, {proved}; of {total} KV groups {', '.join(most)}"
 
 
 def _resources(report: Report) -> list[str]:

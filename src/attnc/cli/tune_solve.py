@@ -146,21 +146,24 @@ def _print(table: Table, decided: Decided, made: Policy, path: Path) -> None:
     pairs.append(("gap", f"{solution.gap:.2%} to the best{check}"))
     print_pairs(pairs)
     typer.echo()
-    for line in _lines(decided):
-        typer.echo(line)
+    told = [what for what in OBJECTIVES[:3] if what == solution.objective or what in made.limits]
+    typer.echo("\n".join(_lines(table, decided, told)))
     note(f"next: attnc tune prove {table.run.place}")
 
 
-def _lines(decided: Decided) -> list[str]:
-    """A line for each candidate, with how many KV groups have it."""
+def _lines(table: Table, decided: Decided, told: list[str]) -> list[str]:
+    """A line for each candidate: how many KV groups have it, and what it would take at every site of the costs that count."""
+    from attnc.cli.verify import table as aligned
+
     counts: dict[str, int] = {}
     for _, _, first, last, name in decided.solution.picks:
         counts[name] = counts.get(name, 0) + last - first + 1
-    width = max(map(len, counts))
     total = sum(counts.values())
-    return [
-        f"  {name:<{width}}  {count:>5} of {total} KV groups" for name, count in sorted(counts.items(), key=lambda one: -one[1])
-    ]
+    rows: list[tuple[str, ...]] = [("decided", "KV groups", *(f"everywhere, {what}" for what in told))]
+    for name, count in sorted(counts.items(), key=lambda one: -one[1]):
+        shares = (table.everywhere(name, what) for what in told)
+        rows.append((name, f"{count} of {total}", *("" if one is None else f"{one:.1%} of full" for one in shares)))
+    return list(aligned(rows, frozenset(rows[0][1:])))
 
 
 def _frontier(run: Run, table: Table, objective: str, plot: Path | None, json: bool) -> None:

@@ -174,6 +174,19 @@ class Table:
     def _whole(self) -> dict[str, float]:
         return {}
 
+    def everywhere(self, name: str, objective: str) -> float | None:
+        """The share of full attention's cost that the model has with the candidate of this name at every site; None where
+        some site has none, or nobody prices it.
+        """
+        total = self.rest(objective)
+        for site in self.sites:
+            found = next((one for one in site.unit.candidates if one.name == name), None)
+            own = None if found is None else self.costs_of(site, found).get(objective)
+            if own is None:
+                return None
+            total += own
+        return total / self.whole(objective)
+
     def rest(self, objective: str) -> float:
         """What of the cost is not in the sum over sites; measured times are differences from full attention."""
         if objective != "kv_bytes" and self.times:
