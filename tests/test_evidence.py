@@ -71,7 +71,8 @@ def test_the_page_has_a_row_for_each_mix_and_says_what_holds(golden):
 def test_a_claim_is_of_every_seed():
     runs = [trained("full", 0, {64: 0.99}), trained("linear", 0, {64: 0.1}), trained("delta", 0, {64: 0.3})]
     assert [claim.holds for claim in claims(cells(replace(MEASURED, runs=tuple(runs))))] == [True, True, True]
-    runs += [trained("full", 1, {64: 0.94}), trained("linear", 1, {64: 0.5}), trained("delta", 1, {64: 0.9})]
+    runs += [trained("linear", 1, {64: 0.5}), trained("delta", 1, {64: 0.9})]
+    runs.append(replace(trained("full", 1, {}), loss=None, report=None))  # it diverged
     assert [claim.holds for claim in claims(cells(replace(MEASURED, runs=tuple(runs))))] == [False, False, False]
 
 
@@ -168,7 +169,7 @@ def test_the_command_of_memories_trains_converts_and_goes_on(tmp_path, monkeypat
         "layers { all: full }\n"
     )
     attnc.build(attnc.check(model), tmp_path / "tiny", init=0)
-    words = "--specs lmm --seeds 1 --steps 2 --batch 2 --length 16 --lengths 16,48 --pairs 2 --trials 2 --device cpu"
+    words = "--specs lmm --seeds 1 --steps 2 --batch 2 --length 64 --lengths 16,48 --pairs 2 --trials 2 --device cpu"
     words += f" --model {model} --taught 16 --taught-steps 1 --read 24 --windows 2 --out {tmp_path}"
     memories = tool("evidence_memory", monkeypatch)
     (tmp_path / "evidence.md").write_text(f"# Evidence\n\nfirst\n\n{MARK}\n\nlast\n")

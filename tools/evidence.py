@@ -14,11 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from evidence_runs import AT_ONCE, FOLDER, TOP, Ahead, say, settings, side_by_side, write
+from evidence_runs import AT_ONCE, FOLDER, TOP, Ahead, diverged, say, settings, side_by_side, write
 
 import attnc
 from attnc.bench.machine import commit
 from attnc.compiler.data import from_json, to_json
+from attnc.dsl import SpecError
 from attnc.evaluate import run as asking
 from attnc.evaluate.evidence import Evidence, Trained, best, page
 from attnc.evaluate.evidence_chosen import PARTS
@@ -61,7 +62,8 @@ def main(command_line: list[str]) -> None:
     known, specs = begun(words, record), words.specs.split(",")
     known = measured(words, known, record, [(spec, 0, rate) for spec in specs for rate in words.rates])
     rates = best(known)
-    known = measured(words, known, record, [(spec, seed, rates[spec]) for seed in range(1, words.seeds) for spec in specs])
+    others = [(spec, seed, rates[spec]) for seed in range(1, words.seeds) for spec in specs if spec in rates]
+    known = measured(words, known, record, others)
     order = sorted(known.runs, key=lambda run: (run.seed, SPECS.index(run.spec), run.lr))
     known = replace(known, runs=tuple(order))
     write(record, to_json(known, indent=1) + "\n")
@@ -103,7 +105,11 @@ def trained(words: argparse.Namespace, wanted: Wanted) -> Trained:
         attnc.build(attnc.check(FOLDER / f"{spec}.attn"), place, device="cpu", init=seed)
         task = Ahead(Several(tuple(Mqar(pairs=count) for count in pairs)))
         chosen = {"steps": words.steps, "length": words.length, "batch": words.batch, "lr": lr, "seed": seed}
-        report = train(place, settings(words.device, task="mqar", **chosen), task, partial(say, name), lambda _: None)
+        try:
+            report = train(place, settings(words.device, task="mqar", **chosen), task, partial(say, name), lambda _: None)
+        except SpecError as error:
+            diverged(name, error)
+            return Trained(spec=spec, seed=seed, lr=lr, loss=None, seconds=0.0, report=None)
         subject = Subject.of(place, words.device, None, reference=False)
         options = asking.Options(tasks=("mqar",), lengths=(words.length,), trials=words.trials, batch=100, pairs=tuple(pairs))
         answers = asking.evaluate(subject, options, lambda *_: None)

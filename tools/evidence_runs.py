@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from attnc.dsl import SpecError
 from attnc.tasks.examples import Examples, Task
 from attnc.train.report import Progress, Settings
 
@@ -66,6 +67,13 @@ def say(name: str, progress: Progress) -> None:
     if progress.step % max(1, progress.steps // 5) == 0:
         speed = f"{progress.tokens_per_second:,.0f} tokens a second"
         print(f"{name}: step {progress.step}, loss {progress.loss:.4f}, {speed}", file=sys.stderr, flush=True)
+
+
+def diverged(name: str, error: SpecError) -> None:
+    """Says that a run did, which is a result too; raises the error if it is another one."""
+    if [diagnostic.code for diagnostic in error.diagnostics] != ["A571"]:
+        raise error
+    print(f"{name}: {error.diagnostics[0].message}", flush=True)
 
 
 def write(path: Path, text: str) -> None:

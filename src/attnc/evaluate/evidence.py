@@ -14,14 +14,17 @@ SOLVED, FAILED = 0.95, 0.5
 
 
 class Trained(Value):
-    """One model: a spec of docs/evidence, trained from a seed, and what it answered then. `loss`: after its last step."""
+    """One model: a spec of docs/evidence, trained from a seed, and what it answered then. `loss`: after its last step.
+
+    Both are None where training diverged.
+    """
 
     spec: str
     seed: int
     lr: float
-    loss: float
+    loss: float | None
     seconds: float
-    report: EvalReport
+    report: EvalReport | None
 
 
 class Evidence(Value):
@@ -50,28 +53,33 @@ Cell = tuple[float, float, float]
 
 
 def best(evidence: Evidence) -> dict[str, float]:
-    """spec -> the learning rate that left the least loss of all that the first seed tried."""
+    """spec -> the learning rate that left the least loss of all that the first seed tried; without those that diverged."""
     first = min((run.seed for run in evidence.runs), default=0)
-    runs = sorted((run for run in evidence.runs if run.seed == first), key=lambda run: -run.loss)
-    return {run.spec: run.lr for run in runs}
+    runs = [(run.loss, run) for run in evidence.runs if run.seed == first and run.loss is not None]
+    return {run.spec: run.lr for _, run in sorted(runs, key=lambda pair: -pair[0])}
 
 
 def kept(evidence: Evidence) -> tuple[Trained, ...]:
     """The runs at each spec's best rate."""
     rates = best(evidence)
-    return tuple(run for run in evidence.runs if run.lr == rates[run.spec])
+    return tuple(run for run in evidence.runs if run.lr == rates.get(run.spec))
 
 
 def cells(evidence: Evidence) -> dict[str, dict[int, Cell]]:
-    """spec -> pairs -> share over seeds."""
+    """spec -> pairs -> share over seeds; one that diverged recalls nothing."""
     found: dict[str, dict[int, list[float]]] = {}
+    asked = [pairs for pairs, _ in _shares(_reports(evidence)[0])]
     for run in kept(evidence):
-        for pairs, value in _shares(run.report):
+        for pairs, value in [(pairs, 0.0) for pairs in asked] if run.report is None else _shares(run.report):
             found.setdefault(run.spec, {}).setdefault(pairs, []).append(value)
     return {
         spec: {pairs: (fmean(values), min(values), max(values)) for pairs, values in sorted(row.items())}
         for spec, row in found.items()
     }
+
+
+def _reports(evidence: Evidence) -> list[EvalReport]:
+    return [run.report for run in evidence.runs if run.report is not None]
 
 
 def _shares(report: EvalReport) -> list[tuple[int, float]]:
@@ -104,7 +112,7 @@ def claims(table: Mapping[str, Mapping[int, Cell]]) -> list[Claim]:
 def page(evidence: Evidence, command: str) -> str:
     """docs/evidence.md; `command` makes it anew."""
     table = cells(evidence)
-    first = evidence.runs[0].report
+    first = _reports(evidence)[0]
     seconds = [run.seconds for run in evidence.runs]
     trials = next(row.trials for row in first.rows if isinstance(row, Share))
     how = f"""The task is [MQAR](evaluation.md#tasks). Each mix is trained on it alike: {evidence.steps:,} steps of
@@ -134,7 +142,7 @@ def _rows(evidence: Evidence, table: Mapping[str, Mapping[int, Cell]]) -> list[s
     rows = [heads, ["---"] * len(heads)]
     rates = best(evidence)
     for spec, row in table.items():
-        report = next(run.report for run in evidence.runs if run.spec == spec)
+        report = next(run.report for run in evidence.runs if run.spec == spec and run.report is not None)
         size = max(one.cache_bytes for one in report.rows) / 1024
         said = [_cell(row[pairs]) if pairs in row else "" for pairs in counts]
         rows.append(

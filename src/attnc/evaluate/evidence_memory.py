@@ -24,11 +24,14 @@ class Recalled(Value):
 
 
 class Remembered(Value):
-    """One model: a spec of docs/evidence/memory, trained from a seed on both tasks. `loss`: after its last step."""
+    """One model: a spec of docs/evidence/memory, trained from a seed on both tasks. `loss`: after its last step.
+
+    None where training diverged; then nothing was asked.
+    """
 
     spec: str
     seed: int
-    loss: float
+    loss: float | None
     seconds: float
     parameters: int
     recalled: tuple[Recalled, ...]
@@ -86,33 +89,33 @@ def part(evidence: MemoryEvidence, command: str) -> str:
 def _how(evidence: MemoryEvidence) -> str:
     seeds = len({run.seed for run in evidence.runs})
     counted = "1 seed" if seeds == 1 else f"{seeds} seeds"
-    return f"""Each mix learns alike, {evidence.steps:,} steps of {evidence.batch} texts of {evidence.length:,} tokens by AdamW
-        at {evidence.lr:g}, {counted}: a needle (a pair of tokens at any depth, whose second one is asked at the end) in turn
-        with MQAR ({evidence.pairs} pairs, asked at places that are all equally likely, with nothing between them). Then
-        {evidence.trials} texts of each length are asked. A cell is the share that is recalled: the mean over seeds, and in
-        brackets the least and the most."""
+    return f"""Each mix learns alike by AdamW at {evidence.lr:g}, {counted}: {evidence.steps:,} steps of texts an eighth as
+        long, then {evidence.steps // 2:,} steps of {evidence.batch} texts of {evidence.length:,} tokens, a needle (a pair of
+        tokens at any depth, whose second one is asked at the end) in turn with MQAR ({evidence.pairs} pairs, asked at places
+        that are all equally likely, with nothing between them). Then {evidence.trials} texts of each length are asked. A cell
+        is the share that is recalled: the mean over seeds, and in brackets the least and the most."""
 
 
 def _table(evidence: MemoryEvidence) -> list[str]:
-    rows = [
-        ["mix", "task", "parameters", *(f"{length:,} tokens" for length in evidence.lengths), "kept of the longest"],
-    ]
+    """A row for each mix and task; a seed whose training diverged recalls nothing."""
+    rows = [["mix", "task", "parameters", *(f"{length:,} tokens" for length in evidence.lengths), "kept of the longest"]]
     rows.append(["---"] * len(rows[0]))
     for spec in dict.fromkeys(run.spec for run in evidence.runs):
         runs = [run for run in evidence.runs if run.spec == spec]
-        for task in dict.fromkeys(one.task for one in runs[0].recalled):
-            found = [[one for one in run.recalled if one.task == task] for run in runs]
-            cells = [
-                _cell([row.right / row.asked for rows_ in found for row in rows_ if row.length == n]) for n in evidence.lengths
-            ]
-            size = f"{found[0][-1].cache_bytes / 1024:,.0f} KiB"
-            rows.append([f"[{spec}](evidence/memory/{spec}.attn)", task, f"{runs[0].parameters:,}", *cells, size])
+        trained = [run for run in runs if run.loss is not None]
+        name = f"[{spec}](evidence/memory/{spec}.attn)"
+        if not trained:
+            rows.append([name, "diverged", *[""] * (len(rows[0]) - 2)])
+        for task in dict.fromkeys(one.task for run in trained[:1] for one in run.recalled):
+            found = [one for run in trained for one in run.recalled if one.task == task]
+            lost = [0.0] * (len(runs) - len(trained))
+            cells = [_cell([one.right / one.asked for one in found if one.length == n] + lost) for n in evidence.lengths]
+            kept = max(one.cache_bytes for one in found) / 1024
+            rows.append([name, task, f"{trained[0].parameters:,}", *cells, f"{kept:,.0f} KiB"])
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _cell(shares: list[float]) -> str:
-    if not shares:
-        return ""
     return f"{fmean(shares):.1%} ({100 * min(shares):.1f}..{100 * max(shares):.1f})"
 
 
