@@ -81,6 +81,7 @@ def without(text: str, line: str) -> str:
         "mbarrier.arrive(v_full.index(slot), count=1)",
         "mbarrier.wait(k_empty.index(slot), phase)",
         "mbarrier.wait(q_full.index(place), q_phase)",
+        "mbarrier.arrive(q_empty.index(place), count=1)",
     ],
 )
 def test_a_barrier_that_is_missing_is_found(line: str) -> None:
