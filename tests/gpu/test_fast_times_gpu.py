@@ -30,8 +30,8 @@ FOLDER = Path(tempfile.mkdtemp(prefix="attnc-"))
 TITANS = replace(FORMS["titans"], key_width=64, value_width=64, hidden=256)
 TTT = replace(FORMS["ttt_linear"], key_width=64, value_width=64)
 ROUNDS = 5
-MAPS = [(32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (32, 32, 4, 1), (64, 32, 8, 1)]
-LINEAR = [(32, 64, 8, 1), (16, 64, 4, 1), (16, 64, 2, 1), (16, 64, 1, 1)]
+MAPS = [(16, 32, 8, 1), (16, 16, 8, 1), (32, 32, 4, 1)]
+LINEAR = [(32, 64, 8, 1), (16, 64, 2, 1)]
 
 
 def provider(form: FastWeights, blocks: tuple[int, ...] | None = None, products: str | None = None) -> Teach:
