@@ -124,6 +124,9 @@ def test_the_part_of_chosen_keys_stands_at_the_end_and_is_replaced():
     )
     rest = {"device": "cpu", "dtype": "float32", "share": 0.125, "trials": 200, "windows": 1, "decoded": 64, "text": "a text"}
     written = part(ChosenEvidence(model="smollm2", commit=None, rows=(row,), **rest), "make evidence-chosen")
+    told = part(ChosenEvidence(model="smollm2", commit=None, kernels=("quest",), **rest), "make evidence-chosen")
+    assert "generated kernels for quest" in told
+    assert "generated kernels" not in written
     assert "| quest | 2048 | 12.5% | 3.000 | 50.0% (40.0% to 60.0% of 200) | 1.0 MiB | 250 ms | 2 ms |" in written
     once = joined("# Evidence\n\nfirst\n", written)
     assert once.startswith("# Evidence\n\nfirst\n\n## Keys that content chooses\n")

@@ -58,7 +58,8 @@ def part(evidence: ChosenEvidence, command: str) -> str:
         MARK,
         "",
         f"`{command}` grafts each mix onto {evidence.model} (`attnc graft`), whose weights stay as they are, and asks it.",
-        f"{evidence.device}, {evidence.dtype}, torch's providers and kernels as planned. Each query keeps at most "
+        f"{evidence.device}, {evidence.dtype}, torch's providers and kernels as planned{_asked(evidence)}. "
+        f"Each query keeps at most "
         f"{evidence.share:.1%} of the text; `full` keeps all.",
         f"NLL is of the last {evidence.decoded} tokens of {evidence.windows} windows of {evidence.text}, decoded behind a "
         "prefill of the rest, so that mixes that choose while decoding alone show it. Passkeys are decoded too; intervals are "
@@ -73,6 +74,11 @@ def part(evidence: ChosenEvidence, command: str) -> str:
         size = f"{row.cache_bytes / 2**20:.1f} MiB"
         lines.append(f"| {row.mix} | {row.length} | {row.kept:.1%} | {row.nll:.3f} | {passkey} | {size} | {times} |")
     return "\n".join([*(textwrap.fill(line, 120) if not line.startswith("|") else line for line in lines), ""])
+
+
+def _asked(evidence: ChosenEvidence) -> str:
+    """Who runs on kernels that no plan took by itself."""
+    return f", and generated kernels for {', '.join(evidence.kernels)}" if evidence.kernels else ""
 
 
 def joined(page: str, text: str) -> str:
