@@ -15,6 +15,7 @@ from attnc.codegen import folder as folders
 from attnc.codegen import kernels, module, weight_files
 from attnc.codegen.built import Built, Compiled
 from attnc.codegen.eager import emit as eager
+from attnc.codegen.filling import fill
 from attnc.codegen.problem import complaint
 from attnc.codegen.tune import table as tables
 from attnc.codegen.tune.table import Table
@@ -45,7 +46,7 @@ PORTABLE_GPU = "h100"
 class Options(Value):
     """The words of the command line.
 
-    weights    a folder with model.safetensors; `seed`: random weights instead
+    weights    a folder with model.safetensors; `seed`: random weights instead, or with `weights` what they lack
     tuned      tables whose blocks go into the folder, as far as they are of its kernels
     installed  optional providers that are there; `without`: providers that are not to be asked
     """
@@ -92,7 +93,12 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
     if options.policy is not None:
         texts["policy.json"] = policy_text(options.policy)
     weights = parameters.parameters(spec, graph)
-    copies, made = weight_files.carried(options.weights, weights, spare, orders)
+    given = weight_files.Carried({}, {})
+    if options.weights is not None:
+        filled = None if options.seed is None else fill(graph, options.seed)
+        given = weight_files.carried(options.weights, weights, spare, orders, filled)
+    elif options.seed is not None:
+        given = weight_files.Carried({}, {"model.safetensors": partial(weight_files.start, weights, options.seed, {})})
     built = Built(
         attnc=attnc.__version__,
         name=spec.model.name,
@@ -108,12 +114,10 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
         heads=orders,
         files=(),
     )
-    if options.seed is not None and options.weights is None:
-        made["model.safetensors"] = partial(weight_files.start, weights, options.seed)
-    built = replace(built, files=tuple(sorted([*texts, *copies, *made, "plan.json"])))
+    built = replace(built, files=tuple(sorted([*texts, *given.copies, *given.made, "plan.json"])))
     texts["plan.json"] = json.dumps(to_data(built), indent=1) + "\n"
-    folders.write(folder, texts, copies, made)
-    return Report(folder, built, decisions)
+    folders.write(folder, texts, given.copies, given.made)
+    return Report(folder, built, (*decisions, *given.decisions))
 
 
 def decided(spec: Spec, options: Options) -> tuple[Spec, dict[str, tuple[int, ...]], frozenset[str]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from attnc.codegen.filling import Fill
 from attnc.codegen.problem import complaint
 from attnc.compiler.gathered import Orders, axis_of, inverse
 from attnc.compiler.mixer import Weight
@@ -32,35 +34,52 @@ ORDERS = "attnc_heads"
 """The word of a file's metadata under which it says how the KV groups of its layers were moved."""
 
 
+class Carried(NamedTuple):
+    """What a folder of weights gives: files to copy, files to write from it, and a line for each thing that was decided."""
+
+    copies: Mapping[str, Path]
+    made: Made
+    decisions: tuple[str, ...] = ()
+
+
 def carried(
-    folder: Path | None, weights: Sequence[Weight], spare: Collection[str] = (), orders: Orders | None = None
-) -> tuple[dict[str, Path], Made]:
-    """(files to copy from a folder of weights, files to write from it). Raises SpecError A512 where they do not fit `weights`.
+    folder: Path, weights: Sequence[Weight], spare: Collection[str] = (), orders: Orders | None = None, fill: Fill | None = None
+) -> Carried:
+    """Raises SpecError A512 where the folder's tensors do not fit `weights`.
 
     spare   tensors that may be there and are left out: of alternatives that a policy does not take
     orders  how the KV groups of layers are moved; a folder whose groups were moved already is put back first
+    fill    what becomes of a model whose attention stands beside something new; without it names are the same and all there
     """
-    if folder is None:
-        return {}, {}
     from attnc.runtime.weights import WeightsError, check_files
 
     files = sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
     shapes = {weight.name: weight.shape for weight in weights}
+    inside = {file: _inside(file) for file in files if file.is_file()}
+    renamed = {name: fill.name(name, shapes) for names, _ in inside.values() for name in names} if fill else {}
+    known = {*renamed.values()}
+    lacking = [weight for weight in weights if weight.name not in known] if fill and known & {*shapes} else []
+    old = {new: name for name, new in renamed.items()}
+    wanted = {old.get(weight.name, weight.name): weight.shape for weight in weights if weight not in lacking}
     try:
-        check_files(files, shapes, spare)
+        check_files(files, wanted, spare)
     except WeightsError as problem:
-        help_line = "import the checkpoint again, or build with the spec that it was imported with"
+        help_line = "import the checkpoint again, or build with its own spec; `--init SEED` starts what is new in this one"
         raise SpecError([complaint("A512", str(problem), folder, help_line)]) from problem
     copies: dict[str, Path] = {}
     made: Made = {}
-    for file in files:
-        names, before = _inside(file)
-        if orders or before or any(name not in shapes for name in names):
-            kept = tuple(name for name in names if name in shapes)
+    for file, (names, before) in inside.items():
+        kept = {name: renamed.get(name, name) for name in names if renamed.get(name, name) in shapes}
+        if orders or before or any(kept.get(name) != name for name in names):
             made[file.name] = partial(_write, file, kept, before, orders or {})
         else:
             copies[file.name] = file
-    return copies | {name: folder / name for name in TEXT_FILES if (folder / name).is_file()}, made
+    if fill and lacking:
+        taken = {file.name for file in inside}
+        free = next(name for number in count(1) if (name := f"started-{number}.safetensors") not in taken)
+        made[free] = partial(start, lacking, fill.seed, orders or {})
+    told = fill.told(renamed, [weight.name for weight in lacking]) if fill else ()
+    return Carried(copies | {name: folder / name for name in TEXT_FILES if (folder / name).is_file()}, made, told)
 
 
 def _inside(path: Path) -> tuple[tuple[str, ...], Orders]:
@@ -72,18 +91,26 @@ def _inside(path: Path) -> tuple[tuple[str, ...], Orders]:
         return tuple(file.keys()), {layer: tuple(order) for layer, order in told.items()}
 
 
-def _write(source: Path, names: Sequence[str], before: Orders, orders: Orders, path: Path) -> None:
-    """Some tensors of a file with the KV groups moved back as they were, and then as `orders` says. OSError if it cannot."""
+def _write(source: Path, names: Mapping[str, str], before: Orders, orders: Orders, path: Path) -> None:
+    """Some tensors of a file by their new names, with the KV groups moved back as they were, and then as `orders` says.
+
+    OSError if it cannot.
+    """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
     back = {layer: inverse(order) for layer, order in before.items()}
     with safe_open(source, framework="pt") as file:
-        tensors = {name: moved(name, moved(name, file.get_tensor(name), back), orders) for name in names}
+        tensors = {new: moved(new, moved(name, file.get_tensor(name), back), orders) for name, new in names.items()}
     try:
-        save_file(tensors, path, metadata={"format": "pt"} | ({ORDERS: json.dumps(orders)} if orders else {}))
+        save_file(tensors, path, metadata=_said(orders))
     except SafetensorError as problem:
         raise OSError(str(problem)) from problem
+
+
+def _said(orders: Orders) -> dict[str, str]:
+    """The metadata of a file."""
+    return {"format": "pt"} | ({ORDERS: json.dumps(orders)} if orders else {})
 
 
 def moved(name: str, tensor: Tensor, orders: Orders) -> Tensor:
@@ -98,7 +125,7 @@ def moved(name: str, tensor: Tensor, orders: Orders) -> Tensor:
     return torch.cat([parts[group] for group in order], dim=found[1])
 
 
-def start(weights: Sequence[Weight], seed: int, path: Path) -> None:
+def start(weights: Sequence[Weight], seed: int, orders: Orders, path: Path) -> None:
     """Writes a file of random weights: each tensor's numbers depend on its name and the seed alone. OSError if it cannot."""
     import torch
     from safetensors import SafetensorError
@@ -109,6 +136,6 @@ def start(weights: Sequence[Weight], seed: int, path: Path) -> None:
     tensors = {weight.name: started(weight.name, weight.shape, weight.start, seed) for weight in weights}
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, metadata=_said(orders))
     except SafetensorError as problem:
         raise OSError(str(problem)) from problem

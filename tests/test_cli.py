@@ -356,7 +356,6 @@ def test_set_replaces_one_setting_before_checking(attnc_run, tmp_path):
         (["--set", "model.layers=0"], 3, "A104"),
         (["--target", "sm_80,sm_1"], 2, "no target sm_1"),
         (["--device", "toaster"], 2, "no device toaster"),
-        (["--weights", ".", "--init", "1"], 2, "exclude each other"),
         (["--reduce", "3"], 2, "--reduce"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),

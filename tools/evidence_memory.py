@@ -19,16 +19,11 @@ from typing import Any
 
 import torch
 from evidence_runs import AT_ONCE, FOLDER, TOP, Ahead, diverged, say, settings, side_by_side, write
-from safetensors.torch import load_file, save_file
 
 import attnc
 from attnc.bench.machine import commit
-from attnc.codegen.weight_files import start
-from attnc.compiler import graph, passes
 from attnc.compiler.data import from_json, to_json
 from attnc.compiler.graft import graft
-from attnc.compiler.parameters import parameters
-from attnc.compiler.spec import Spec
 from attnc.dsl import SpecError, parse, read
 from attnc.evaluate import asking
 from attnc.evaluate import run as evaluation
@@ -188,8 +183,8 @@ def converted(words: argparse.Namespace, mix: str) -> Converted:
         method.write_text(own if METHODS[mix] else (FOLDER / "memory" / f"{mix}.attn").read_text("utf-8"), "utf-8")
         spec.write_text(graft(parse(read(str(method))), parse(read(str(words.model)))), "utf-8")
         checked, place = attnc.check(spec), Path(scratch) / mix
-        weights = completed(checked, words.model.with_suffix(""), Path(scratch) / "weights")
-        attnc.build(checked, place, device="cpu" if words.device == "cpu" else "h200", weights=weights)
+        device = "cpu" if words.device == "cpu" else "h200"
+        attnc.build(checked, place, device=device, weights=words.model.with_suffix(""), init=0)
         seconds = 0.0 if METHODS[mix] else taught(words, place, Path(scratch) / "text")
         subject = Subject.of(place, words.device, None, reference=False)
         options = evaluation.Options(tasks=("nll",), lengths=(words.read,), trials=words.windows, batch=1)
@@ -206,27 +201,6 @@ def converted(words: argparse.Namespace, mix: str) -> Converted:
         tokens=row.tokens,
         cache_bytes=row.cache_bytes,
     )
-
-
-def completed(spec: Spec, folder: Path, place: Path) -> Path:
-    """A folder with a model's weights under the spec's names, and what of the spec they lack, as it starts.
-
-    A layer's attention lies at `self_attn`, and at `mixer.NAME` where it is one branch of several.
-    """
-    place.mkdir()
-    wanted = {weight.name: weight for weight in parameters(spec, passes.run(graph.build(spec)))}
-    known: set[str] = set()
-    for file in folder.iterdir():
-        if file.suffix != ".safetensors":
-            (place / file.name).symlink_to(file.resolve())
-            continue
-        tensors = load_file(file)
-        names = {name: name if name in wanted else name.replace(".self_attn.", ".mixer.local.") for name in tensors}
-        known |= set(names.values())
-        save_file({names[name]: tensor for name, tensor in tensors.items()}, place / file.name)
-    if lacking := [weight for name, weight in wanted.items() if name not in known]:
-        start(lacking, 0, place / "lacking.safetensors")
-    return place
 
 
 def taught(words: argparse.Namespace, place: Path, text: Path) -> float:

@@ -80,7 +80,10 @@ def build(
     installed: Iterable[str] = (),
     without: Iterable[str] = (),
 ) -> Report:
-    """Writes a folder that stands alone: readable PyTorch, kernels, and weights from a folder or started from the seed `init`.
+    """Writes a folder that stands alone: readable PyTorch, kernels, and weights.
+
+    Weights come from the folder `weights`, or start from the seed `init`. With both, tensors that the folder lacks start, and
+    the attention of a layer may stand as one branch beside new ones.
 
     `device` names the table of costs, `targets` the architectures compiled ahead (`sm_90`), `tuned` the files of `attnc tune
     kernels` whose blocks go into the folder (None: the user's own), `policy` the file of `attnc tune solve` that decides each

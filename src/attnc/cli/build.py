@@ -35,7 +35,9 @@ def build(
         str, typer.Option(metavar="T,T", help=f"Also compile ahead for {', '.join(TARGETS)}.", show_default=False)
     ] = "",
     weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Take weights and tokenizer from there.")] = None,
-    init: Annotated[int | None, typer.Option(metavar="SEED", help="Start weights from a seed.")] = None,
+    init: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Start weights from a seed; with --weights what they lack.")
+    ] = None,
     settings: Annotated[
         list[str], typer.Option("--set", metavar="model.KEY=VALUE", help="Replace a setting of the model.")
     ] = [],  # noqa: B006
@@ -64,8 +66,6 @@ def build(
     json: Json = False,
 ) -> None:
     """Write a folder of PyTorch and kernels."""
-    if weights is not None and init is not None:
-        raise CommandError(Exit.USAGE, "--weights and --init exclude each other", "leave one of them out")
     spec = read_spec(file, overrides(settings))
     decided = _policy(file, policy, spec, device_name(device), reduced=reduce is not None)
     if reduce is not None:
