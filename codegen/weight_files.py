@@ -51,23 +51,22 @@ def carried(
     orders  how the KV groups of layers are moved; a folder whose groups were moved already is put back first
     fill    what becomes of a model whose attention stands beside something new; without it names are the same and all there
     """
-    from attnc.runtime.weights import WeightsError, check_files
+    from attnc.runtime.weights import WeightsError, check_files, contents
 
     files = sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
     shapes = {weight.name: weight.shape for weight in weights}
-    inside = {file: _inside(file) for file in files if file.is_file()}
-    renamed = {name: fill.name(name, shapes) for names, _ in inside.values() for name in names} if fill else {}
-    known = {*renamed.values()}
-    lacking = [weight for weight in weights if weight.name not in known] if fill and known & {*shapes} else []
-    old = {new: name for name, new in renamed.items()}
-    wanted = {old.get(weight.name, weight.name): weight.shape for weight in weights if weight not in lacking}
     try:
-        check_files(files, wanted, spare)
+        renamed = {name: fill.name(name, shapes) for name in contents(files)[0]} if fill else {}
+        known = {*renamed.values()}
+        lacking = [weight for weight in weights if weight.name not in known] if fill and known & {*shapes} else []
+        old = {new: name for name, new in renamed.items()}
+        check_files(files, {old.get(one.name, one.name): one.shape for one in weights if one not in lacking}, spare)
     except WeightsError as problem:
         help_line = "import the checkpoint again, or build with its own spec; `--init SEED` starts what is new in this one"
         raise SpecError([complaint("A512", str(problem), folder, help_line)]) from problem
     copies: dict[str, Path] = {}
     made: Made = {}
+    inside = {file: _inside(file) for file in files}
     for file, (names, before) in inside.items():
         kept = {name: renamed.get(name, name) for name in names if renamed.get(name, name) in shapes}
         if orders or before or any(kept.get(name) != name for name in names):

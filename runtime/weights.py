@@ -47,7 +47,7 @@ def load_weights(
     in `dtype` (default: the file's); others keep theirs and take the numbers.
     """
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
-    shapes, homes = _contents(paths)
+    shapes, homes = contents(paths)
     places = _places(module)
     _complain(shapes, places)
     _check_ties(homes, places)
@@ -101,7 +101,7 @@ def _places(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters(remove_duplicate=False)), **buffers}
 
 
-def _contents(paths: Sequence[Path]) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, Path]]:
+def contents(paths: Sequence[Path]) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, Path]]:
     """({name: (shape, dtype word)}, {name: its file}) from the files' headers alone."""
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
@@ -159,7 +159,7 @@ def check_files(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]], sp
 
     Those of `spare` may be there, and do not count.
     """
-    found = {name: one for name, one in _contents(files)[0].items() if name in shapes or name not in spare}
+    found = {name: one for name, one in contents(files)[0].items() if name in shapes or name not in spare}
     _complain(found, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
 
 
