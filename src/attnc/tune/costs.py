@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -128,6 +129,7 @@ def _decode(name: str, model: BuiltModel, tokens: torch.Tensor, say: Say) -> Cal
     for _ in range(WARM):
         step()
     torch.cuda.synchronize()
+    before = cache.lengths
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
@@ -136,7 +138,12 @@ def _decode(name: str, model: BuiltModel, tokens: torch.Tensor, say: Say) -> Cal
         torch.cuda.synchronize()
         say(f"decode steps of {name} are launched one by one: {str(error).splitlines()[0]}")
         return step
-    return graph.replay
+    return partial(_replayed, graph, step, before)
+
+
+def _replayed(graph: torch.cuda.CUDAGraph, *_alive: object) -> None:
+    """The step once more; a graph reads addresses, so what it was captured with, the lengths before it too, stays with it."""
+    graph.replay()
 
 
 def interpolated(points: Mapping[int, float], length: int) -> float | None:
