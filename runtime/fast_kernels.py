@@ -1,8 +1,7 @@
 """The generated kernels of a launch of fast weights: a `Sweep` from chunk to chunk, with its gradients.
 
 What a sequence knows before each chunk is found by the kernels, one chunk after another, and so are its gradients on the way
-back. All else concerns single chunks and is done for many of them side by side, by plain PyTorch (fast_torch.py): what tokens
-read, and gradients of what tokens bring, from those of what was known after their chunk.
+back; then those of what tokens brought, of single chunks side by side. What tokens read is plain PyTorch's (fast_torch.py).
 
 The kernels are `torch.ops.attnc.fast_HASH_sweep` and `..._back`, HASH of the file's text.
 
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from .fast import Learned, Rule, Teach, Weights
 from .fast_step import Stepping, step_kernels
-from .fast_sweep import Sweep, Swept, Tokens, amounts_of, slopes_of, written
+from .fast_sweep import Sweep, Swept, Tokens, amounts_of
 from .fast_torch import teach_by, torch_teach
 from .nets import Norm
 from .operators import NAMESPACE, device_of
@@ -34,23 +33,14 @@ GIVEN = (
     "Tensor? bias, int[] counts, int element_size"
 )
 SCHEMAS = {
-    "sweep": f"({GIVEN}, Tensor known, Tensor? known_moment) -> Tensor[]",
+    "sweep": f"({GIVEN}, Tensor known, Tensor? known_moment) -> (Tensor kept, Tensor kept_moment, Tensor after, "
+    "Tensor after_moment, Tensor raw)",
     "back": (
-        f"({GIVEN}, Tensor kept, Tensor raw, Tensor kept_grad, Tensor? kept_moment_grad, Tensor after_grad, "
-        "Tensor? after_moment_grad) -> Tensor[]"
-    ),
-    "chain": (
-        f"({GIVEN}, Tensor raw, Tensor alone, Tensor? alone_moment, Tensor known, Tensor? known_moment, Tensor kept, "
-        "Tensor kept_moment, Tensor after, Tensor after_moment) "
-        "-> (Tensor kept_after, Tensor kept_moment_after, Tensor after_all, Tensor after_moment_all)"
+        f"({GIVEN}, Tensor kept, Tensor? kept_moment, Tensor raw, Tensor kept_grad, Tensor? kept_moment_grad, "
+        "Tensor after_grad, Tensor? after_moment_grad) -> Tensor[]"
     ),
 }
-"""What the operators take, and give in the order of a kernel file's `sweep` and `go_back`; what is not there is empty.
-
-`chain` gives what `sweep` has found, with gradients. Of `alone`, what each chunk makes of what was known before it, only the
-gradients are asked: what flows on from there reaches what the chunk's tokens brought. What was known before it stands still
-there: the kernels have gone back along it.
-"""
+"""What the operators take and give; what is not there is empty. `back` gives gradients of all tensors that `sweep` takes."""
 
 
 class Given(NamedTuple):
@@ -87,10 +77,10 @@ def fast_kernels(chunks: ModuleType | None, steps: ModuleType | None = None) -> 
 
 def kernel_sweep(module: ModuleType) -> Sweep:
     """A `Sweep` of a kernel file; it has no second derivative."""
-    operators = define(name_of(module), module)
+    operator = define(name_of(module), module)
 
     def sweep(
-        rule: Rule, _start: Weights, known: Learned, tokens: Tokens, counts: tuple[int, ...], learns: int, norm: Norm
+        _rule: Rule, _start: Weights, known: Learned, tokens: Tokens, counts: tuple[int, ...], learns: int, norm: Norm
     ) -> Swept:
         if tokens.k.dtype == torch.float64:
             raise ValueError("generated kernels have no float64: use('torch')")
@@ -100,20 +90,9 @@ def kernel_sweep(module: ModuleType) -> Sweep:
             amounts = amounts._replace(stays=torch.ones_like(amounts.writes[..., 0]))
         shapes = {name: w.shape[2:] for name, w in known.weights.items()}
         now, moment = _flat(known.weights), None if known.moment is None else _flat(known.moment)
-        plain = [
-            None if x is None else x.detach().contiguous() for x in (tokens.k, tokens.v, *amounts, *(norm or (None, None)))
-        ]
-        given = (*plain, list(counts), 2 if tokens.narrow else 4)
-        with torch.no_grad():
-            *found, raw = operators[0](
-                *given, now.detach().contiguous(), None if moment is None else moment.detach().contiguous()
-            )
-        sources = (now, moment, tokens.k, tokens.v, *amounts, *(norm or ()))
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources):
-            before = Learned(_nets(found[0], shapes), None if moment is None else _nets(found[1], shapes))
-            after = written(before, amounts, slopes_of(rule, before.weights, tokens, norm))
-            alone = (_flat(after.weights), None if after.moment is None else _flat(after.moment))
-            found = list(operators[1](*given, raw, *alone, now, moment, *found))
+        plain = [None if x is None else x.contiguous() for x in (tokens.k, tokens.v, *amounts, *(norm or (None, None)))]
+        numbers = list(counts), 2 if tokens.narrow else 4
+        *found, _ = operator(*plain, *numbers, now.contiguous(), None if moment is None else moment.contiguous())
         kept, kept_moment, then, then_moment = (
             None if moment is None and n % 2 else _nets(x, shapes) for n, x in enumerate(found)
         )
@@ -149,48 +128,36 @@ def name_of(module: ModuleType) -> str:
     return "fast_" + hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
 
-def define(name: str, module: ModuleType) -> tuple[Any, Any]:
-    """The operators `name`_sweep and `name`_chain; the first that asks for a name defines them, for the life of the process."""
+def define(name: str, module: ModuleType) -> Any:
+    """The operator `name`_sweep; the first that asks for a name defines it, for the life of the process."""
     if not hasattr(torch.ops.attnc, f"{name}_sweep"):
-        functions = {
-            "sweep": (_sweep(module), _fake_sweep(module)),
-            "back": (_back(module), _fake_back),
-            "chain": (_chain, _chain),
-        }
+        functions = {"sweep": (_sweep(module), _fake_sweep(module)), "back": (_back(module), _fake_back)}
         for kind, (function, fake) in functions.items():
             title = f"{NAMESPACE}::{name}_{kind}"
             torch.library.define(title, SCHEMAS[kind], tags=(torch.Tag.pt2_compliant_tag,))
             torch.library.impl(title, "default", function)
             torch.library.register_fake(title, fake)
         back = getattr(torch.ops.attnc, f"{name}_back").default
-        torch.library.register_autograd(f"{NAMESPACE}::{name}_chain", _gradients(back), setup_context=_save)
+        torch.library.register_autograd(f"{NAMESPACE}::{name}_sweep", _gradients(back), setup_context=_save)
         torch.library.register_autograd(f"{NAMESPACE}::{name}_back", _no_second_derivative)
-    return getattr(torch.ops.attnc, f"{name}_sweep").default, getattr(torch.ops.attnc, f"{name}_chain").default
-
-
-def _chain(*parts: Any) -> tuple[Tensor, ...]:
-    """Copies: what an operator gives is its own."""
-    return tuple(x.clone() for x in parts[-4:])
+    return getattr(torch.ops.attnc, f"{name}_sweep").default
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    del output
-    *given, counts, element_size, raw, _, _, _, moment = inputs[:-4]
+    *given, counts, element_size, _, moment = inputs
     ctx.numbers, ctx.momentum = (counts, element_size), moment is not None
-    ctx.save_for_backward(*given, raw, inputs[-4])
+    ctx.save_for_backward(*given, output[0], output[1], output[4])
 
 
 def _gradients(back: Any) -> Any:
-    """Of `alone` and of what was known before the first chunk."""
+    """Of what tokens bring, of the norm, and of what was known before the first chunk."""
 
     def gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *given, raw, kept = ctx.saved_tensors
-        of = [grad.contiguous() if ctx.momentum or n % 2 == 0 else None for n, grad in enumerate(grads)]
-        rows, rows_moment, known, known_moment = back(*given, *ctx.numbers, kept, raw, *of)
-        if not ctx.momentum:
-            rows_moment = known_moment = None
-        nothing = [None] * (len(given) + len(ctx.numbers) + 1)
-        return *nothing, rows, rows_moment, known, known_moment, None, None, None, None
+        *given, kept, kept_moment, raw = ctx.saved_tensors
+        of = [grad.contiguous() if ctx.momentum or n % 2 == 0 else None for n, grad in enumerate(grads[:4])]
+        found = back(*given, *ctx.numbers, kept, kept_moment if ctx.momentum else None, raw, *of)
+        there = [None if x is None else grad for x, grad in zip(given, found, strict=False)]
+        return *there, None, None, found[-2], found[-1] if ctx.momentum else None
 
     return gradients
 
@@ -219,20 +186,22 @@ def _full(like: Tensor, found: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 def _sweep(module: ModuleType) -> Any:
-    def sweep(*parts: Any) -> list[Tensor]:
+    def sweep(*parts: Any) -> tuple[Tensor, ...]:
         *given, known, moment = parts
         with device_of(known):
-            return _full(known, module.sweep(_given(given, len(known)), known, moment))
+            return tuple(_full(known, module.sweep(_given(given, len(known)), known, moment)))
 
     return sweep
 
 
 def _back(module: ModuleType) -> Any:
     def back(*parts: Any) -> list[Tensor]:
-        *given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_moment_grad = parts
+        *tensors, kept, kept_moment, raw, kept_grad, kept_moment_grad, after_grad, after_moment_grad = parts
         grads = kept_grad, kept_moment_grad, after_grad, after_moment_grad
+        given = _given(tensors, len(after_grad))
         with device_of(kept):
-            return _full(kept, module.go_back(_given(given, len(after_grad)), kept, raw, *grads))
+            rows, rows_moment, *known = module.go_back(given, kept, raw, *grads)
+            return _full(kept, [*module.lessons(given, kept, kept_moment, raw, rows, rows_moment), *known])
 
     return back
 
@@ -241,17 +210,16 @@ def _fake_sweep(module: ModuleType) -> Any:
     """Results without numbers: what compilers ask for."""
     keeps = hasattr(module, "HIDDEN")
 
-    def fake(*parts: Any) -> list[Tensor]:
+    def fake(*parts: Any) -> tuple[Tensor, ...]:
         k, v, *_, known, moment = parts
         kept, none = known.new_empty(len(k), *known.shape[1:]), known.new_empty(0)
         kept_moment, after_moment = (none, none) if moment is None else (torch.empty_like(kept), torch.empty_like(known))
-        return [kept, kept_moment, torch.empty_like(known), after_moment, torch.empty_like(v) if keeps else none]
+        return kept, kept_moment, torch.empty_like(known), after_moment, torch.empty_like(v) if keeps else none
 
     return fake
 
 
 def _fake_back(*parts: Any) -> list[Tensor]:
-    *_, kept, _, _, kept_moment_grad, after_grad, after_moment_grad = parts
-    none = kept.new_empty(0)
-    of_moment = (none, none) if kept_moment_grad is None else (torch.empty_like(kept), torch.empty_like(after_moment_grad))
-    return [torch.empty_like(kept), of_moment[0], torch.empty_like(after_grad), of_moment[1]]
+    *_, after_grad, after_moment_grad = parts
+    like = (*parts[:9], after_grad, after_moment_grad)
+    return _full(after_grad, [None if x is None else torch.empty_like(x) for x in like])

@@ -54,6 +54,7 @@ _POINTERS = {
         *("lr", "momentum", "into", "up", "out", "into_moment", "up_moment", "out_moment", "gates", "room"),
         *("ends", "sum_ends", "rest", "sum_starts"),
         *("known_grad", "known_moment_grad", "raws", "parts", "within", "by", "by_moment"),
+        *("writes_grad", "pushes_grad", "stays_grad", "speed_grad", "slows_grad", "weight_grad", "bias_grad"),
     },
     "i32": {
         "rows",

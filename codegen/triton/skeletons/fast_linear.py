@@ -6,7 +6,7 @@ A program carries its part of weights W and momentum S, turned, in fp32 through 
     W <- stays W + speed S - K^T (writes d);  S <- slows S - K^T (pushes d)
 
 and leaves both as they were before each chunk. The way back carries their gradients from the last chunk to the first, and
-leaves those of what was known after each chunk: all other gradients are of single chunks.
+leaves those of what was known after each chunk; from these come all others, of single chunks (fast_lessons.py).
 
 Legend: R rows, the chunks of `size` tokens of several sequences, first ones before second ones; sequences with more chunks
 stand first. heads; M = V K numbers of a map.
@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from attnc.codegen.triton.skeletons.fast_lessons import gradients_of, map_kernel
 from attnc.codegen.triton.skeletons.fast_parts import (
     architecture,
     error,
@@ -201,7 +202,7 @@ def settings(size, row, element_size, kernel):
         "K": KEY_WIDTH,
         "V": VALUE_WIDTH,
         "BLOCK_K": max(16, triton.next_power_of_2(KEY_WIDTH)),
-        "BLOCK_V": wide if NORM else min(block, wide),
+        "BLOCK_V": wide if NORM or kernel is map_kernel else min(block, wide),
         "TILE": tile_of(size, tokens),
         "MOMENTUM": MOMENTUM,
         "NORM": NORM,
@@ -215,12 +216,11 @@ def settings(size, row, element_size, kernel):
 
 
 def variants(architecture, element_size):
-    """Every kernel that `sweep` and `go_back` may launch, with its compile-time arguments."""
+    """Every kernel that `sweep`, `go_back` and `lessons` may launch, with its compile-time arguments."""
     row = BLOCKS[architecture, element_size]
     tiles = dict.fromkeys(tile_of(size, row[0]) for size in (16, 32, 64))
-    return tuple(
-        (kernel, settings(size, row, element_size, kernel)) for kernel in (sweep_kernel, back_kernel) for size in tiles
-    )
+    kernels = sweep_kernel, back_kernel, map_kernel
+    return tuple((kernel, settings(size, row, element_size, kernel)) for kernel in kernels for size in tiles)
 
 
 def arguments(kernel, given, blocks):
@@ -265,3 +265,16 @@ def go_back(given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_mom
     tensors = (*tensors, kept, kept_grad, *held, rows, rows_moment, known, known_moment, given.begins, given.chunks)
     launch(back_kernel, programs * len(known), tensors, given, compiled)
     return rows, rows_moment if MOMENTUM else None, known, known_moment if MOMENTUM else None
+
+
+def lessons(given, kept, kept_moment, raw, rows, rows_moment, *, blocks=None):
+    """Gradients of `given.tensors`, or None where there are none.
+
+    kept, kept_moment: what sequences knew before each chunk; raw is None here; rows, rows_moment: gradients of what was known
+    after each.
+    """
+    row = blocks or BLOCKS[architecture(given.k.device), given.element_size]
+    compiled = settings(given.k.shape[2], row, given.element_size, map_kernel)
+    known = (kept, kept_moment, rows, rows_moment) if MOMENTUM else (kept, kept, rows, rows)
+    key = map_kernel, given.k.device, row, compiled["TILE"], compiled["PRECISION"]
+    return gradients_of(map_kernel, given, known, (), key, compiled)

@@ -9,7 +9,8 @@ adds all that up, finds the error d, and changes its own part:
     W1 <- stays W1 + speed S1 - (writes e)^T K;        S1 <- slows S1 - (pushes e)^T K
 
 The way back carries gradients of W and S from the last chunk to the first: each block says how d is to blame, waits, and goes
-through raw. It leaves gradients of what was known after each chunk: all others are of single chunks.
+through raw. It leaves gradients of what was known after each chunk; from these come all others, of single chunks
+(fast_lessons.py).
 
 Programs that wait for each other must all be running. So a launch has at most as many as a GPU has multiprocessors, and is
 cooperative; sequences and heads beyond that take their turn in the next. In Triton's interpreter, which runs one program after
@@ -23,6 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
+from attnc.codegen.triton.skeletons.fast_lessons import gradients_of, maps_kernel
 from attnc.codegen.triton.skeletons.fast_parts import (
     architecture,
     error,
@@ -304,12 +306,11 @@ def settings(size, row, element_size, kernel):
 
 
 def variants(architecture, element_size):
-    """Every kernel that `sweep` and `go_back` may launch, with its compile-time arguments."""
+    """Every kernel that `sweep`, `go_back` and `lessons` may launch, with its compile-time arguments."""
     row = BLOCKS[architecture, element_size]
     tiles = dict.fromkeys(tile_of(size, row[0]) for size in (16, 32, 64))
-    return tuple(
-        (kernel, settings(size, row, element_size, kernel)) for kernel in (sweep_kernel, back_kernel) for size in tiles
-    )
+    kernels = sweep_kernel, back_kernel, maps_kernel
+    return tuple((kernel, settings(size, row, element_size, kernel)) for kernel in kernels for size in tiles)
 
 
 class Launches:
@@ -370,3 +371,15 @@ def go_back(given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_mom
     held = (kept, raw, kept_grad, of_moment[0], after_grad, of_moment[1], rows, rows_moment, known, known_moment)
     launches.run((*launches.tensors, *held, launches.parts, within))
     return rows, rows_moment if MOMENTUM else None, known, known_moment if MOMENTUM else None
+
+
+def lessons(given, kept, kept_moment, raw, rows, rows_moment, *, blocks=None):
+    """Gradients of `given.tensors`, or None where there are none.
+
+    kept, kept_moment, raw: what `sweep` has left; rows, rows_moment: gradients of what was known after each chunk.
+    """
+    row = blocks or BLOCKS[architecture(given.k.device), given.element_size]
+    compiled = settings(given.k.shape[2], row, given.element_size, maps_kernel)
+    known = (kept, kept_moment, rows, rows_moment) if MOMENTUM else (kept, kept, rows, rows)
+    key = maps_kernel, given.k.device, row, compiled["TILE"], compiled["PRECISION"]
+    return gradients_of(maps_kernel, given, known, (raw,), key, compiled)
