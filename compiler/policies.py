@@ -10,7 +10,7 @@ from typing import Any
 from attnc.compiler.check import check
 from attnc.compiler.data import from_json
 from attnc.compiler.gathered import gathered
-from attnc.compiler.policy import SUFFIX, Policy, Setting, spec_digest
+from attnc.compiler.policy import SUFFIX, Policy, Setting, spec_digest, written
 from attnc.compiler.previous import held, makes_choice, takes_choice
 from attnc.compiler.spec import Spec
 from attnc.compiler.units import Candidate, Place, Unit, Units
@@ -99,7 +99,8 @@ def rows(unit: Unit, picks: Sequence[Candidate], shared: Mapping[str, object]) -
     for group, one in enumerate(picks):
         if group + 1 == len(picks) or picks[group + 1] != one:
             budgets = {path: number for path, number in one.budgets if path not in shared}
-            yield Setting(layer=unit.layer, scope=unit.scope, first=first, last=group, choose=dict(one.choose), budgets=budgets)
+            place = {"layer": unit.layer, "scope": unit.scope, "first": first, "last": group}
+            yield Setting(**place, choose=written(dict(one.choose)), budgets=budgets)
             first = group + 1
 
 
@@ -117,7 +118,7 @@ def _picks(units_of: Units, units: Mapping[Place, Unit], policy: Policy, path: P
             raise trouble("A602", f"the policy splits {where}, which the spec decides as a whole", path, ANEW)
         made = _candidate(unit, row, policy, units_of)
         if made is None:
-            said = Candidate(tuple(row.choose.items()), tuple(row.budgets.items())).name
+            said = Candidate(tuple(row.words.items()), tuple(row.budgets.items())).name
             message = f"the spec has no such alternative at {where}: {said or 'nothing'}"
             raise trouble("A602", message, path, f"such as {unit.candidates[0].name}")
         for group in range(row.first, row.last + 1):
@@ -137,12 +138,12 @@ def _candidate(unit: Unit, row: Setting, policy: Policy, units: Units) -> Candid
 
     Numbers may lie anywhere in their ranges, as far as the checker takes them.
     """
-    alike = [one for one in unit.candidates if dict(one.choose) == row.choose]
+    alike = [one for one in unit.candidates if dict(one.choose) == row.words]
     own = {path for one in alike for path, _ in one.budgets}
     if not alike or not own.issuperset(row.budgets):
         return None
     numbers = {**{path: one for path, one in policy.budgets.items() if path in own}, **row.budgets}
-    made = Candidate(tuple(row.choose.items()), tuple(numbers.items()))
+    made = Candidate(tuple(row.words.items()), tuple(numbers.items()))
     return made if units.takes(made) else None
 
 

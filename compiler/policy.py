@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from attnc.compiler.data import to_data
@@ -14,6 +15,9 @@ from attnc.compiler.spec import Spec
 from attnc.compiler.value import Value, derived
 
 SUFFIX = ".policy.json"
+
+ITSELF = "."
+"""The place of a `choose` that is a whole part."""
 
 ROWS = ("settings", "figures", "losses")
 """The fields that are written with a line for each of their rows."""
@@ -32,7 +36,8 @@ class Machine(Value):
 class Setting(Value):
     """What KV groups first..last of a part of a layer do.
 
-    choose   place of each `choose` in the part (empty: the part itself) -> the name of the alternative
+    choose   the name of the alternative; where several `choose` stand in the part, the place of each (`.`: the part
+             itself) -> its name
     budgets  path of each budget that is moved for this layer or these heads -> its number
     """
 
@@ -40,8 +45,15 @@ class Setting(Value):
     scope: str = ""
     first: int
     last: int
-    choose: dict[str, str] = derived(default_factory=lambda _: {})
+    choose: str | dict[str, str] = ""
     budgets: dict[str, float] = derived(default_factory=lambda _: {})
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Place of each `choose` (empty: the part itself) -> the name of the alternative."""
+        if isinstance(self.choose, str):
+            return {"": self.choose} if self.choose else {}
+        return {"" if place == ITSELF else place: name for place, name in self.choose.items()}
 
 
 class Figure(Value):
@@ -98,6 +110,11 @@ class Policy(Value):
     figures: tuple[Figure, ...] = ()
     losses: tuple[TaskLoss, ...] = ()
     proved: bool = False
+
+
+def written(words: Mapping[str, str]) -> str | dict[str, str]:
+    """The words of a setting as its `choose` says them."""
+    return words[""] if set(words) == {""} else {place or ITSELF: name for place, name in words.items()} or ""
 
 
 def spec_digest(spec: Spec) -> str:

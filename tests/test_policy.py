@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import attnc
 from attnc.cli import invoke
 from attnc.compiler.policies import of_folder, read_policy, settle
-from attnc.compiler.policy import Machine, Policy, policy_text, spec_digest
+from attnc.compiler.policy import Machine, Policy, Setting, policy_text, spec_digest, written
 from attnc.compiler.spec import Attention, Heads
 from attnc.compiler.units import Units
 from attnc.dsl import SpecError
@@ -148,7 +148,14 @@ def test_a_policy_reads_line_by_line_and_survives_its_file(place):
     made = policy(attnc.check(place / "m.attn"), lambda layer, group: 0 if layer else 2)
     (place / "p").write_text(policy_text(made))
     assert read_policy(place / "p") == made
-    assert '  {"layer": 1, "first": 0, "last": 1, "choose": {"": "all"}},\n' in policy_text(made)
+    assert '  {"layer": 1, "first": 0, "last": 1, "choose": "all"},\n' in policy_text(made)
+
+
+@pytest.mark.parametrize("words", [{}, {"": "near"}, {"0": "wide"}, {"": "near", "near": "sparse"}])
+def test_the_words_of_a_setting_survive_how_they_are_written(words):
+    said = written(words)
+    assert isinstance(said, str) or "" not in said
+    assert Setting(layer=0, first=0, last=0, choose=said).words == words
 
 
 def test_groups_that_are_treated_alike_lie_side_by_side_and_their_tensors_follow(place):

@@ -407,7 +407,7 @@ def test_tables_of_duo_and_minference_become_policies(tmp_path):
     spec = attnc.check(shortened("duo", 2))
     (tmp_path / "heads.tsv").write_text("0.9\t0.1\t0.2\t0.8\t0.3\t0.35\t0.7\t0\n" + "\t".join(["0.5"] * 8) + "\n")
     made = imported(spec, tmp_path / "heads.tsv", "duo", Machine(device="h100"), said.append)
-    assert [row.choose[""] for row in made.settings[:3]] == ["retrieval", "streaming", "retrieval"]
+    assert [row.choose for row in made.settings[:3]] == ["retrieval", "streaming", "retrieval"]
     assert said == ["8 of 16 KV heads keep retrieval"]
     mine = attnc.check(shortened("minference", 1))
     patterns = [["vertical_and_slash", 1000, 6096, 0.9]] * 8 + [["stream_llm", 100, 800, 1]] * 4
@@ -434,7 +434,7 @@ def test_one_spec_has_other_answers_for_other_devices_and_they_say_why(tmp_path,
         given = ["--objective", "loss", "--limit", "decode_ms=90%", "--device", device, "--length", "8192"]
         assert invoke(["tune", "solve", str(tmp_path / "run"), *given, "-o", str(tmp_path / f"{device}.json")]) == 0
         made = read_policy(tmp_path / f"{device}.json")
-        near[device] = sum(row.last - row.first + 1 for row in made.settings if row.choose[""] == "near")
+        near[device] = sum(row.last - row.first + 1 for row in made.settings if row.choose == "near")
         table = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("near"))
         everywhere[device] = float(table.split()[-3].rstrip("%"))
     assert 0 < near["cpu"] < near["h100"]

@@ -179,7 +179,7 @@ def _taken(policy: Policy) -> str:
     """What a policy decides, in a line: by whom, for what, and how many KV groups have each alternative."""
     counts: dict[str, int] = {}
     for row in policy.settings:
-        words = [*row.choose.values(), *(f"{path.rpartition('.')[2]}={number:g}" for path, number in row.budgets.items())]
+        words = [*row.words.values(), *(f"{path.rpartition('.')[2]}={number:g}" for path, number in row.budgets.items())]
         name = " ".join(words) or "as the spec says"
         counts[name] = counts.get(name, 0) + row.last - row.first + 1
     total = sum(counts.values())
