@@ -58,13 +58,8 @@ def path_beside(spec: Path, device: str) -> Path:
 
 def settle(spec: Spec, policy: Policy, path: Path | str = "policy") -> Spec:
     """The spec as a policy decides it. Raises SpecError A602, A604; `path` is what they point at."""
-    if policy.spec != spec_digest(spec):
-        digests = f"SHA-256 {policy.spec[:12]}, here {spec_digest(spec)[:12]}"
-        message = f"the policy was made for another text of {policy.model} ({digests})"
-        raise trouble("A602", message, path, "tune the spec as it is now, or bring the other text back")
     units = Units(spec)
-    found = {unit.place: unit for unit in units.all()}
-    settled = units.settled(_picks(units, found, policy, path))
+    settled = units.settled(picks_of(units, policy, path))
     check_sources(settled, path)
     return settled
 
@@ -99,13 +94,20 @@ def rows(unit: Unit, picks: Sequence[Candidate], shared: Mapping[str, object]) -
     for group, one in enumerate(picks):
         if group + 1 == len(picks) or picks[group + 1] != one:
             budgets = {path: number for path, number in one.budgets if path not in shared}
-            place = {"layer": unit.layer, "scope": unit.scope, "first": first, "last": group}
+            place: dict[str, Any] = {"layer": unit.layer, "scope": unit.scope, "first": first, "last": group}
             yield Setting(**place, choose=written(dict(one.choose)), budgets=budgets)
             first = group + 1
 
 
-def _picks(units_of: Units, units: Mapping[Place, Unit], policy: Policy, path: Path | str) -> dict[Place, list[Candidate]]:
-    """A candidate for each KV group of each unit. Raises SpecError A602 where rows do not cover each once."""
+def picks_of(units_of: Units, policy: Policy, path: Path | str) -> dict[Place, list[Candidate]]:
+    """A candidate for each KV group of each unit. Raises SpecError A602 for a policy of another text, or where rows do not
+    cover each KV group once.
+    """
+    here = spec_digest(units_of.spec)
+    if policy.spec != here:
+        message = f"the policy was made for another text of {policy.model} (SHA-256 {policy.spec[:12]}, here {here[:12]})"
+        raise trouble("A602", message, path, "tune the spec as it is now, or bring the other text back")
+    units = {unit.place: unit for unit in units_of.all()}
     picks: dict[Place, dict[int, Candidate]] = {place: {} for place in units}
     for row in policy.settings:
         unit = units.get((row.layer, row.scope))

@@ -39,6 +39,7 @@ SCHEMAS: dict[str, tuple[str, str, str]] = {
     "journal": ("attnc.tune.journal", "Row", "a line of the journal of attnc tune score"),
     "score": ("attnc.tune.report", "ScoreReport", "attnc tune score --json"),
     "frontier": ("attnc.tune.report", "FrontierReport", "attnc tune solve --frontier --json"),
+    "refine": ("attnc.tune.refine", "Refined", "attnc tune refine --json"),
     "prove": ("attnc.tune.prove", "Verdict", "attnc tune prove --json"),
     "verify": ("attnc.codegen.verify.report", "VerifyReport", "attnc verify --json"),
     "gpu": ("attnc.codegen.triton.verified", "Verified", "one row of docs/gpu.json"),

@@ -7,6 +7,7 @@ import typer
 from attnc.cli.tune_import import import_table
 from attnc.cli.tune_kernels import kernels
 from attnc.cli.tune_prove import prove
+from attnc.cli.tune_refine import refine
 from attnc.cli.tune_score import score
 from attnc.cli.tune_solve import solve
 
@@ -18,5 +19,6 @@ tune = typer.Typer(
 tune.command("kernels")(kernels)
 tune.command("score")(score)
 tune.command("solve")(solve)
+tune.command("refine")(refine)
 tune.command("prove")(prove)
 tune.command("import")(import_table)

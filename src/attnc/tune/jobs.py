@@ -31,11 +31,14 @@ class Job(NamedTuple):
 
 @dataclass(eq=False)
 class Work:
-    """All jobs of a run. `times`: whether milliseconds are measured, on the GPU of this name."""
+    """All jobs of a run. `times`: whether milliseconds are measured, on the GPU of this name. With the name of picks in
+    `around`: the losses around these alone.
+    """
 
     run: Run
     times: bool
     gpu: str
+    around: str = ""
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -47,6 +50,8 @@ class Work:
         for task in settings.tasks:
             for length in settings.lengths:
                 found += [Job("loss", task, length, n, frozenset(self._loss_keys(task, length, n))) for n in texts]
+        if self.around:
+            return found
         if RecallDrop in methods and not {"text", "passkey"} <= set(settings.tasks):
             message = "recall_drop compares passkeys with text, which are not both measured"
             raise trouble("A613", message, self.run.place, "add --task text,passkey; text needs a tokenizer beside the weights")
@@ -78,15 +83,14 @@ class Work:
         for unit in self.run.all:
             for candidate in unit.candidates:
                 for first, last in unit.groups:
-                    yield self.loss_row(task, length, number, unit, candidate.name, first, last, {}).key
+                    yield self.loss_row(task, length, number, unit, candidate.name, first, last, self.around).key
 
     @staticmethod
-    def loss_row(
-        task: str, length: int, number: int, unit: Unit, name: str, first: int, last: int, values: dict[str, float]
-    ) -> Row:
-        """The measurement of a candidate on one text."""
+    def loss_row(task: str, length: int, number: int, unit: Unit, name: str, first: int, last: int, around: str = "") -> Row:
+        """The measurement of a candidate on one text, without its values."""
         place: dict[str, Any] = {"layer": unit.layer, "scope": unit.scope, "first": first, "last": last}
-        return Row(what="loss", task=task, length=length, sample=number, **place, candidate=name, values=values)
+        said: dict[str, Any] = {"task": task, "length": length, "sample": number, "around": around}
+        return Row(what="loss", **said, **place, candidate=name, values={})
 
     def _watch(self, what: Any, task: str, length: int, number: int, method: type | TrainedGate) -> Job:
         units = self.of(method)

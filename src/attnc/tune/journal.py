@@ -16,7 +16,7 @@ from attnc.compiler.data import from_json, to_json
 from attnc.compiler.policies import trouble
 from attnc.compiler.value import Value
 
-What = Literal["loss", "cost", "similarity", "sensitivity", "retrieval", "gate"]
+What = Literal["loss", "cost", "similarity", "sensitivity", "retrieval", "gate", "whole"]
 
 
 class Key(NamedTuple):
@@ -33,12 +33,15 @@ class Key(NamedTuple):
     last: int
     candidate: str
     machine: str
+    around: str
 
 
 class Row(Value):
     """One measurement.
 
-    loss         of a candidate in KV groups first..last of a unit, on one text: `values` by probe
+    loss         of a candidate in KV groups first..last of a unit, on one text: `values` by probe. Where `around` names
+                 picks, what it adds to the losses of a model of these
+    whole        the losses of a model of the picks that `around` names
     cost         of a model with this candidate everywhere: decode_ms, prefill_ms on `machine`
     similarity   of the choices of layer `layer` and of others: their number -> share
     sensitivity  of a layer to keeping its largest weights alone
@@ -57,6 +60,7 @@ class Row(Value):
     last: int = -1
     candidate: str = ""
     machine: str = ""
+    around: str = ""
     values: dict[str, float]
 
     @property

@@ -54,9 +54,17 @@ class Losses(NamedTuple):
     kl: float
 
 
+NOTHING = Losses(0.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A model with full attention, one text, and what it makes of it."""
+    """A model, one text, and what the model makes of it.
+
+    asked, targets  the places that are asked, and what comes after each
+    states, words   what full attention has there: last hidden states, and predictions
+    start           how far from these the model is: nothing where it is the one with full attention
+    """
 
     model: Any
     sample: Sample
@@ -65,30 +73,36 @@ class Probe:
     states: Tensor
     words: Tensor
     targets: Tensor
+    start: Losses = NOTHING
 
     @classmethod
     def of(cls, model: Any, units: Sequence[Unit], sample: Sample, masses: bool) -> Probe:
-        """Reads the text once."""
+        """Reads the text once, with full attention."""
         seen = read(model, units, sample, masses=masses)
         device = seen.hidden.device
         asked, targets = (torch.tensor(row, device=device) for row in (sample.asked, sample.targets))
         states = seen.hidden[asked]
         return cls(model, sample, seen, asked, states, predictions(model, states), targets)
 
+    def around(self, model: Any, units: Sequence[Unit]) -> Probe:
+        """Of another model, whose losses count from there on, by the distance from full attention still."""
+        made = replace(self, model=model, seen=read(model, units, self.sample))
+        return replace(made, start=made.losses(made.seen.hidden))
+
     def losses(self, hidden: Tensor) -> Losses:
-        """How far another last hidden state [T, W] is from this model's."""
+        """How much farther from full attention a last hidden state [T, W] is than this model's."""
         states = hidden[self.asked]
         words = predictions(self.model, states)
         moved = (wide(states) - wide(self.states)).square().mean()
         nll = F.nll_loss(words, self.targets) - F.nll_loss(self.words, self.targets)
         kl = F.kl_div(words, self.words, log_target=True, reduction="batchmean")
-        return Losses(float(moved), float(nll), float(kl))
+        return Losses(*(float(one) - before for one, before in zip((moved, nll, kl), self.start, strict=True)))
 
-    def above(self, unit: Unit, other: Seen) -> list[Losses]:
-        """The losses with each decision of a unit by itself as `other` computed it: one pass of the layers from there on, in
-        which the text stands once for each.
+    def above(self, unit: Unit, groups: Sequence[tuple[int, int]], other: Seen) -> list[Losses]:
+        """The losses with each of some decisions of a unit by itself as `other` computed it: one pass of the layers from there
+        on, in which the text stands once for each.
         """
-        place, model, groups = unit.place, self.model, unit.groups
+        place, model = unit.place, self.model
         module = module_of(model, *place)
         with ExitStack() as hooks:
             if unit.per == "head":

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +20,12 @@ from filelock import FileLock, Timeout
 from attnc.compiler.policies import trouble
 from attnc.compiler.policy import Machine
 from attnc.compiler.tuning import Coverage, RetrievalScore, Similarity
-from attnc.compiler.units import FULL, Place, Unit
+from attnc.compiler.units import Place, Unit
 from attnc.compiler.value import Share, tokens_of
 from attnc.compiler.walk import every as every_mixer
 from attnc.compiler.walk import kinds
 from attnc.tune import costs, gate, watch
+from attnc.tune.around import Around
 from attnc.tune.jobs import Job, Work
 from attnc.tune.journal import Key, Row
 from attnc.tune.models import Models
@@ -60,9 +61,14 @@ class Scorer:
     scratch: Path
     times: bool
     say: Callable[[Progress], None]
+    around: Around | None = field(default=None, init=False)
 
-    def go(self) -> None:
-        """Measures until nothing is missing. Raises SpecError A6xx; what is measured stays, whenever this ends."""
+    def go(self, around: Around | None = None) -> None:
+        """Measures until nothing is missing; with picks, of the losses around these, and of nothing else.
+
+        Raises SpecError A6xx; what is measured stays, whenever this ends.
+        """
+        self.around, self.done = around, 0
         (self.run.place / "locks").mkdir(exist_ok=True)
         known = set(self.run.journal.rows())
         wanted = frozenset(key for job in self.work.jobs for key in job.keys)
@@ -116,10 +122,18 @@ class Scorer:
 
     done, first, began = 0, 0, 0.0
 
-    @cached_property
+    @property
     def work(self) -> Work:
         """What is to be measured."""
-        return Work(self.run, self.times, self.machine.gpu)
+        name = self.around.name if self.around else ""
+        if name not in self.works:
+            self.works[name] = Work(self.run, self.times, self.machine.gpu, name)
+        return self.works[name]
+
+    @cached_property
+    def works(self) -> dict[str, Work]:
+        """By the name of the picks that losses are measured around."""
+        return {}
 
     @cached_property
     def models(self) -> Models:
@@ -171,39 +185,47 @@ class Scorer:
 
     @torch.no_grad()
     def _loss(self, job: Job, known: set[Key]) -> None:
-        """Each candidate of each unit, alone among full attention."""
-        sample, probes = self.sample(job), self.run.settings.probes
-        masses = "mass" in probes
-        probe = Probe.of(self.full, self.run.all, sample, masses)
+        """Each candidate of each unit, alone among full attention, or among the picks that this is around."""
+        around = self.around or Around.full(self.run)
+        masses = "mass" in self.probes
+        probe = Probe.of(self.full, self.run.all, self.sample(job), masses)
+        if self.around is not None:
+            probe = probe.around(self.models.of(self.around.picks), self.run.all)
         for number in range(self.work.most):
             seen = None
             for unit in self.run.all:
                 if number >= len(unit.candidates):
                     continue
-                candidate = unit.candidates[number]
-                same = self.run.units.mixer(unit.place, candidate) == self.run.units.mixer(unit.place, FULL)
-                empty = [
-                    Work.loss_row(job.task, job.length, job.number, unit, candidate.name, *group, {}) for group in unit.groups
-                ]
-                if all(row.key in known for row in empty):
+                said = job.task, job.length, job.number, unit, unit.candidates[number].name
+                empty = {group: Work.loss_row(*said, *group, self.work.around) for group in unit.groups}
+                if all(row.key in known for row in empty.values()):
                     continue
-                if not same and seen is None:
+                moved = [(first, last) for first, last in unit.groups if not around.same(unit, first, unit.candidates[number])]
+                if moved and seen is None:
                     seen = self._read(number, probe, masses)
-                values = self._values(probe, unit, seen) if seen and not same else [_nothing(probes)] * len(empty)
-                self.add(*(replace(row, values=own) for row, own in zip(empty, values, strict=True) if row.key not in known))
+                values = self._values(probe, unit, moved, seen) if seen and moved else {}
+                rows = [replace(row, values=values.get(group, _nothing(self.probes))) for group, row in empty.items()]
+                self.add(*(row for row in rows if row.key not in known))
 
-    def _values(self, probe: Probe, unit: Unit, seen: Seen) -> list[dict[str, float]]:
-        """By probe, of each decision of a unit."""
-        probes = self.run.settings.probes
-        above = probe.above(unit, seen) if "hidden" in probes else [None] * len(unit.groups)
-        values = []
-        for group, losses in zip(unit.groups, above, strict=True):
+    @property
+    def probes(self) -> Sequence[str]:
+        """Of losses; around picks only those that the layers above tell."""
+        return self.run.settings.probes if self.around is None else ("hidden",)
+
+    def _values(
+        self, probe: Probe, unit: Unit, groups: Sequence[tuple[int, int]], seen: Seen
+    ) -> dict[tuple[int, int], dict[str, float]]:
+        """By probe, of some decisions of a unit."""
+        probes = self.probes
+        above = probe.above(unit, groups, seen) if "hidden" in probes else [None] * len(groups)
+        values = {}
+        for group, losses in zip(groups, above, strict=True):
             found: dict[str, float] = {}
             if "mass" in probes and unit.place in seen.masses and unit.place in probe.seen.masses:
                 rows = unit.by.rows if isinstance(unit.by, Coverage) else 0
                 found["mass"] = probe.mass(unit, *group, seen, rows if rows < len(probe.sample.tokens) else 0)
             found["output"] = probe.output(unit, *group, seen)
-            values.append(found if losses is None else found | losses._asdict())
+            values[group] = found if losses is None else found | losses._asdict()
         return values
 
     @torch.no_grad()

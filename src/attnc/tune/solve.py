@@ -29,6 +29,7 @@ class Wanted:
     """What is made small, and limits: by objective a cost, and `loss` of each task.
 
     per     whether each site is decided by itself, or all of a layer alike, or all layers
+    moves   how many KV groups may be decided otherwise than in the picks that the table is around
     solver  HiGHS, or the hull, which may miss the best and needs no scipy
     """
 
@@ -37,10 +38,11 @@ class Wanted:
     loss: float | None = None
     per: Per = "head"
     solver: Solver = "exact"
+    moves: int | None = None
 
 
 class Solution(Value):
-    """An answer: `estimate` is the sum of losses of the worst task, each measured alone; `gap` what a better one could save.
+    """An answer: `loss` is the sum of losses of each task, each measured alone; `gap` what a better one could save.
 
     check  how far from the best the hull's own answer is, by its own bound
     """
@@ -87,15 +89,17 @@ def _agrees(option: Option, shared: Mapping[str, float]) -> bool:
 
 
 def columns(table: Table) -> list[str]:
-    """Of a row of numbers: the losses that count together, of each task what counts and all of it, each cost."""
+    """Of a row of numbers: the losses that count together, of each task what counts and all of it, each cost, what moved."""
     tasks = table.run.settings.tasks
-    return ["loss", *(f"counted of {task}" for task in tasks), *(f"loss of {task}" for task in tasks), *costs.OBJECTIVES]
+    losses = [*(f"counted of {task}" for task in tasks), *(f"loss of {task}" for task in tasks)]
+    return ["loss", *losses, *costs.OBJECTIVES, "moved"]
 
 
 def numbers(option: Option) -> list[float]:
     """A row: see `columns`."""
     counted = [value if task in option.counted else 0.0 for task, value in option.losses.items()]
-    return [sum(counted), *counted, *option.losses.values(), *(option.costs[what] for what in costs.OBJECTIVES)]
+    own = [option.costs[what] for what in costs.OBJECTIVES]
+    return [sum(counted), *counted, *option.losses.values(), *own, float(option.moved)]
 
 
 def _solved(
@@ -109,6 +113,8 @@ def _solved(
     limits = {names.index(what): limit - table.rest(what) for what, limit in wanted.limits.items()}
     if wanted.loss is not None:
         limits |= {names.index(f"loss of {task}"): wanted.loss for task in table.run.settings.tasks}
+    if wanted.moves is not None:
+        limits[names.index("moved")] = wanted.moves
     made_least = [wanted.objective]
     if wanted.objective == "loss" and table.worst:
         made_least = [f"counted of {task}" for task in table.run.settings.tasks]

@@ -11,8 +11,12 @@ from attnc.compiler.policies import trouble
 from attnc.compiler.tuning import Loss
 from attnc.compiler.units import FULL, Candidate, Unit
 from attnc.tune import costs
+from attnc.tune.around import Around
 from attnc.tune.journal import Key, Row
 from attnc.tune.runs import Run
+
+Measured = tuple[str, int, str, int, str]
+"""Name of the picks around it, layer, scope, first KV group and candidate; of a whole model the first alone."""
 
 
 class Site(NamedTuple):
@@ -29,12 +33,17 @@ class Site(NamedTuple):
 
 
 class Option(NamedTuple):
-    """A candidate of a site: by task its loss, by objective its cost; `counted`: the tasks that the site is searched by."""
+    """A candidate of a site: by task its loss, by objective its cost.
+
+    counted  the tasks that the site is searched by
+    moved    its KV groups, where these do something else in the picks that the table is around
+    """
 
     candidate: Candidate
     losses: dict[str, float]
     costs: dict[str, float]
     counted: tuple[str, ...]
+    moved: int = 0
 
 
 @dataclass(eq=False)
@@ -44,6 +53,7 @@ class Table:
     loss  the probe whose numbers count; `gpu`: whose measured times count, empty for the table of `device`
     rounds  how often a proof failed: methods that decide by themselves are made so much stricter
     free    whether methods of the spec are passed over, and everything is searched
+    around  picks whose losses, and what each candidate adds to them, count instead of those of single sites
     """
 
     run: Run
@@ -54,6 +64,7 @@ class Table:
     gpu: str = ""
     rounds: int = 0
     free: bool = False
+    around: Around | None = None
     notes: list[str] = field(default_factory=list)
 
     @cached_property
@@ -75,28 +86,42 @@ class Table:
         return [one for one in self.sites if one.unit.place == site.unit.place]
 
     @cached_property
-    def _losses(self) -> dict[tuple[int, str, int, str], dict[str, dict[str, list[float]]]]:
-        """(layer, scope, first group, candidate) -> task -> probe -> values of all texts."""
-        found: dict[tuple[int, str, int, str], dict[str, dict[str, list[float]]]] = {}
+    def _losses(self) -> dict[Measured, dict[str, dict[str, list[float]]]]:
+        """What was measured -> task -> probe -> values of all texts."""
+        found: dict[Measured, dict[str, dict[str, list[float]]]] = {}
         for row in self.rows.values():
-            if row.what == "loss":
-                key = (row.layer, row.scope, row.first, row.candidate)
+            if row.what in ("loss", "whole"):
+                key = (row.around, row.layer, row.scope, row.first, row.candidate)
                 for probe, value in row.values.items():
                     found.setdefault(key, {}).setdefault(row.task, {}).setdefault(probe, []).append(value)
         return found
 
-    def measured(self, site: Site, candidate: Candidate, probe: str) -> dict[str, float]:
-        """By task the mean of a probe. Raises SpecError A613 where something was not measured."""
-        key = (*site.unit.place, site.first, candidate.name)
-        found = self._losses.get(key, {})
-        settings = self.run.settings
+    def measured(self, site: Site, candidate: Candidate, probe: str, around: str = "") -> dict[str, float]:
+        """By task the mean of a probe, alone or around picks. Raises SpecError A613 where something was not measured."""
+        key = (around, *site.unit.place, site.first, candidate.name)
+        return self._means(key, probe, f"layer {site.unit.layer}, KV group {site.first}, {candidate.name}")
+
+    def _means(self, key: Measured, probe: str, where: str) -> dict[str, float]:
+        found, settings = self._losses.get(key, {}), self.run.settings
         for task in settings.tasks:
             count = len(found.get(task, {}).get(probe, ()))
             if count < settings.samples * len(settings.lengths):
-                where = f"layer {site.unit.layer}, KV group {site.first}, {candidate.name}"
                 help_line = f"attnc tune score goes on with the run; --probe {probe} adds it"
                 raise trouble("A613", f"`{probe}` of {task} is not measured at {where}", self.run.place, help_line)
         return {task: fmean(found[task][probe]) for task in settings.tasks}
+
+    def whole_loss(self, around: Around) -> dict[str, float]:
+        """By task the loss of a model of these picks. Raises SpecError A613 where it was not measured."""
+        return self._means((around.name, -1, "", -1, ""), self.loss, "the policy as a whole")
+
+    def losses(self, site: Site, candidate: Candidate) -> dict[str, float]:
+        """By task what a site adds: measured alone, or what it adds to the losses of the picks around it and a part of these,
+        so that the sum over all sites is that of the whole.
+        """
+        if self.around is None:
+            return self.measured(site, candidate, self.loss)
+        added, whole = self.measured(site, candidate, self.loss, self.around.name), self.whole_loss(self.around)
+        return {task: value + whole[task] / len(self.sites) for task, value in added.items()}
 
     @cached_property
     def costs(self) -> costs.Costs:
@@ -130,7 +155,9 @@ class Table:
             if lacking:
                 self._say(f"{candidate.name} has no price in {lacking[0].removesuffix('_ms')}, so it is left out")
                 continue
-            found.append(Option(candidate, self.measured(site, candidate, self.loss), own, self.counted(site)))
+            here = self.around is None or self.around.same(site.unit, site.first, candidate)
+            moved = 0 if here else site.last - site.first + 1
+            found.append(Option(candidate, self.losses(site, candidate), own, self.counted(site), moved))
         if not found:
             message = f"no candidate of layer {site.unit.layer} has a price on {self.device}"
             raise trouble("A613", message, self.run.place, "score on a GPU, which measures times")
