@@ -77,9 +77,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=8192, help="where losses are measured: a window is free in shorter texts")
     parser.add_argument("--duo-length", type=int, default=4096, help="where gates are trained")
     parser.add_argument("--proved", default="4096,8192", help="lengths of the proofs")
-    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--points", type=int, default=6)
+    parser.add_argument("--points", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2, help="of measuring losses again around a policy")
     parser.add_argument("--no-times", action="store_true", help="leave times to another command")
@@ -111,9 +111,10 @@ def main(command_line: list[str]) -> int:
                 if (code := scored(words, weights, name, timed)) != 0:
                     return code
                 workers[name] = Worker(words, weights, Run.open(words.run / name), Path(scratch) / name)
-            with one_per_gpu(words.device, print):
-                found = found or workers[name].proof(way, share)
-                found = workers[name].with_times(found) if timed else found
+            found = found or workers[name].proof(way, share)
+            if timed:
+                with one_per_gpu(words.device, print):
+                    found = workers[name].with_times(found)
             others = [one for one in known.proofs if (one.way, one.share) != (way, share)]
             order = sorted([*others, found], key=lambda one: (-one.share, list(WAYS).index(one.way)))
             known = replace(known, proofs=tuple(order))

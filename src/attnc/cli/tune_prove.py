@@ -40,7 +40,7 @@ def prove(
     """Measure a policy end to end on held-out texts; raises budgets until it holds."""
     from attnc.cli.options import device_name
     from attnc.cli.run import number_type
-    from attnc.cli.tune_score import _numbers as numbers
+    from attnc.cli.tune_score import numbers
     from attnc.cli.tune_solve import table_of
     from attnc.cli.verify import chosen_device
     from attnc.compiler.policies import path_beside, read_policy

@@ -32,7 +32,7 @@ def refine(
     json: Json = False,
 ) -> None:
     """Measure losses again around a policy, and decide with these; keeps its cost, and goes on where it was stopped."""
-    from attnc.cli.tune_score import _progress
+    from attnc.cli.tune_score import shown
     from attnc.cli.tune_solve import table_of
     from attnc.cli.verify import chosen_device
     from attnc.compiler.policies import path_beside, read_policy
@@ -40,7 +40,7 @@ def refine(
     from attnc.tune.methods import by_itself
     from attnc.tune.refine import Refiner
     from attnc.tune.runs import POLICY, Run, machine_of, write_text
-    from attnc.tune.score import Scorer, one_per_gpu
+    from attnc.tune.score import Scorer
 
     run, path = Run.open(place), policy or place / POLICY
     first = read_policy(path)
@@ -53,7 +53,7 @@ def refine(
     at = first.figures[0] if first.figures else None
     table = table_of(run, first.machine.device, at.length if at else None, at.batch if at else 1, first.probe)
     machine = machine_of(where, "cpu" if where == "cpu" else device_name(None))
-    with TemporaryDirectory(prefix="attnc-tune-") as scratch, one_per_gpu(where, note), _progress() as say:
+    with TemporaryDirectory(prefix="attnc-tune-") as scratch, shown() as say:
         scorer = Scorer(run, weights or Path(run.settings.weights_from), where, machine, Path(scratch), False, say)
         made = Refiner(scorer, table, per).go(first, rounds, path)
     for file in (place / POLICY, policy or path_beside(Path(run.settings.file), first.machine.device)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,15 +70,16 @@ def score(
     kind = dtype or ("float32" if where == "cpu" else "bfloat16")
     number_type(kind)
     spec = read_spec(file)
-    asked = {"lengths": _numbers("length", length), "samples": samples, "probes": _words("probe", probe, PROBES)}
-    asked |= {"batches": _numbers("batch", batch), "points": points, "seed": seed, "dtype": kind}
-    asked["times_at"] = _numbers("time-length", time_length) if time_length else ()
+    asked = {"lengths": numbers("length", length), "samples": samples, "probes": _words("probe", probe, PROBES)}
+    asked |= {"batches": numbers("batch", batch), "points": points, "seed": seed, "dtype": kind}
+    asked["times_at"] = numbers("time-length", time_length) if time_length else ()
     settings = _settings(file, spec, weights, text, _words("task", task, TASKS), asked)
     run = Run.begin(out, spec, settings)
     machine = machine_of(where, "cpu" if where == "cpu" else device_name(None))
     began = time.monotonic()
-    with TemporaryDirectory(prefix="attnc-tune-") as scratch, one_per_gpu(where, note), _progress() as say:
-        timed = where != "cpu" if times is None else times
+    timed = where != "cpu" if times is None else times
+    alone = one_per_gpu(where, note) if timed else nullcontext()
+    with TemporaryDirectory(prefix="attnc-tune-") as scratch, alone, shown() as say:
         Scorer(run, weights, where, machine, Path(scratch), timed, say).go()
     report = _report(run, machine.gpu or "cpu", time.monotonic() - began)
     if json:
@@ -147,7 +148,8 @@ def _words(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for word in known if word in found)
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Numbers of a list with commas, in order and each once."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     wrong = [word for word in words if not word.isdecimal() or int(word) < 1]
     if wrong or not words:
@@ -156,7 +158,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
+def shown() -> Iterator[Callable[[Progress], None]]:
     """A bar on a terminal; else a line now and then."""
     if not sys.stderr.isatty():
         told: list[int] = []
