@@ -88,7 +88,8 @@ class Policy(Value):
     lengths     tokens of the sequences that were measured
     probe       by which losses were added up
     budgets     those that are one number for all layers: path -> number
-    estimate    the sum of the losses of the settings, each measured alone; no result
+    estimate    the sum of the losses of the settings, each measured alone; refined, that of the whole model on the texts it
+                was refined with; no result
     losses      what `attnc tune prove` measured of the whole model; empty until then
     """
 
