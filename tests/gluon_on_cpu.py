@@ -145,10 +145,9 @@ class Descriptor:
         """The part of the tensor that a block covers, and where in the block that is."""
         begins = [int(n) for n in at]
         ends = [min(n + size, most) for n, size, most in zip(begins, self.block_shape, self.shape, strict=True)]
-        assert min(begins) >= 0
-        inside = tuple(slice(0, max(end - begin, 0)) for begin, end in zip(begins, ends, strict=True))
-        view = self.base.detach().as_strided(self.shape, self.strides)
-        return view[tuple(slice(a, max(a, b)) for a, b in zip(begins, ends, strict=True))], inside
+        there = [slice(max(begin, 0), max(begin, end, 0)) for begin, end in zip(begins, ends, strict=True)]
+        inside = tuple(slice(one.start - begin, one.stop - begin) for one, begin in zip(there, begins, strict=True))
+        return self.base.detach().as_strided(self.shape, self.strides)[tuple(there)], inside
 
 
 class Product:

@@ -13,8 +13,10 @@ KEY_ROWS: dict[tuple[int, int], Row] = {  # queries, keys, warps, slots for quer
     (64, 64): (64, 128, 12, 3, 232, 1),
     (64, 128): (64, 128, 12, 3, 232, 1),
     (128, 64): (64, 128, 12, 3, 232, 1),
-    (128, 128): (64, 128, 12, 3, 232, 1),
+    (128, 128): (64, 128, 12, 3, 240, 1),
 }
+CROWDED_KEYS: Row = (32, 128, 12, 4, 240, 1)
+"""Of widths of 128, where masks or gradients of a cap take registers that half as many queries leave free."""
 QUERY_ROWS: dict[tuple[int, int], Row] = {  # queries, keys, warps, slots for keys, slots for tiles of queries, registers
     (64, 64): (128, 128, 12, 3, 2, 232),
     (64, 128): (128, 64, 12, 3, 2, 232),
@@ -36,5 +38,8 @@ def emit(skeleton: str, kernel: Softmax) -> str:
     widths = copied_width(kernel.head_width), copied_width(kernel.value_width)
     far = f"far{'_queries' * (skeleton == BACKWARD[1])}{'_both_ways' * (not kernel.causal)}"
     wanted = ((far, kernel.far > 0), ("cap_gradient", kernel.cap))
-    rows = {(ARCHITECTURE, 2): ROWS[skeleton][widths]}
+    row = ROWS[skeleton][widths]
+    if skeleton == BACKWARD[1] and widths == (128, 128) and (kernel.far or kernel.cap or kernel.nears > 1):
+        row = CROWDED_KEYS
+    rows = {(ARCHITECTURE, 2): row}
     return filled(skeleton, kernel, rows, [name for name, is_wanted in wanted if is_wanted], {})

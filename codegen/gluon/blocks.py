@@ -28,6 +28,15 @@ def copied_width(width: int) -> int:
     return max(64, 1 << (width - 1).bit_length())
 
 
-def blocks(head_width: int, value_width: int) -> dict[tuple[str, int], Row]:
-    """(architecture, bytes of an element) -> the row of BLOCKS."""
-    return {(ARCHITECTURE, 2): ROWS[copied_width(head_width), copied_width(value_width)]}
+def blocks(head_width: int, value_width: int, far: bool) -> dict[tuple[str, int], Row]:
+    """(architecture, bytes of an element) -> the row of BLOCKS; `far`: there are strides or powers, whose masks take long."""
+    *row, early = ROWS[copied_width(head_width), copied_width(value_width)]
+    return {(ARCHITECTURE, 2): (*row, int(early or far))}
+
+
+def list_row(head_width: int, value_width: int, unit: int) -> Row:
+    """The row of a kernel over lists, whose units are one block of keys or several, for widths of what is copied."""
+    queries, keys, warps, slots, q_slots, *rest = ROWS[head_width, value_width]
+    if unit % keys:
+        keys, slots = keys // 2, slots * 2
+    return (queries, keys, warps, slots, q_slots, *rest)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from attnc.codegen.gluon.blocks import Row, blocks
 from attnc.codegen.gluon.joining import joined
@@ -28,20 +29,25 @@ def emit(kernel: Softmax) -> str:
     return filled(
         SKELETON,
         kernel,
-        blocks(kernel.head_width, kernel.value_width),
+        blocks(kernel.head_width, kernel.value_width, kernel.far > 0),
         [name for name, is_wanted in wanted if is_wanted],
         {"SINK_LOGIT": repr(kernel.sink_logit)},
     )
 
 
 def filled(
-    skeleton: str, kernel: Softmax, rows: Mapping[tuple[str, int], Row], holes: Iterable[str], constants: Mapping[str, str]
+    skeleton: str,
+    kernel: Softmax,
+    rows: Mapping[tuple[str, int], Row],
+    holes: Iterable[str],
+    constants: Mapping[str, str],
+    functions: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A skeleton with its parts, for a kernel: `rows` are its BLOCKS, `holes` files in skeletons/holes of Triton's kernels,
-    `constants` those beside what every skeleton of the family has.
+    `constants` and `functions` those beside what every skeleton of the family has.
     """
     source = joined(skeleton)
-    made = {name: renamed(text) for name, text in made_holes(kernel).items()}
+    made = {name: renamed(text) for name, text in made_holes(kernel).items()} | dict(functions)
     files = [{name: renamed(text) for name, text in read_holes(name).items()} for name in holes]
     every = {
         "FORM": repr((kernel.nears, kernel.strides, kernel.powers, kernel.causal)),

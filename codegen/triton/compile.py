@@ -128,7 +128,7 @@ def compile_ahead(text: str, target: str, dtype: str) -> tuple[Resources, ...]:
 
 def described(module: ModuleType, constants: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """The descriptors that a kernel of Gluon takes: name -> rows and columns of a block."""
-    found: dict[str, tuple[int, int]] = module.descriptors(constants["BLOCK_K"]) if hasattr(module, "descriptors") else {}
+    found: dict[str, tuple[int, int]] = module.descriptors(constants) if hasattr(module, "descriptors") else {}
     return found
 
 

@@ -9,14 +9,17 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from kernel_cases import KERNELS, check
 from test_verify import TEXT
+from triton import knobs
 
 import attnc
 from attnc.codegen import kernels
@@ -65,7 +68,20 @@ torch.cuda.synchronize()
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    """Every kernel once, each in a process of its own: compiled one after another they would take longer than all tests."""
+    """Every kernel once, each in a process of its own: compiled one after another they would take longer than all tests. Where
+    several processes run tests, the first one compiles for all.
+    """
+    texts = "".join(emit(kernel) for kernel in SERVED.values())
+    place = Path(knobs.cache.dir)
+    place.mkdir(parents=True, exist_ok=True)
+    done = place / f"attnc-gluon-{sha256(texts.encode()).hexdigest()[:16]}"
+    with FileLock(f"{done}.lock"):
+        if not done.exists():
+            warm()
+            done.touch()
+
+
+def warm() -> None:
     running = []
     for name, kernel in SERVED.items():
         folder = FOLDER / f"warm_{name}"

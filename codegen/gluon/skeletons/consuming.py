@@ -11,7 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from attnc.codegen.gluon.names import block_barrier, tma_store
-from attnc.codegen.gluon.skeletons.seeing import HIDDEN, NOWHERE, SHARE, hide, key_block, read_row, visit
+from attnc.codegen.gluon.skeletons.seeing import HIDDEN, NOWHERE, SHARE, hide, key_begin, read_row, walk
 from attnc.codegen.gluon.skeletons.tiles import next_slot, next_tile, tile
 from attnc.codegen.gluon.skeletons.weighing import LOG2E, add_sink_logit, adjust_score, narrow, thread_sums, weigh
 
@@ -56,6 +56,21 @@ def finish(
 
 
 @gluon.jit
+def seen(
+    product, visits, step, begin, scale, cap, text,
+    CAP: gl.constexpr, RINGS: gl.constexpr, FAR: gl.constexpr, BLOCK_K: gl.constexpr, SCORES: gl.constexpr,
+):  # fmt: skip
+    """The scores of a step's keys, which begin at slot `begin`; HIDDEN where a key is not seen. text: the query's row of
+    numbers, the party's first query, the position of slot 0, and what says where a ring stands.
+    """
+    numbers, first, base, stored, pinned, ring, slots = text
+    score = product
+    if CAP:
+        score = adjust_score(product, scale, cap)
+    return hide(score, visits, step, numbers, first, begin, base, stored, pinned, ring, slots, RINGS, FAR, BLOCK_K, SCORES)
+
+
+@gluon.jit
 def consume(
     party: gl.constexpr, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap,
     ROW: gl.constexpr, FAR: gl.constexpr, GROUP: gl.constexpr, E: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_E: gl.constexpr,
@@ -69,7 +84,7 @@ def consume(
     q_slots, q_full, q_empty = q_ring
     k_slots, k_full, k_empty = k_ring
     v_slots, v_full, v_empty = v_ring
-    offsets, past, sequences, kv_heads, blocks, tiles = batch
+    kv_heads, tiles = batch[3], batch[5]
     rows, row_stride, stored, base, pinned, ring = keys
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_K, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_E, 16])
@@ -114,8 +129,9 @@ def consume(
             next_factor = gl.maximum(scale_here * LOG2E, LEAST)
         first = start + query
         last = start + gl.minimum(count, query + BLOCK_Q) - 1
-        visits = visit(numbers, first, last, base_here, slots, RINGS and ring_here < NOWHERE, BLOCK_K)
-        first += party * SHARE
+        whole = RINGS and ring_here < NOWHERE
+        visits = walk(numbers, first, last, base_here, slots, whole, batch, sequence, next_head, start, BLOCK_K)
+        text = numbers, first + party * SHARE, base_here, stored_here, pinned_here, ring_here, slots
         steps = gl.maximum(visits[-1], 1)
         place = q_slot * PARTIES + party
         q = q_slots.index(place).reshape([SHARE, BLOCK_D])
@@ -124,6 +140,7 @@ def consume(
         mbarrier.wait(k_full.index(k_slot), k_phase)
         k = k_slots.index(k_slot).reshape([BLOCK_K, BLOCK_D]).permute((1, 0))
         product = warpgroup_mma(q, k, nothing, use_acc=False, is_async=True)
+        begin = key_begin(visits, 0, base_here, slots, BLOCK_K)
         if EARLY:
             score, out, p = warpgroup_mma_wait(0, deps=[product, adding, p])
         else:
@@ -132,12 +149,7 @@ def consume(
             adding = warpgroup_mma(p, v, out, is_async=True)
             score = warpgroup_mma_wait(1, deps=[product])
         mbarrier.arrive(k_empty.index(k_slot), count=1)
-        if CAP:
-            score = adjust_score(score, scale_here, cap)
-        begin = key_block(visits, 0, base_here, slots, BLOCK_K) * BLOCK_K
-        score = hide(
-            score, numbers, first, begin, base_here, stored_here, pinned_here, ring_here, slots, RINGS, FAR, BLOCK_K, SCORES
-        )
+        score = seen(score, visits, 0, begin, scale_here, cap, text, CAP, RINGS, FAR, BLOCK_K, SCORES)
         unseen = gl.full([SHARE], HIDDEN, gl.float32, LINES)
         weight, fade, next_best, next_sums = weigh(score, unseen, thread_sums(nothing, BLOCK_K), next_factor, EXACT, BLOCK_K)
         p_next = narrow(weight, dtype, OPERAND)
@@ -172,17 +184,13 @@ def consume(
                 mbarrier.wait(k_full.index(k_slot), k_phase)
             k = k_slots.index(k_slot).reshape([BLOCK_K, BLOCK_D]).permute((1, 0))
             product = warpgroup_mma(q, k, nothing, use_acc=False, is_async=True)
+            begin = key_begin(visits, step, base_here, slots, BLOCK_K)
             mbarrier.wait(v_full.index(slot), phase)
             v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
             adding = warpgroup_mma(p, v, out, is_async=True)
             score = warpgroup_mma_wait(1, deps=[product])
             mbarrier.arrive(k_empty.index(k_slot), count=1)
-            if CAP:
-                score = adjust_score(score, scale_here, cap)
-            begin = key_block(visits, step, base_here, slots, BLOCK_K) * BLOCK_K
-            score = hide(
-                score, numbers, first, begin, base_here, stored_here, pinned_here, ring_here, slots, RINGS, FAR, BLOCK_K, SCORES
-            )
+            score = seen(score, visits, step, begin, scale_here, cap, text, CAP, RINGS, FAR, BLOCK_K, SCORES)
             weight, fade, best, sums = weigh(score, best, sums, factor, EXACT, BLOCK_K)
             p_next = narrow(weight, dtype, OPERAND)
             v_slot = slot

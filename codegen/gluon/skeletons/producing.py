@@ -5,21 +5,21 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from attnc.codegen.gluon.names import tma_load
-from attnc.codegen.gluon.skeletons.seeing import NOWHERE, SHARE, key_block, read_row, visit
+from attnc.codegen.gluon.skeletons.seeing import NOWHERE, SHARE, key_begin, read_row, walk
 from attnc.codegen.gluon.skeletons.tiles import next_slot, tile
 
 
 @gluon.jit
-def clear(values, first, BLOCK_K: gl.constexpr, BLOCK_E: gl.constexpr):
-    """Zeros in the rows from `first` on; by one warp."""
+def clear(values, first, until, BLOCK_K: gl.constexpr, BLOCK_E: gl.constexpr):
+    """Zeros in all rows but first..until - 1; by one warp."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [1, 1], [1, 0])
     for row in gl.static_range(0, BLOCK_K, 8):
-        if row + 8 > first:
+        if (row < first) | (row + 8 > until):
             for column in gl.static_range(0, BLOCK_E, 64):
                 some = values.slice(row, 8, 0).slice(column, 64, 1)
                 x = some.load(layout)
                 line = row + gl.arange(0, 8, layout=gl.SliceLayout(1, layout))
-                some.store(gl.where((line < first)[:, None], x, gl.full([8, 64], 0.0, x.dtype, layout)))
+                some.store(gl.where(((line >= first) & (line < until))[:, None], x, gl.full([8, 64], 0.0, x.dtype, layout)))
 
 
 @gluon.jit
@@ -41,7 +41,7 @@ def produce(
     q_slots, q_full, q_empty = q_ring
     k_slots, k_full, k_empty = k_ring
     v_slots, v_full, v_empty = v_ring
-    offsets, past, sequences, kv_heads, blocks, tiles = batch
+    tiles = batch[5]
     rows, row_stride, stored, base, pinned, ring = keys
     k_begin, k_begin_stride, k_stride = k_place
     v_begin, v_begin_stride, v_stride = v_place
@@ -66,15 +66,15 @@ def produce(
             v_row, v_head = stored_place(v_begin + sequence * v_begin_stride + group, v_stride, E)
             whole = RINGS and gl.load(ring + group) < NOWHERE
             last = start + gl.minimum(count, query + BLOCK_Q) - 1
-            visits = visit(numbers, start + query, last, base_here, slots, whole, BLOCK_K)
+            visits = walk(numbers, start + query, last, base_here, slots, whole, batch, sequence, head, start, BLOCK_K)
             for step in range(gl.maximum(visits[-1], 1)):
-                begin = key_block(visits, step, base_here, slots, BLOCK_K) * BLOCK_K
-                begin = gl.where(begin < slots, begin, 0)  # where there is nothing, anything
+                begin = key_begin(visits, step, base_here, slots, BLOCK_K)
+                begin = gl.where((begin < slots) & (begin > -BLOCK_K), begin, 0)  # where there is nothing, anything
                 mbarrier.wait(k_empty.index(slot), phase)
                 mbarrier.expect(k_full.index(slot), k_desc.block_type.nbytes)
                 tma_load(k_desc, [k_row + begin, k_head, 0], k_full.index(slot), k_slots.index(slot))
                 mbarrier.wait(v_empty.index(slot), phase)
-                if begin + BLOCK_K <= slots:
+                if (begin >= 0) & (begin + BLOCK_K <= slots):
                     mbarrier.expect(v_full.index(slot), v_desc.block_type.nbytes)
                     tma_load(v_desc, [v_row + begin, v_head, 0], v_full.index(slot), v_slots.index(slot))
                 else:
@@ -82,7 +82,7 @@ def produce(
                     tma_load(v_desc, [v_row + begin, v_head, 0], v_raw.index(0), v_slots.index(slot))
                     mbarrier.wait(v_raw.index(0), raw_phase)
                     raw_phase ^= 1
-                    clear(v_slots.index(slot).reshape([BLOCK_K, BLOCK_E]), slots - begin, BLOCK_K, BLOCK_E)
+                    clear(v_slots.index(slot).reshape([BLOCK_K, BLOCK_E]), -begin, slots - begin, BLOCK_K, BLOCK_E)
                     fence_async_shared()
                     mbarrier.arrive(v_full.index(slot), count=1)
                 slot, phase = next_slot(slot, phase, SLOTS)

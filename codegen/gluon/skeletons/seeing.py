@@ -82,15 +82,21 @@ def position(slot, base, stored, pinned, ring, slots, RINGS: gl.constexpr):
 
 
 @gluon.jit
-def key_block(visits, step, base, slots, BLOCK_K: gl.constexpr):
-    """The key block of a step, the last one first; one past all keys where nothing is to be seen."""
+def walk(numbers, first, last, base, slots, whole, batch, sequence, head, start, BLOCK_K: gl.constexpr):
+    """What a tile of queries first..last walks; how many steps, last. The head and the sequence's past say nothing here."""
+    return visit(numbers, first, last, base, slots, whole, BLOCK_K)
+
+
+@gluon.jit
+def key_begin(visits, step, base, slots, BLOCK_K: gl.constexpr):
+    """The first slot of a step's keys, the last step first; one past all keys where nothing is to be seen."""
     block = block_of(visits, gl.maximum(visits[-1] - 1 - step, 0), base, slots, BLOCK_K)
-    return gl.where(visits[-1] > 0, block, gl.cdiv(slots, BLOCK_K))
+    return gl.where(visits[-1] > 0, block, gl.cdiv(slots, BLOCK_K)) * BLOCK_K
 
 
 @gluon.jit
 def hide(
-    score, numbers, first, begin, base, stored, pinned, ring, slots, RINGS: gl.constexpr, FAR: gl.constexpr,
+    score, visits, step, numbers, first, begin, base, stored, pinned, ring, slots, RINGS: gl.constexpr, FAR: gl.constexpr,
     BLOCK_K: gl.constexpr, SCORES: gl.constexpr,
 ):  # fmt: skip
     """HIDDEN for keys that are not seen; blocks in which there are none skip it as a whole. `begin` is a block's first slot.

@@ -87,8 +87,8 @@ def produce_queries(
                 tma_load(o_grad_desc, [row, head, 0], raw.index(0), grad_slots.index(slot))
                 mbarrier.wait(raw.index(0), raw_phase)
                 raw_phase ^= 1
-                clear(q_slots.index(slot).reshape([BLOCK_Q, BLOCK_D]), count - query, BLOCK_Q, BLOCK_D)
-                clear(grad_slots.index(slot).reshape([BLOCK_Q, BLOCK_E]), count - query, BLOCK_Q, BLOCK_E)
+                clear(q_slots.index(slot).reshape([BLOCK_Q, BLOCK_D]), 0, count - query, BLOCK_Q, BLOCK_D)
+                clear(grad_slots.index(slot).reshape([BLOCK_Q, BLOCK_E]), 0, count - query, BLOCK_Q, BLOCK_E)
                 fence_async_shared()
                 mbarrier.arrive(q_full.index(slot), count=1)
                 mbarrier.arrive(grad_full.index(slot), count=1)
@@ -275,10 +275,10 @@ def settings(queries, keys, warps, slots, registers, early):
     return {**common, **walking}, {**common, "num_warps": 8}
 
 
-def descriptors(keys):
+def descriptors(constants):
     """Of queries, results' gradients, keys and values: name -> rows and columns of a block."""
-    d, e = width_of(HEAD_WIDTH), width_of(VALUE_WIDTH)
-    return {"q_desc": (64, d), "o_grad_desc": (64, e), "k_desc": (64, d), "v_desc": (64, e)}
+    d, e, queries = width_of(HEAD_WIDTH), width_of(VALUE_WIDTH), constants["BLOCK_Q"]
+    return {"q_desc": (queries, d), "o_grad_desc": (queries, e), "k_desc": (64, d), "v_desc": (64, e)}
 
 
 def variants(architecture, element_size):
@@ -314,7 +314,7 @@ def attend_backward_keys(q, part, rows, form, batch, scale, cap, lse, delta, o_g
     v_pieces = torch.empty(shared * joining["BLOCK_E"], dtype=torch.float32, device=q.device)
     k_grad_begin = (part.k_begin + apart * part.k.numel()).contiguous()
     v_grad_begin = (part.v_begin + apart * part.v.numel()).contiguous()
-    q_block, o_grad_block, k_block, v_block = descriptors(chosen[1]).values()
+    q_block, o_grad_block, k_block, v_block = descriptors(walking).values()
     views = (
         packed_view(q, *q_block),
         packed_view(o_grad, *o_grad_block),

@@ -26,7 +26,7 @@ from attnc.codegen.gluon.names import block_barrier, tma_load, tma_store
 from attnc.codegen.gluon.skeletons.launching import architecture, packed_view, run, slots_view, width_of
 from attnc.codegen.gluon.skeletons.producing import clear, stored_place
 from attnc.codegen.gluon.skeletons.regrading import HALF, exponent, load_sums, product_grad
-from attnc.codegen.gluon.skeletons.seeing import HIDDEN, NOWHERE, keep, key_block, read_row, solid, visit
+from attnc.codegen.gluon.skeletons.seeing import HIDDEN, NOWHERE, keep, key_begin, read_row, solid, visit
 from attnc.codegen.gluon.skeletons.tiles import barriers, next_slot, tile
 from attnc.codegen.gluon.skeletons.weighing import narrow
 
@@ -80,7 +80,7 @@ def produce_keys(
             last = start + gl.minimum(count, query + BLOCK_Q) - 1
             visits = visit(numbers, start + query, last, base_here, slots, False, BLOCK_K)
             for step in range(gl.maximum(visits[-1], 1)):
-                begin = key_block(visits, step, base_here, slots, BLOCK_K) * BLOCK_K
+                begin = key_begin(visits, step, base_here, slots, BLOCK_K)
                 begin = gl.where(begin < slots, begin, 0)  # where there is nothing, anything
                 mbarrier.wait(k_empty.index(slot), phase)
                 mbarrier.wait(v_empty.index(slot), phase)
@@ -95,8 +95,8 @@ def produce_keys(
                     tma_load(v_desc, [v_row + begin, v_head, 0], raw.index(0), v_slots.index(slot))
                     mbarrier.wait(raw.index(0), raw_phase)
                     raw_phase ^= 1
-                    clear(k_slots.index(slot).reshape([BLOCK_K, BLOCK_D]), slots - begin, BLOCK_K, BLOCK_D)
-                    clear(v_slots.index(slot).reshape([BLOCK_K, BLOCK_E]), slots - begin, BLOCK_K, BLOCK_E)
+                    clear(k_slots.index(slot).reshape([BLOCK_K, BLOCK_D]), 0, slots - begin, BLOCK_K, BLOCK_D)
+                    clear(v_slots.index(slot).reshape([BLOCK_K, BLOCK_E]), 0, slots - begin, BLOCK_K, BLOCK_E)
                     fence_async_shared()
                     mbarrier.arrive(k_full.index(slot), count=1)
                     mbarrier.arrive(v_full.index(slot), count=1)
@@ -189,7 +189,7 @@ def consume_keys(
             mbarrier.wait(v_full.index(slot), phase)
             weighing = warpgroup_mma(grad, v.permute((1, 0)), nothing, use_acc=False, is_async=True)
             product = warpgroup_mma_wait(1, deps=[multiplying])
-            begin = key_block(visits, 0, base_here, slots, BLOCK_K) * BLOCK_K
+            begin = key_begin(visits, 0, base_here, slots, BLOCK_K)
             weight = weights(product, sums, scale_here, cap, numbers, first, begin, base_here, slots, BLOCK_K, SCORES)
             weight_grad = warpgroup_mma_wait(0, deps=[weighing])
             mbarrier.arrive(v_empty.index(slot), count=1)
@@ -207,7 +207,7 @@ def consume_keys(
                 k = k_slots.index(k_slot).reshape([BLOCK_K, BLOCK_D])
                 adding = warpgroup_mma(s, k, q_sum, is_async=True)
                 product = warpgroup_mma_wait(2, deps=[multiplying])
-                begin = key_block(visits, step, base_here, slots, BLOCK_K) * BLOCK_K
+                begin = key_begin(visits, step, base_here, slots, BLOCK_K)
                 weight = weights(product, sums, scale_here, cap, numbers, first, begin, base_here, slots, BLOCK_K, SCORES)
                 weight_grad = warpgroup_mma_wait(1, deps=[weighing])
                 mbarrier.arrive(v_empty.index(slot), count=1)
@@ -303,9 +303,9 @@ def settings(queries, keys, warps, slots, q_slots, registers):
     }
 
 
-def descriptors(keys):
+def descriptors(constants):
     """Of queries, results' gradients, keys, values, queries' gradients: name -> rows and columns of a block."""
-    d, e = width_of(HEAD_WIDTH), width_of(VALUE_WIDTH)
+    d, e, keys = width_of(HEAD_WIDTH), width_of(VALUE_WIDTH), constants["BLOCK_K"]
     return {"q_desc": (64, d), "o_grad_desc": (64, e), "k_desc": (keys, d), "v_desc": (keys, e), "q_grad_desc": (64, d)}
 
 
@@ -338,7 +338,8 @@ def attend_backward_queries(q, part, rows, form, batch, scale, cap, o, lse, o_gr
         return q_grad, delta
     if q.device not in PROCESSORS:
         PROCESSORS[q.device] = torch.cuda.get_device_properties(q.device).multi_processor_count
-    q_block, o_grad_block, k_block, v_block, q_grad_block = descriptors(chosen[1]).values()
+    made = settings(*chosen)
+    q_block, o_grad_block, k_block, v_block, q_grad_block = descriptors(made).values()
     views = (
         packed_view(q, *q_block),
         packed_view(o_grad, *o_grad_block),
@@ -355,5 +356,5 @@ def attend_backward_queries(q, part, rows, form, batch, scale, cap, o, lse, o_gr
         part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
     programs = min(tiles, PROCESSORS[q.device])
-    run(queries_kernel, programs, views, tensors, numbers, (q.device, q.dtype, chosen), lambda: settings(*chosen))
+    run(queries_kernel, programs, views, tensors, numbers, (q.device, q.dtype, chosen), lambda: made)
     return q_grad, delta

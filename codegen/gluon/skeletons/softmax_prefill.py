@@ -13,13 +13,9 @@ are overwritten with zeros before anyone reads them.
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
-from attnc.codegen.gluon.skeletons.consuming import consume
+from attnc.codegen.gluon.skeletons.attending import attend_tiles
 from attnc.codegen.gluon.skeletons.launching import architecture, packed_view, run, slots_view, width_of
-from attnc.codegen.gluon.skeletons.producing import produce
-from attnc.codegen.gluon.skeletons.seeing import SHARE
-from attnc.codegen.gluon.skeletons.tiles import barriers
 
 FORM = (1, 0, 0, True)  # how many near intervals, strides and powers a row holds, and whether the future is hidden
 HEAD_WIDTH = 64  # of queries and keys
@@ -45,62 +41,15 @@ def attend_kernel(
     SLOTS: gl.constexpr, Q_SLOTS: gl.constexpr, PIN: gl.constexpr, EARLY: gl.constexpr, DIRECT: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    dtype: gl.constexpr = q_desc.dtype
-    PARTIES: gl.constexpr = BLOCK_Q // SHARE
-    q_slots = gl.allocate_shared_memory(dtype, [Q_SLOTS * PARTIES, SHARE, 1, BLOCK_D], q_desc.layout)
-    k_slots = gl.allocate_shared_memory(dtype, [SLOTS, BLOCK_K, 1, BLOCK_D], k_desc.layout)
-    v_slots = gl.allocate_shared_memory(dtype, [SLOTS, BLOCK_K, 1, BLOCK_E], v_desc.layout)
-    o_slots = q_slots
-    if not DIRECT:
-        o_slots = gl.allocate_shared_memory(dtype, [PARTIES, SHARE, 1, BLOCK_E], o_desc.layout)
-    q_full, q_empty = barriers(Q_SLOTS * PARTIES, 1, 1)
-    k_full, k_empty = barriers(SLOTS, 1, PARTIES)
-    v_full, v_empty = barriers(SLOTS, 1, PARTIES)
-    v_raw, none = barriers(1, 1, 1)
-    fence_async_shared()
-    q_ring = q_slots, q_full, q_empty
-    k_ring = k_slots, k_full, k_empty
-    v_ring = v_slots, v_full, v_empty
     batch = offsets, past, sequences, kv_heads, blocks, tiles
     keys = rows, row_stride, stored, base, pinned, ring
-    outputs = o_desc, o_slots, o, lse
-    descriptors = q_desc, k_desc, v_desc
     k_place = k_begin, k_begin_stride, k_stride
     v_place = v_begin, v_begin_stride, v_stride
-    if PARTIES == 2:
-        gl.warp_specialize([
-            (consume, (
-                0, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
-                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT,
-            )),
-            (consume, (
-                1, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
-                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT,
-            )),
-            (produce, (
-                descriptors, q_ring, k_ring, v_ring, v_raw, batch, keys, k_place, v_place,
-                ROW, GROUP, D, E, BLOCK_E, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS,
-            )),
-        ], [4, 1], [REGISTERS, 504 - 2 * REGISTERS])  # fmt: skip
-    else:
-        gl.warp_specialize([
-            (consume, (
-                0, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
-                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT,
-            )),
-            (consume, (
-                1, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
-                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT,
-            )),
-            (consume, (
-                2, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap, ROW, FAR, GROUP, E, BLOCK_D,
-                BLOCK_E, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT,
-            )),
-            (produce, (
-                descriptors, q_ring, k_ring, v_ring, v_raw, batch, keys, k_place, v_place,
-                ROW, GROUP, D, E, BLOCK_E, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS,
-            )),
-        ], [4, 4, 1], [REGISTERS, REGISTERS, 512 - 3 * REGISTERS])  # fmt: skip
+    outputs = o_desc, o, lse
+    attend_tiles(
+        (q_desc, k_desc, v_desc), outputs, batch, keys, k_place, v_place, scale, sink_logit, cap, ROW, GROUP, D, E, BLOCK_D,
+        BLOCK_E, FAR, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT, REGISTERS,
+    )  # fmt: skip
 
 
 def settings(rings, queries, keys, warps, slots, q_slots, registers, pin, early):
@@ -130,9 +79,9 @@ def settings(rings, queries, keys, warps, slots, q_slots, registers, pin, early)
     }
 
 
-def descriptors(keys):
+def descriptors(constants):
     """Of queries, keys, values and outputs: name -> rows and columns of a block."""
-    d, e = width_of(HEAD_WIDTH), width_of(VALUE_WIDTH)
+    d, e, keys = width_of(HEAD_WIDTH), width_of(VALUE_WIDTH), constants["BLOCK_K"]
     return {"q_desc": (64, d), "k_desc": (keys, d), "v_desc": (keys, e), "o_desc": (64, e)}
 
 
@@ -164,7 +113,8 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
         return o, lse
     if q.device not in PROCESSORS:
         PROCESSORS[q.device] = torch.cuda.get_device_properties(q.device).multi_processor_count
-    q_block, k_block, v_block, o_block = descriptors(chosen[1]).values()
+    made = settings(part.rings, *chosen)
+    q_block, k_block, v_block, o_block = descriptors(made).values()
     views = (
         packed_view(q, *q_block),
         slots_view(part.k, part.k_stride, HEAD_WIDTH, *k_block),
@@ -182,5 +132,5 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     )  # fmt: skip
     key = (q.device, q.dtype, sink_logit.dtype, part.rings, chosen)
     programs = min(tiles, PROCESSORS[q.device])
-    run(attend_kernel, programs, views, tensors, numbers, key, lambda: settings(part.rings, *chosen))
+    run(attend_kernel, programs, views, tensors, numbers, key, lambda: made)
     return o, lse

@@ -6,18 +6,26 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 
 @gluon.jit
+def queries_of(number, sequence, batch, BLOCK_Q: gl.constexpr):
+    """A sequence's tile by its number: its first query, and one past the last query that tiles like it hold."""
+    offsets = batch[0]
+    count = (gl.load(offsets + sequence + 1) - gl.load(offsets + sequence)).to(gl.int32)
+    return number * BLOCK_Q, count
+
+
+@gluon.jit
 def tile(t, batch, keys, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr):
-    """Of tile t: sequence, KV head, query head; its first query, as a row and in its sequence; the sequence's queries, its
-    past, its slots. The heads of a group side by side, as they read the same keys; the last queries, which see most, first.
+    """Of tile t: sequence, KV head, query head; its first query, as a row and in its sequence; one past the last query that it
+    may hold; the sequence's past, its slots. The heads of a group side by side, as they read the same keys; the last queries,
+    which see most, first.
     """
-    offsets, past, sequences, kv_heads, blocks, tiles = batch
+    offsets, past, sequences, kv_heads, blocks = batch[0], batch[1], batch[2], batch[3], batch[4]
     rows, row_stride, stored, base, pinned, ring = keys
     member = t % GROUP
     group = t // GROUP % kv_heads
     sequence = t // (GROUP * kv_heads) % sequences
-    query = (blocks - 1 - t // (GROUP * kv_heads * sequences)) * BLOCK_Q
+    query, count = queries_of(blocks - 1 - t // (GROUP * kv_heads * sequences), sequence, batch, BLOCK_Q)
     begin = gl.load(offsets + sequence)
-    count = (gl.load(offsets + sequence + 1) - begin).to(gl.int32)
     start = gl.load(past + sequence).to(gl.int32)
     slots = gl.minimum(gl.load(stored + sequence), gl.load(pinned + group) + gl.load(ring + group))
     return sequence, group, group * GROUP + member, begin.to(gl.int32) + query, query, count, start, slots
@@ -26,12 +34,12 @@ def tile(t, batch, keys, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr):
 @gluon.jit
 def next_tile(t, batch, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr):
     """The first tile from t on, of this program's, that has queries: shorter sequences have fewer than there are tiles."""
-    offsets, past, sequences, kv_heads, blocks, tiles = batch
+    sequences, kv_heads, blocks, tiles = batch[2], batch[3], batch[4], batch[5]
     empty = t < tiles
     while empty:
         sequence = t // (GROUP * kv_heads) % sequences
-        query = (blocks - 1 - t // (GROUP * kv_heads * sequences)) * BLOCK_Q
-        empty = gl.load(offsets + sequence + 1) - gl.load(offsets + sequence) <= query
+        query, count = queries_of(blocks - 1 - t // (GROUP * kv_heads * sequences), sequence, batch, BLOCK_Q)
+        empty = count <= query
         t = gl.where(empty, t + gl.num_programs(0), t)
         empty = empty & (t < tiles)
     return t
