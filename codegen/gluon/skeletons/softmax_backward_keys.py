@@ -276,7 +276,9 @@ def settings(queries, keys, warps, slots, registers, early):
 
 
 def descriptors(constants):
-    """Of queries, results' gradients, keys and values: name -> rows and columns of a block."""
+    """Of queries, results' gradients, keys and values: name -> rows and columns of a block; `join_kernel` takes none."""
+    if "BLOCK_Q" not in constants:
+        return {}
     d, e, queries = width_of(HEAD_WIDTH), width_of(VALUE_WIDTH), constants["BLOCK_Q"]
     return {"q_desc": (queries, d), "o_grad_desc": (queries, e), "k_desc": (64, d), "v_desc": (64, e)}
 
