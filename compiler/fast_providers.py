@@ -32,7 +32,7 @@ MOST_MAPS, MOST_WIDTH, MOST_NORMED = 2, 128, 64
 COMPARED: bool = False
 """Whether a GPU has run the generated kernels right: before, no plan chooses them."""
 
-GROUP, LAUNCHES_PER_GROUP = 2048, 40
+GROUP, LAUNCHES_PER_GROUP = 8192, 40
 """Tokens that are read and learned side by side, and PyTorch's launches for them."""
 
 
@@ -140,7 +140,7 @@ def unstepped(family: FastWeights) -> str | None:
 def _triton(task: Task) -> Price | str:
     """From chunk to chunk one launch a group of chunks; the rest is plain PyTorch, a group at a time.
 
-    Training goes there twice, and back.
+    Training goes there twice where there are several groups, and back.
     """
     nets, family, device = task.nets, task.nets.family, task.device
     reason = unstepped(family) if task.phase == "decode" else unkept(family)

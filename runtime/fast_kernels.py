@@ -28,6 +28,9 @@ from .fast_torch import teach_by, torch_teach
 from .nets import Norm
 from .operators import NAMESPACE, device_of
 
+GROUP = 8192
+"""Tokens of a group, at least: a text of one group computes nothing again on the way back."""
+
 GIVEN = (
     "Tensor k, Tensor v, Tensor writes, Tensor? pushes, Tensor stays, Tensor? speed, Tensor? slows, Tensor? weight, "
     "Tensor? bias, int[] counts, int element_size"
@@ -71,7 +74,7 @@ def fast_kernels(chunks: ModuleType | None, steps: ModuleType | None = None) -> 
     """The provider `triton`, a `Teach` (fast.py), of a launch's kernel files: from chunk to chunk, where none does plain
     PyTorch, and token by token.
     """
-    teach = torch_teach if chunks is None else teach_by(kernel_sweep(chunks))
+    teach = torch_teach if chunks is None else teach_by(kernel_sweep(chunks), GROUP)
     return teach if steps is None else Stepping(teach, step_kernels(steps))
 
 
@@ -144,17 +147,26 @@ def define(name: str, module: ModuleType) -> Any:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *given, counts, element_size, _, moment = inputs
-    ctx.numbers, ctx.momentum = (counts, element_size), moment is not None
+    *given, counts, element_size, known, moment = inputs
+    ctx.set_materialize_grads(False)
+    ctx.numbers, ctx.momentum, ctx.sequences = (counts, element_size), moment is not None, len(known)
     ctx.save_for_backward(*given, output[0], output[1], output[4])
 
 
 def _gradients(back: Any) -> Any:
-    """Of what tokens bring, of the norm, and of what was known before the first chunk."""
+    """Of what tokens bring, of the norm, and of what was known before the first chunk. Nothing reads momentum before its chunk
+    but what reads after its own write: no zeros are made for it."""
 
-    def gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *given, kept, kept_moment, raw = ctx.saved_tensors
-        of = [grad.contiguous() if ctx.momentum or n % 2 == 0 else None for n, grad in enumerate(grads[:4])]
+        of_kept, of_kept_moment, of_after, of_after_moment = (None if x is None else x.contiguous() for x in grads[:4])
+        none = kept.new_zeros(ctx.sequences, *kept.shape[1:])
+        of = (
+            torch.zeros_like(kept) if of_kept is None else of_kept,
+            of_kept_moment if ctx.momentum else None,
+            none if of_after is None else of_after,
+            (none if of_after_moment is None else of_after_moment) if ctx.momentum else None,
+        )
         found = back(*given, *ctx.numbers, kept, kept_moment if ctx.momentum else None, raw, *of)
         there = [None if x is None else grad for x, grad in zip(given, found, strict=False)]
         return *there, None, None, found[-2], found[-1] if ctx.momentum else None

@@ -39,8 +39,8 @@ class _Group(NamedTuple):
     learns: int
 
 
-def teach_by(sweep: Sweep) -> Teach:
-    """A `Teach` (fast.py) of a way from chunk to chunk."""
+def teach_by(sweep: Sweep, group_tokens: int | None = None) -> Teach:
+    """A `Teach` (fast.py) of a way from chunk to chunk, in groups of so many tokens instead of GROUP's."""
 
     def teach(rule: Rule, lessons: Lessons, before: Learned, stream: Stream) -> tuple[Tensor, Learned]:
         wide = torch.promote_types(lessons.q.dtype, torch.float32)
@@ -54,7 +54,8 @@ def teach_by(sweep: Sweep) -> Teach:
         chunks = Chunks.of(stream.batch, min(rule.chunk, longest))
         start = {name: w.to(wide) for name, w in lessons.start.items()}
         known, found = now.mapped(chunks.sorted), []
-        groups = list(_groups(rule, lessons, wide, chunks, stream, o is None))
+        least = (GROUP if torch.is_grad_enabled() else 4 * GROUP) if group_tokens is None else group_tokens
+        groups = list(_groups(rule, lessons, wide, chunks, stream, o is None, least))
         again = len(groups) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         for group in groups:
             given = (sweep, rule, start, known, group, norm)
@@ -83,8 +84,10 @@ def _read_now(rule: Rule, q: Tensor, weights: Weights, norm: Norm, stream: Strea
     return chunks.tokens_of(nets.forward(tuple(own), nets.plain(own), chunks.rows(q), rule, norm))
 
 
-def _groups(rule: Rule, lessons: Lessons, wide: torch.dtype, chunks: Chunks, stream: Stream, reads: bool) -> Iterator[_Group]:
-    """What tokens bring, in groups of chunks; a place without a token counts for nothing."""
+def _groups(
+    rule: Rule, lessons: Lessons, wide: torch.dtype, chunks: Chunks, stream: Stream, reads: bool, least: int
+) -> Iterator[_Group]:
+    """What tokens bring, in groups of chunks of at least so many tokens; a place without a token counts for nothing."""
     counts, given = chunks.counts, _given(lessons, wide)
     if reads:
         q = lessons.q
@@ -93,7 +96,6 @@ def _groups(rule: Rule, lessons: Lessons, wide: torch.dtype, chunks: Chunks, str
         )
     whole = [stream.batch.sizes[s] // rule.chunk for s in chunks.order]
     last = len(counts) - (not (lessons.keep and max(whole) == len(counts)))
-    least = GROUP if torch.is_grad_enabled() else 4 * GROUP
     each = max(math.isqrt(len(counts) - 1) + 1, least // (chunks.index.shape[1] * counts[0]), 1)
     sizes = [sum(counts[c : c + each]) for c in range(0, len(counts), each)]
     rows = [[None] * len(sizes) if x is None else torch.split(chunks.rows(x), sizes) for x in given]

@@ -91,6 +91,24 @@ def text_of(form: FastWeights, tokens: int, heads: int, chunk: int, teach: Teach
     return forward, [x for key, x in given.items() if not key.startswith(("before", "moment."))]
 
 
+def shares(title: str, step: Callable[[], object]) -> None:
+    """Where the time of one step goes on the GPU, printed: the longest kernels, all of them, and the whole step beside them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        step()
+        torch.cuda.synchronize()
+    rows = sorted(found.key_averages(), key=lambda row: -row.self_device_time_total)
+    total, number = (
+        sum(row.self_device_time_total for row in rows),
+        sum(row.count for row in rows if row.self_device_time_total),
+    )
+    print(f"{title} | on the GPU {total / 1e3:.3f} ms in about {number} launches; {milliseconds(step):.3f} ms in all")  # noqa: T201
+    for row in rows[:9]:
+        print(f"{title} |   {row.key[:60]} | {row.count} x | {row.self_device_time_total / 1e3:.3f} ms")  # noqa: T201
+
+
 def both(forward: Callable[[], Tensor], leaves: list[Tensor]) -> tuple[Callable[[], object], Callable[[], object]]:
     """(a pass without gradients, one with its way back)."""
 
@@ -117,6 +135,7 @@ def compared(
     teaches |= {f"kernels {row}": provider(form, row) for row in blocks}
     passes = {name: both(*text_of(form, tokens, heads, chunk, teach)) for name, teach in teaches.items()}
     for at, word in enumerate(("forward", "forward and backward")):
+        shares(f"{tokens} tokens, {word}", passes["kernels"][at])
         steps = {name: pair[at] for name, pair in passes.items()}
         steps |= {name: pair[at] for name, pair in others.items() if isinstance(pair, tuple) and len(pair) > at}
         table(f"{tokens} tokens, {heads} heads, chunks of {chunk}, {word}", steps)

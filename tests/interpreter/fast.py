@@ -29,7 +29,7 @@ from attnc.codegen.verify.step_cases import compared as step_errors
 from attnc.compiler import check_text
 from attnc.compiler.families import FastWeights
 from attnc.compiler.fast_providers import unkept
-from attnc.runtime import fast_torch
+from attnc.runtime import fast_kernels as fast_kernels_file
 from attnc.runtime.fast import Teach
 from attnc.runtime.fast_kernels import fast_kernels
 
@@ -52,7 +52,7 @@ def kernels(form: FastWeights) -> Teach:
 @pytest.mark.parametrize("name", CHUNKED)
 def test_every_form_and_its_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences that begin and end within a chunk, one without tokens; two groups of chunks, the second of one sequence."""
-    monkeypatch.setattr(fast_torch, "GROUP", 0)
+    monkeypatch.setattr(fast_kernels_file, "GROUP", 1)
     check(Case(FORMS[name]), kernels(FORMS[name]))
 
 

@@ -141,7 +141,7 @@ def back_kernel(
     k, v, writes, pushes, stays, speed, slows, weight, bias, kept, kept_grad, kept_moment_grad, after_grad, after_moment_grad,
     rows_grad, rows_moment_grad, known_grad, known_moment_grad, begins, chunks, heads, size,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, TILE: tl.constexpr,
-    MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+    READ: tl.constexpr, MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     blocks: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
     program = tl.program_id(0)
@@ -169,7 +169,8 @@ def back_kernel(
         if MOMENTUM:
             tl.store(rows_moment_grad + to, by_moment, mask=inside)
             then_moment = by * tl.load(speed + place) + by_moment * tl.load(slows + place)
-            then_moment += tl.load(kept_moment_grad + to, mask=inside, other=0.0)
+            if READ:
+                then_moment += tl.load(kept_moment_grad + to, mask=inside, other=0.0)
         for begin in range(0, size, TILE):
             index = begin + tl.arange(0, TILE)
             key = read_rows(k + place * size * K, index, size, c, K)
@@ -212,7 +213,9 @@ def settings(size, row, element_size, kernel):
         "num_stages": stages,
         "enable_fp_fusion": True,
     }
-    return found | ({"ONE": size <= found["TILE"]} if kernel is sweep_kernel else {})
+    if kernel is map_kernel:
+        return found
+    return found | ({"ONE": size <= found["TILE"]} if kernel is sweep_kernel else {"READ": False})
 
 
 def variants(architecture, element_size):
@@ -233,7 +236,7 @@ def arguments(kernel, given, blocks):
 
 def launch(kernel, programs, tensors, given, compiled):
     """One launch."""
-    own = (compiled.get(name) for name in ("TILE", "ONE", "BLOCK_V", "PRECISION", "num_warps", "num_stages"))
+    own = (compiled.get(name) for name in ("TILE", "ONE", "READ", "BLOCK_V", "PRECISION", "num_warps", "num_stages"))
     run(kernel, programs, tensors, given.k.shape[1:3], 0, (kernel, given.k.device, *own), lambda: compiled)
 
 
@@ -256,12 +259,14 @@ def sweep(given, known, known_moment, *, blocks=None):
 def go_back(given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_moment_grad, *, blocks=None):
     """Gradients of what is known after each chunk [R, heads, M] and of what was known before the first [S, heads, M].
 
-    kept: what sequences knew before each chunk; raw is None here; the others: gradients of the results of `sweep`.
+    kept: what sequences knew before each chunk; raw is None here; the others: gradients of the results of `sweep`, of which
+    kept_moment_grad may be None.
     """
     tensors, compiled, programs = arguments(back_kernel, given, blocks)
     rows, known = torch.empty_like(kept), torch.empty_like(after_grad)
     rows_moment, known_moment = (torch.empty_like(x) if MOMENTUM else kept for x in (rows, known))
-    held = (kept_moment_grad, after_grad, after_moment_grad) if MOMENTUM else (kept, after_grad, kept)
+    compiled |= {"READ": kept_moment_grad is not None}
+    held = tuple(kept if x is None else x for x in (kept_moment_grad, after_grad, after_moment_grad))
     tensors = (*tensors, kept, kept_grad, *held, rows, rows_moment, known, known_moment, given.begins, given.chunks)
     launch(back_kernel, programs * len(known), tensors, given, compiled)
     return rows, rows_moment if MOMENTUM else None, known, known_moment if MOMENTUM else None

@@ -168,7 +168,7 @@ def back_kernel(
     first, heads, size,
     K: tl.constexpr, V: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr, TILE: tl.constexpr,
-    MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+    READ: tl.constexpr, MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     blocks: tl.constexpr = (HIDDEN + BLOCK_H - 1) // BLOCK_H
     numbers: tl.constexpr = HIDDEN * (K + V)
@@ -271,8 +271,9 @@ def back_kernel(
             moment2 = read_map(rows_moment_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1) * tl.load(slows + place)
             moment1 += by1 * tl.load(speed + place)
             moment2 += by2 * tl.load(speed + place)
-            moment1 += read_map(kept_moment_grad + row, c, unit, K, HIDDEN, 1, K)
-            moment2 += read_map(kept_moment_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
+            if READ:
+                moment1 += read_map(kept_moment_grad + row, c, unit, K, HIDDEN, 1, K)
+                moment2 += read_map(kept_moment_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
         by1 = then1
         by2 = then2
     write_map(known_grad + own, c, unit, by1, True, K, HIDDEN, 1, K)
@@ -287,7 +288,7 @@ def settings(size, row, element_size, kernel):
     tokens, block, warps, stages = row
     if kernel is back_kernel:
         tokens, block = tokens // 2, block // 2
-    return {
+    return ({"READ": False} if kernel is back_kernel else {}) | {
         "K": KEY_WIDTH,
         "V": VALUE_WIDTH,
         "HIDDEN": HIDDEN,
@@ -316,17 +317,18 @@ def variants(architecture, element_size):
 class Launches:
     """The launches of a kernel: a group's tensors, compile-time arguments, and room where blocks of hidden units meet."""
 
-    def __init__(self, kernel, given, pairs, blocks):
+    def __init__(self, kernel, given, pairs, blocks, **chosen):
         k = given.k
         self.heads, self.size = k.shape[1:3]
         row = blocks or BLOCKS[architecture(k.device), given.element_size]
-        self.pairs, self.compiled = pairs, settings(self.size, row, given.element_size, kernel)
+        self.pairs, self.compiled = pairs, settings(self.size, row, given.element_size, kernel) | chosen
         self.blocks = triton.cdiv(HIDDEN, self.compiled["BLOCK_H"])
         self.tensors = tuple(k if x is None else x for x in given.tensors)
         self.parts = k.new_empty(pairs, 2, self.blocks, self.size, VALUE_WIDTH, dtype=torch.float32)
         self.counters = torch.zeros(pairs, dtype=torch.int32, device=k.device)
         self.places = given.begins, given.chunks
-        self.kernel, self.key = kernel, (kernel, k.device, row, self.compiled["TILE"], self.compiled["PRECISION"])
+        names = "TILE", "PRECISION", "READ"
+        self.kernel, self.key = kernel, (kernel, k.device, row, *(self.compiled.get(name) for name in names))
 
     def run(self, tensors):
         """As many pairs at once as can run together."""
@@ -361,13 +363,15 @@ def sweep(given, known, known_moment, *, blocks=None):
 def go_back(given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_moment_grad, *, blocks=None):
     """Gradients of what is known after each chunk [R, heads, M] and of what was known before the first [S, heads, M].
 
-    kept, raw: what sequences knew before each chunk, and what maps made of keys; the others: gradients of `sweep`'s results.
+    kept, raw: what sequences knew before each chunk, and what maps made of keys; the others: gradients of `sweep`'s results, of
+    which kept_moment_grad may be None.
     """
-    launches = Launches(back_kernel, given, len(after_grad) * given.k.shape[1], blocks)
+    pairs, is_read = len(after_grad) * given.k.shape[1], kept_moment_grad is not None
+    launches = Launches(back_kernel, given, pairs, blocks, READ=is_read)
     rows, known = torch.empty_like(kept), torch.empty_like(after_grad)
     rows_moment, known_moment = (torch.empty_like(x) if MOMENTUM else x for x in (rows, known))
     within = launches.parts.new_empty(launches.pairs, 3, launches.size, HIDDEN)
-    of_moment = (kept_moment_grad, after_moment_grad) if MOMENTUM else (kept_grad, after_grad)
+    of_moment = tuple(kept if x is None else x for x in (kept_moment_grad, after_moment_grad))
     held = (kept, raw, kept_grad, of_moment[0], after_grad, of_moment[1], rows, rows_moment, known, known_moment)
     launches.run((*launches.tensors, *held, launches.parts, within))
     return rows, rows_moment if MOMENTUM else None, known, known_moment if MOMENTUM else None
