@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from attnc.codegen.gluon import files as gluon
 from attnc.codegen.triton import channels, fast, lists, scan
 from attnc.codegen.triton import emit as triton
 from attnc.compiler import channel_providers, scan_providers
 from attnc.compiler.attributes import Softplus
+from attnc.compiler.cost import Launch, Seen
 from attnc.compiler.families import FAMILIES, Channels, FastWeights, Recurrence, Softmax
 from attnc.compiler.graph import Apply, Graph, Mix, Smooth
-from attnc.compiler.list_providers import listed, unmade, unread
+from attnc.compiler.list_providers import chosen, chunks_of, listed, ungraded, unmade, unread
 from attnc.compiler.plain_providers import PlainLaunch
 from attnc.compiler.plan import launch_of, states, unsaid
 from attnc.compiler.providers import KERNEL_WIDTHS, no_gluon
@@ -88,13 +90,19 @@ WITH_LISTS = {
     "list_imports": "from ..runtime.list_kernels import ListKernels\n",
     "others": "ListKernels | ",
     "first": """    if launch in LISTS:
-        return ListKernels.of([_file(name) for name in LISTS[launch]])
+        others = [Kernels.of(*map(_file, files)) if files else None for files in SUMMARIES.get(launch, (None, None))]
+        return ListKernels.of([_file(name) for name in LISTS[launch]], *others)
 """,
 }
 LISTS = """
 # the same of keys that content chooses for launches: what reads lists, what makes them
 LISTS = {{
 {rows}
+}}
+
+# those of FILES for what such a launch reads beside its lists: tokens that are shown, or nothing, and what stands for chunks
+SUMMARIES = {{
+{summaries}
 }}
 """
 NO_CHANNELS = {"channel_imports": "", "channels": "", "others": "", "first": ""}
@@ -147,7 +155,7 @@ def emit(graph: Graph, launches: Mapping[str, str], model: Model) -> dict[str, s
                 if no_gluon(kernel.head_width, kernel.value_width) is None:
                     of_gluon[launch] = kernel
     others = [of(graph, launches) for of in (_of_channels, _of_states, _of_nets)]
-    others.append(_of_lists(graph, launches, model))
+    others.append(_of_lists(graph, launches, model, numbers))
     files = {name: text for _, made in others for name, text in made.items()}
     for kernel, number in numbers.items():
         for skeleton in FAMILIES["softmax"]:
@@ -203,37 +211,77 @@ def _of_nets(graph: Graph, launches: Mapping[str, str]) -> tuple[dict[str, str],
     return index, {f"{name}.py": text for text, name in numbers.items()}
 
 
-def _of_lists(graph: Graph, launches: Mapping[str, str], model: Model) -> tuple[dict[str, str], dict[str, str]]:
-    """What the index says of keys that content chooses, and the files that read lists and make them."""
+def _of_lists(
+    graph: Graph, launches: Mapping[str, str], model: Model, softmaxes: dict[Softmax, int]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What the index says of keys that content chooses, and the files that read lists and make them.
+
+    softmaxes: numbers of kernels that others emit; those of summaries come to them.
+    """
     numbers: dict[str, int] = {}
     rows: list[str] = []
+    summaries: list[str] = []
     named: dict[str, str] = {}
     for launch, node in launches.items():
         served = graph.network.nodes[node]["node"]
-        texts = list_texts(served, model) if isinstance(served, Mix) else {}
-        if not texts:
+        if not isinstance(served, Mix) or not reads_lists(served, model):
             continue
+        texts = list_texts(served, model)
         names = [f"{skeleton}_{numbers.setdefault(text, len(numbers))}" for text, skeleton in texts.items()]
         named |= dict(zip(names, texts, strict=True))
         rows.append("\n".join([f'    "{launch}.choice": (', *(f'        "{name}",' for name in names), "    ),"]))
-    index = WITH_LISTS | {"lists": LISTS.format(rows="\n".join(rows))} if rows else NO_LISTS
+        beside = [one if one is None else softmaxes.setdefault(one, len(softmaxes)) for one in summary_kernels(served, model)]
+        if beside:
+            summaries.append(_over_lines(f"{launch}.choice", [_four(number) for number in beside]))
+    lines = {"rows": "\n".join(rows), "summaries": "\n".join(summaries)}
+    index = WITH_LISTS | {"lists": LISTS.format(**lines)} if rows else NO_LISTS
     return index, {f"{name}.py": text for name, text in named.items()}
 
 
-def list_texts(mix: Mix, model: Model) -> dict[str, str]:
-    """Text -> skeleton of the kernels of keys that content chooses for a mix; none where no kernel reads its lists."""
+def _four(number: int | None) -> str:
+    """The files of a kernel of the softmax family."""
+    names = ", ".join(f'"{skeleton}_{number}"' for skeleton in FAMILIES["softmax"])
+    return "None" if number is None else f"({names})"
+
+
+def _choosing(mix: Mix, model: Model) -> tuple[Launch, list[tuple[Seen, ...]]]:
+    """The launch, and the groups of each variant in which content chooses keys."""
     launch = launch_of(mix, model.score_cap is not None)
+    return launch, [variant.groups for variant in launch.variants if any(group.selectors for group in variant.groups)]
+
+
+def reads_lists(mix: Mix, model: Model) -> bool:
+    """Whether content chooses keys for a mix, and kernels read them."""
+    launch, choosing = _choosing(mix, model)
+    narrow = max(mix.attributes.key_width, mix.attributes.value_dim) <= KERNEL_WIDTHS[1]
+    return bool(choosing) and narrow and not launch.unsaid and all(unread(launch, groups) is None for groups in choosing)
+
+
+def summary_kernels(mix: Mix, model: Model) -> list[Softmax | None]:
+    """What attends to shown tokens, or nothing, and to chunks; empty where there are none of them."""
+    launch, choosing = _choosing(mix, model)
+    groups = [group for found in choosing for group in found]
+    chunks = chunks_of(groups)
+    if chunks is None:
+        return []
+    softmax = softmax_of(mix, model)
+    shown = launch.learned or any(group.intervals and (group.intervals.near or group.intervals.sink) for group in groups)
+    return [softmax if shown else None, replace(softmax, chunks=chunks)]
+
+
+def list_texts(mix: Mix, model: Model) -> dict[str, str]:
+    """Text -> skeleton of the kernels of lists for a mix whose lists kernels read."""
+    launch, choosing = _choosing(mix, model)
     found: dict[str, str] = {}
-    wide = max(mix.attributes.key_width, mix.attributes.value_dim) > KERNEL_WIDTHS[1]
-    choosing = [variant.groups for variant in launch.variants if any(group.selectors for group in variant.groups)]
-    if wide or launch.unsaid or any(unread(launch, groups) is not None for groups in choosing):
-        return {}
     for groups in choosing:
-        softmax, chosen = softmax_of(mix, model), [one for group in groups for one in group.selectors]
-        for skeleton in (lists.ATTEND, lists.BACKWARD):
-            found |= {lists.emit_lists(skeleton, listed(softmax, one)): skeleton for one in chosen}
-        if unmade(launch, groups) is None:
-            found |= {lists.emit_choose(one, softmax): lists.CHOOSE for one in chosen}
+        softmax = softmax_of(mix, model)
+        for group in groups:
+            reading = listed(softmax, group.selectors)
+            found |= {lists.emit_lists(lists.ATTEND, one): lists.ATTEND for one in reading}
+            if ungraded((group,)) is None:
+                found |= {lists.emit_lists(lists.BACKWARD, one): lists.BACKWARD for one in reading}
+            if unmade(launch, groups) is None:
+                found |= {lists.emit_choose(one, softmax): lists.CHOOSE for one in chosen(group.selectors)}
     return found
 
 

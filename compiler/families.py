@@ -31,6 +31,8 @@ class Softmax:
     sink_logit              whether each head has one more logit without a value
     exponent                None: a softmax; else weights are softplus masses, re-weighted to this power, 1..64, and the numbers
                             of a query are found by a kernel of `masses`, whose exponent is 0
+    chunks                  None: keys are tokens; else (span, step): one key for every complete chunk of `span` tokens, begun
+                            every `step`. A query sees those that it has read whole and of which its row shows no token
     """
 
     nears: int
@@ -43,6 +45,7 @@ class Softmax:
     cap: bool = False
     sink_logit: bool = False
     exponent: float | None = None
+    chunks: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         limits = (
@@ -56,6 +59,12 @@ class Softmax:
             assert type(self.exponent) is float, self
             assert self.exponent == 0 or 1 <= self.exponent <= 64, self
             assert not self.sink_logit, "a sink logit has no meaning among softplus masses"
+        if self.chunks is not None:
+            span, step = self.chunks
+            assert type(span) is type(step) is int, self
+            assert 1 <= step <= span <= 65536, self
+            assert self.causal, "a chunk has been read"
+            assert (self.far, self.exponent) == (0, None), "what is seen lies between first and near tokens"
 
     @classmethod
     def of(
@@ -287,18 +296,24 @@ class Listed:
     softmax    what the launch would be without lists; causal, and without an exponent
     unit       keys of a unit, 1..65536
     each_head  whether every query head has lists of its own; else those of a KV head share one
+    distances  of listed units, only keys at chosen distances back from the query are read
+    beside     keys of a unit of another list, which another kernel reads with the intervals; what is in it is left out. 0: none
     """
 
     softmax: Softmax
     unit: int
     each_head: bool
+    distances: bool = False
+    beside: int = 0
 
     def __post_init__(self) -> None:
         assert self.softmax.causal, "what is chosen has been read"
         assert self.softmax.exponent is None, self
         assert type(self.unit) is int, self
         assert 1 <= self.unit <= 65536, self
-        assert type(self.each_head) is bool, self
+        assert type(self.each_head) is type(self.distances) is bool, self
+        assert type(self.beside) is int, self
+        assert 0 <= self.beside <= 65536, self
 
     @property
     def members(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, replace
 
 from attnc.compiler.cost import Launch, Seen, Work, Workload, choosing, tiled
@@ -10,6 +11,9 @@ from attnc.compiler.spec import Phase
 
 MOST_MEMBERS = 64
 """Query heads that share a list: all of them stand in one tile."""
+
+BLOCK = 64
+"""Keys, and queries, of the blocks in which kernels read keys at chosen distances."""
 
 SCORED = 48
 """Bytes that take as long as one head's score of a run: an H200 took 374 ms for 3.4e10 of them."""
@@ -24,9 +28,20 @@ def unread(launch: Launch, groups: tuple[Seen, ...]) -> str | None:
     """Why no generated kernel reads the lists of these groups; None where one does."""
     if launch.softplus:
         return "its lists are read by a softmax"
+    summaries = {
+        (one.span, one.step)
+        for variant in launch.variants
+        for group in variant.groups
+        for one in group.selectors
+        if one.keys == "chunks"
+    }
+    if len(summaries) > 1:
+        return "its kernels read chunks of one size"
     for group in groups:
-        if len(group.selectors) > 1:
-            return "its kernels read one choice beside the intervals, not several"
+        if (reason := unjoined(chosen(group.selectors))) is not None:
+            return reason
+        if group.intervals is not None and summaries and (group.intervals.strides or group.intervals.powers):
+            return "its kernels read chunks beside one stretch of tokens, not beside far patterns"
         for one in group.selectors:
             if (reason := unlisted(one)) is not None:
                 return reason
@@ -37,12 +52,38 @@ def unread(launch: Launch, groups: tuple[Seen, ...]) -> str | None:
     return None
 
 
+def unjoined(choices: list[Selector]) -> str | None:
+    """Why kernels do not read several choices under one softmax."""
+    if len(choices) > 2 or sum(one.diagonals for one in choices) > 1:
+        return "its kernels read two choices in a union, of distances one, not more"
+    if len(choices) > 1 and any(one.refresh for one in choices):
+        return "its kernels read a choice that holds for several steps without another"
+    return None
+
+
+def ungraded(groups: tuple[Seen, ...]) -> str | None:
+    """Why no generated kernel goes back over what content chooses for these groups."""
+    for group in groups:
+        choices = chosen(group.selectors)
+        if len(choices) > 1 or any(one.diagonals for one in choices):
+            return "its kernels go back over one choice of units, not over distances nor several choices"
+    return None
+
+
+def chosen(selectors: Iterable[Selector]) -> list[Selector]:
+    """Those that choose, in the order in which kernels read what they choose: distances last."""
+    return sorted((one for one in selectors if one.keys != "chunks"), key=lambda one: one.diagonals)
+
+
+def chunks_of(groups: Iterable[Seen]) -> tuple[int, int] | None:
+    """The span and the step of the chunks for which keys stand in some groups; None where there are none."""
+    return next(((one.span, one.step) for group in groups for one in group.selectors if one.keys == "chunks"), None)
+
+
 def unlisted(one: Selector) -> str | None:
     """Why kernels do not read what a selector chooses."""
-    if one.keys == "chunks":
-        return "its kernels read keys of tokens, not what stands for chunks of them"
-    if one.diagonals:
-        return "its kernels read units of keys, not distances"
+    if one.diagonals and one.asks != "last":
+        return "its kernels read distances that all queries share"
     if one.all_seen is not None:
         return "its kernels do not read all tokens for some queries"
     if one.unit > 65536:
@@ -55,7 +96,7 @@ def unmade(launch: Launch, groups: tuple[Seen, ...]) -> str | None:
     reason = unread(launch, groups)
     for group in groups:
         for one in group.selectors:
-            reason = reason or unchosen(one)
+            reason = reason or (None if one.keys == "chunks" else unchosen(one))
             far = group.intervals is not None and bool(group.intervals.strides or group.intervals.powers)
             if far and one.overlap != "ranked":
                 reason = reason or "its kernels look for shown units in one stretch, not in far patterns"
@@ -76,10 +117,16 @@ def unchosen(one: Selector) -> str | None:
     return None
 
 
-def listed(softmax: Softmax, one: Selector) -> Listed:
-    """The kernel that reads what a selector chooses; tokens that are seen until the next choice are a near interval."""
-    nears = max(1, softmax.nears) if one.refresh else softmax.nears
-    return Listed(replace(softmax, exponent=None, nears=nears), one.unit, one.shared == "head")
+def listed(softmax: Softmax, selectors: tuple[Selector, ...]) -> list[Listed]:
+    """The kernels that read what selectors choose; tokens that are seen until the next choice are a near interval."""
+    found, beside = [], 0
+    for one in chosen(selectors):
+        nears = max(1, softmax.nears) if one.refresh else softmax.nears
+        own = replace(softmax, exponent=None, nears=nears, sink_logit=softmax.sink_logit)
+        unit = BLOCK if one.diagonals else one.unit
+        found.append(Listed(own, unit, one.shared == "head", one.diagonals, beside))
+        beside = one.unit
+    return found
 
 
 def reading(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:

@@ -33,7 +33,7 @@ from attnc.compiler.cost import (
     tiled,
 )
 from attnc.compiler.device import Device
-from attnc.compiler.list_providers import reading, scoring, unmade, unread
+from attnc.compiler.list_providers import reading, scoring, ungraded, unmade, unread
 from attnc.compiler.planned import HeadPart, Price, Refusal
 from attnc.compiler.spec import Phase
 
@@ -168,6 +168,8 @@ def _triton(task: Task) -> Price | str:
     if launch.unsaid:
         return launch.unsaid
     if task.lists and (reason := unread(launch, task.groups)) is not None:
+        return reason
+    if task.lists and task.phase == "train" and (reason := ungraded(task.groups)) is not None:
         return reason
     if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
         return f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"

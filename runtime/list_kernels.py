@@ -5,8 +5,9 @@ Legend: T new tokens of S sequences; H query heads, G KV heads; C choosers; E va
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -22,35 +23,48 @@ from .choices import Asker, lists_of
 from .gradients import sink_gradient
 from .intervals import Form, HeadGroup, rows
 from .keys import KeyPart
-from .launch import DTYPES
+from .launch import DTYPES, Kernels
 from .list_choice import alone, chosen_by_kernels
+from .list_chunks import chunk_part
 from .list_holding import held, shown_since
-from .list_launch import LaunchLists, asked_by, together
+from .list_launch import LaunchLists, Taken, asked_by, by_distance, together
 from .operators import device_of
 from .pooled import text_keys
 from .selecting import Asked
 from .selector import Selector
+from .sizes import largest
 from .softmax import ListProvider, head_scale, merge
 from .spans import Numbers, exact, head_spans
 from .storage import LayerCache
 
+BLOCK = 64
+"""Keys, and queries, of the blocks in which kernels read keys at chosen distances."""
+
+Launch = Callable[[Tensor | None], tuple[Tensor, Tensor]]
+"""Sink logits [H] -> (o [T, H, E], log-sum-exp [T, H]) over keys that no other launch of the same queries reads."""
+
 
 @dataclass(frozen=True)
 class ListKernels:
-    """The kernel files of a launch: those that read lists, one for each size of units, and go back, and that make lists."""
+    """The kernel files of a launch: those that read lists, one for each size of units, and go back, and that make lists.
+
+    shown, chunks: kernels of tokens that are shown where nothing is listed, and of what stands for chunks of tokens
+    """
 
     reading: tuple[ModuleType, ...]
     going_back: tuple[ModuleType, ...]
     making: tuple[ModuleType, ...]
+    shown: Kernels | None = None
+    chunks: Kernels | None = None
 
     @classmethod
-    def of(cls, modules: Sequence[ModuleType]) -> ListKernels:
+    def of(cls, modules: Sequence[ModuleType], shown: Kernels | None = None, chunks: Kernels | None = None) -> ListKernels:
         """The files in any order."""
 
         def having(name: str) -> tuple[ModuleType, ...]:
             return tuple(one for one in modules if hasattr(one, name))
 
-        return cls(having("attend"), having("attend_backward"), having("choose"))
+        return cls(having("attend"), having("attend_backward"), having("choose"), shown, chunks)
 
     def provider(self, makes: bool) -> ListProvider:
         """Attention by kernels; `makes`: lists too where a file makes them, else by PyTorch."""
@@ -88,29 +102,53 @@ class ListKernels:
 
     def _span(self, q: Tensor, parts: tuple[KeyPart, ...], some: tuple[KeyPart, ...], span: _Span, makes: bool) -> Tensor:
         """q [T, H, D] of the span's heads -> [T, H, E]; `some`: its heads of the parts."""
-        (one,) = span.group.choices
-        holding = one.refresh and span.batch.phase == "decode" and span.cache is not None and bool(one.held)
-        if holding and span.batch.max_new > 1:  # each of several queries would see its own stretch
-            return self._by_torch(q, parts, span)
-        with torch.no_grad():
-            making = next((module for module in self.making if makes and made_by(module, one)), None)
-            lists, since = _lists(making, one, q, parts, some, span, bool(holding))
-        reads, goes_back = (next(file for file in files if read_by(file, one)) for files in (self.reading, self.going_back))
-        form = replace(span.form, nears=max(1, span.form.nears)) if one.refresh else span.form
-        table = rows(alone(span.group), form, span.batch)
-        table = table if since is None else shown_since(table, form, span.batch, since)
-        factor = head_scale(span.scale, q.shape[1], q.device)
         q = q if q.stride(-1) == 1 else q.contiguous()
+        choices = sorted((one for one in span.group.choices if one.keys != "chunks"), key=lambda one: one.diagonals)
+        if span.apart(choices) or (torch.is_grad_enabled() and _ungraded(choices)):
+            return self._by_torch(q, parts, span)
+        launches = [self._over_chunks(one, q, parts, span) for one in span.group.choices if one.keys == "chunks"]
+        launches += self._over_lists(choices, q, parts, some, span, makes)
+        if not choices and self.shown is not None:
+            launches += [_softmax(self.shown, q, part, span) for part in some]
         silent = None if span.sink is None else torch.full_like(span.sink, float("-inf"))
-        results = [
-            attend(q, sink, Call(reads, goes_back, part, table, form, span.batch, factor, span.cap, lists))
-            for part, sink in zip(some, (span.sink, *[silent] * (len(some) - 1)), strict=True)
-        ]
-        o: Tensor = results[0][0]
-        lse: Tensor = results[0][1]
-        for more in results[1:]:
-            o, lse = merge(o, lse, *more)
+        o, lse = launches[0](span.sink)
+        for launch in launches[1:]:
+            o, lse = merge(o, lse, *launch(silent))
         return o
+
+    def _over_chunks(self, one: Selector, q: Tensor, parts: tuple[KeyPart, ...], span: _Span) -> Launch:
+        """Attention to what stands for chunks of tokens."""
+        assert self.chunks is not None, "a summary comes with its kernels"
+        return _softmax(self.chunks, q, chunk_part(one, parts, span.group, span.batch, span.cache, q.dtype), span)
+
+    def _over_lists(
+        self,
+        choices: list[Selector],
+        q: Tensor,
+        parts: tuple[KeyPart, ...],
+        some: tuple[KeyPart, ...],
+        span: _Span,
+        makes: bool,
+    ) -> list[Launch]:
+        """Attention to what intervals show and content chooses, of each part; a later choice leaves out what the first has."""
+        launches: list[Launch] = []
+        taken: Taken | None = None
+        for one in choices:
+            with torch.no_grad():
+                making = next((module for module in self.making if makes and made_by(module, one)), None)
+                lists, since = _lists(making, one, q, parts, some, span, span.holds(one))
+                lists = replace(lists, taken=taken)
+                if one is not choices[-1]:
+                    taken = Taken.of(lists, -(-span.longest(some) // one.unit))
+            reads = next(file for file in self.reading if read_by(file, one) and (file.BESIDE > 0) == (lists.taken is not None))
+            goes_back = next((file for file in self.going_back if not _ungraded(choices) and read_by(file, one)), None)
+            form = replace(span.form, nears=max(1, span.form.nears)) if one.refresh else span.form
+            table = rows(alone(span.group), form, span.batch)
+            table = table if since is None else shown_since(table, form, span.batch, since)
+            factor = head_scale(span.scale, q.shape[1], q.device)
+            calls = [Call(reads, goes_back, part, table, form, span.batch, factor, span.cap, lists) for part in some]
+            launches += [partial(attend, q, call=call) for call in calls]
+        return launches
 
     @staticmethod
     def _by_torch(q: Tensor, parts: tuple[KeyPart, ...], span: _Span) -> Tensor:
@@ -139,6 +177,7 @@ class _Attend(torch.autograd.Function):
         q, k, v, sink, o, lse = ctx.saved_tensors
         call: Call = ctx.call
         part = call.part.holding(k, v)
+        assert call.goes_back is not None, "asked for no gradients"
         with device_of(q):
             q_grad, delta, k_grad, v_grad = call.goes_back.attend_backward(
                 q, part, call.rows, call.form, call.batch, call.scale, call.cap, call.lists, o, lse, o_grad, lse_grad
@@ -151,7 +190,7 @@ class Call:
     """What a launch on one part is given beside q and the sink logit, and the files that attend and go back."""
 
     reads: ModuleType
-    goes_back: ModuleType
+    goes_back: ModuleType | None
     part: KeyPart
     rows: Tensor
     form: Form
@@ -179,6 +218,25 @@ class _Span:
     sink: Tensor | None
     cache: LayerCache | None
     heads: slice
+
+    def holds(self, one: Selector) -> bool:
+        """Whether a choice is kept for several steps."""
+        return bool(one.refresh) and self.batch.phase == "decode" and self.cache is not None and bool(one.held)
+
+    def apart(self, choices: list[Selector]) -> bool:
+        """Whether each of several queries of a sequence would see its own stretch, or its own distances."""
+        stepwise = self.batch.phase == "decode" and self.batch.max_new > 1
+        return stepwise and any(self.holds(one) or one.diagonals for one in choices)
+
+    def longest(self, parts: tuple[KeyPart, ...]) -> int:
+        """Tokens of the longest text, as far as parts have room for them."""
+        return largest([max(0, base) + count for part in parts for base, count in zip(part.bases, part.counts, strict=True)])
+
+
+def _softmax(kernels: Kernels, q: Tensor, part: KeyPart, span: _Span) -> Launch:
+    """A launch that reads no lists."""
+    table, factor = rows(alone(span.group), span.form, span.batch), head_scale(span.scale, q.shape[1], q.device)
+    return lambda sink: kernels(q, part, table, span.form, span.batch, factor, span.cap, sink)
 
 
 def _lists(
@@ -212,13 +270,21 @@ def _by_torch(one: Selector, q: Tensor, parts: tuple[KeyPart, ...], span: _Span)
         asker = Asker(tokens.transpose(0, 1), k[:, learned:], group.first, group.last, span.heads, s, batch, span.cache)
         found.append(lists_of(one, asker, asked))
     since = [lists.since for lists in found if lists.since is not None]
+    if one.diagonals:
+        return by_distance(found, BLOCK, batch), None
     return together(found, asked_by(one, batch.phase == "decode"), batch), torch.cat(since) if since else None
+
+
+def _ungraded(choices: list[Selector]) -> bool:
+    """Whether no kernel goes back over these choices."""
+    return len(choices) > 1 or any(one.diagonals for one in choices)
 
 
 def read_by(module: ModuleType, one: Selector) -> bool:
     """Whether a kernel file reads what a selector chooses."""
     members = 1 if one.shared == "head" else module.GROUP
-    found: bool = (one.unit, members) == (module.UNIT, module.MEMBERS)
+    unit = BLOCK if one.diagonals else one.unit
+    found: bool = (unit, members, one.diagonals) == (module.UNIT, module.MEMBERS, getattr(module, "DISTANCES", False))
     return found
 
 

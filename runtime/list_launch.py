@@ -27,6 +27,8 @@ class LaunchLists:
     row_begin  [S] int64
     many       UNBOUNDED: all queries of a sequence share a row
     rows       the most rows of a sequence
+    distances  [C, S, n] uint8, by how far a key of a listed unit lies back whether it is read; None: all are
+    taken      what another launch reads beside the intervals, and this one leaves out
     """
 
     index: Tensor
@@ -34,6 +36,55 @@ class LaunchLists:
     row_begin: Tensor
     many: int
     rows: int
+    distances: Tensor | None = None
+    taken: Taken | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """Which units a list has: table [C, r, units] uint8, rows as `LaunchLists` has them."""
+
+    table: Tensor
+    row_begin: Tensor
+    many: int
+
+    @classmethod
+    def of(cls, lists: LaunchLists, units: int) -> Taken:
+        """What lists have of so many units."""
+        inside = torch.arange(lists.index.shape[2], device=lists.index.device) < lists.count.unsqueeze(-1)
+        table = torch.zeros(*lists.index.shape[:2], units + 1, dtype=torch.uint8, device=lists.index.device)
+        table.scatter_(2, torch.where(inside, lists.index.long().clamp(max=units), units), 1)
+        return cls(table[..., :units].contiguous(), lists.row_begin, lists.many)
+
+
+def by_distance(lists: Sequence[Lists], unit: int, batch: Batch) -> LaunchLists:
+    """Distances that are shared by all queries of a sequence, as lists of the units of keys that some query of a block sees.
+
+    A block of as many queries as a unit has keys sees, at distance d, keys of the units ceil(d / unit) and floor(d / unit)
+    before its own: the same for every block.
+    """
+    device, length = batch.offsets.device, largest([past + size for past, size in zip(batch.pasts, batch.sizes, strict=True)])
+    blocks = -(-length // unit)
+    kept = torch.zeros(len(lists[0].index), batch.sequences, length + 1, dtype=torch.uint8, device=device)
+    most = min(blocks, 2 * max(one.index.shape[2] for one in lists))
+    index, counts = [], []
+    for s, one in enumerate(lists):
+        inside = torch.arange(one.index.shape[2], device=device) < one.count[:, :1]
+        far = torch.where(inside, one.index[:, 0].long().clamp(max=length), length)
+        kept[:, s].scatter_(1, far, 1)
+        back = torch.zeros(len(far), blocks + 2, dtype=torch.bool, device=device)
+        for number in (far // unit, -(-far // unit)):
+            back.scatter_(1, torch.where(far < length, number, blocks + 1), True)
+        first, end = batch.pasts[s] // unit, -(-(batch.pasts[s] + batch.sizes[s]) // unit)
+        own = torch.arange(first, end if batch.sizes[s] else first, device=device)
+        ordered = torch.where(back[:, :blocks], torch.arange(blocks, device=device), blocks).sort(-1).values[:, :most]
+        count = back.cumsum(-1)[:, own]  # of units that do not lie before the text
+        place = (count.unsqueeze(-1) - 1 - torch.arange(most, device=device)).clamp(min=0)  # the furthest first
+        at = own[:, None] - ordered.unsqueeze(1).expand(-1, len(own), -1).gather(2, place)
+        index.append(at.to(torch.int32))
+        counts.append(torch.where(one.count[:, :1] < 0, -1, count).to(torch.int32))
+    begins, rows = row_begins(batch, unit)
+    return LaunchLists(torch.cat(index, 1), torch.cat(counts, 1), begins, unit, rows, kept[..., :length].contiguous())
 
 
 def row_begins(batch: Batch, many: int) -> tuple[Tensor, int]:

@@ -34,7 +34,7 @@ def made_holes(kernel: Softmax) -> dict[str, str]:
         holes["far_part"] = _far_part(names)
     if kernel.exponent:
         holes |= {"power": _power(kernel.exponent), "root_grad": _root_grad(kernel.exponent)}
-    return holes
+    return holes if kernel.chunks is None else holes | _chunks(names, *kernel.chunks)
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,41 @@ def _far_part(names: Names) -> str:
             "return unit, doubling, patterns",
         ],
     )
+
+
+def _chunks(names: Names, span: int, step: int) -> dict[str, str]:
+    """The holes of keys that stand for chunks: key j for tokens j step up to, not including, j step + span.
+
+    A chunk of which no token is shown begins behind the first tokens and ends before the near ones.
+    """
+    loads = ["tl.load(row) * 0", f"(tl.load(row) + {step - 1}) // {step}"]
+    loads += [f"tl.load(row + {index})" for index in range(1, len(names.all))]
+    unpack = f"{_listed(('nothing', 'begin', *names.all[1:]))} = numbers"
+    ends = [f"end = tl.minimum(end, {_begin(near)})" for near in names.nears]
+    count = f"return tl.maximum(end - {span - step}, 0) // {step}"
+    both = "(j >= lower(numbers, i)) & (j < upper(numbers, i))"
+    within = "(begin >= lower(numbers, last)) & (end <= upper(numbers, first))"
+    return {
+        "read_row": _function(
+            "read_row(row)", "No first keys, the first chunk, and the row's other numbers.", [f"return {_listed(tuple(loads))}"]
+        ),
+        "lower": _function("lower(numbers, i)", "The first chunk of which no first token is shown.", [unpack, "return begin"]),
+        "upper": _function(
+            "upper(numbers, i)",
+            "One past the last chunk that query i has read whole, and of which no near token is shown.",
+            [*([unpack] if ends else []), "end = i + 1", *ends, count],
+        ),
+        "keep": _function("keep(numbers, i, j)", "Whether the query at i sees the chunk j.", [f"return {both}"]),
+        "solid": _function(
+            "solid(numbers, first, last, begin, end)",
+            "Whether all queries first..last see all chunks from begin up to, not including, end.",
+            [f"return {within}"],
+        ),
+        "seen_from": _function(
+            "seen_from(numbers, j)", "A query before which none sees chunk j.", [f"return j * {step} + {span - 1}"]
+        ),
+        "seen_until": _function("seen_until(numbers, j)", "No query is the last one.", ["return j * 0 + NOWHERE"]),
+    }
 
 
 def _power(exponent: float) -> str:

@@ -35,7 +35,13 @@ def emit_lists(skeleton: str, kernel: Listed) -> str:
     functions = gather(functions_of(source), made, [read_holes(name) for name, is_wanted in wanted if is_wanted])
     rows = blocks(skeleton, max(softmax.head_width, softmax.value_width))
     of_units = unit_blocks(max(softmax.head_width, softmax.value_width))
-    units = {"UNIT_BLOCKS": "\n".join(["{", *(f'    "{name}": {row!r},' for name, row in of_units.items()), "}"])}
+    of_forward = {
+        "SINK_LOGIT": repr(softmax.sink_logit),
+        "DISTANCES": repr(kernel.distances),
+        "BESIDE": repr(kernel.beside),
+        "BY_UNITS": repr(by_units(kernel)),
+        "UNIT_BLOCKS": "\n".join(["{", *(f'    "{name}": {row!r},' for name, row in of_units.items()), "}"]),
+    }
     constants = {
         "FORM": repr((softmax.nears, softmax.strides, softmax.powers, softmax.causal)),
         "HEAD_WIDTH": repr(softmax.head_width),
@@ -44,7 +50,7 @@ def emit_lists(skeleton: str, kernel: Listed) -> str:
         "MEMBERS": repr(kernel.members),
         "UNIT": repr(kernel.unit),
         "CAP": repr(softmax.cap),
-        **({"SINK_LOGIT": repr(softmax.sink_logit), "BY_UNITS": repr(by_units(kernel)), **units} if forward else {}),
+        **(of_forward if forward else {}),
         "BLOCKS": table(rows),
     }
     text = fill(source, functions, constants)
@@ -59,7 +65,8 @@ def by_units(kernel: Listed) -> bool:
     keys = kernel.unit * (softmax.head_width + softmax.value_width)
     queries = kernel.members * (softmax.head_width + 2 * softmax.value_width)  # read, left and read
     fits = kernel.unit * max(softmax.head_width, softmax.value_width) <= UNIT_NUMBERS
-    return 16 <= kernel.unit <= 128 and fits and queries < keys
+    alone = not kernel.distances and not kernel.beside
+    return alone and 16 <= kernel.unit <= 128 and fits and queries < keys
 
 
 def emit_choose(selector: Selector, softmax: Softmax) -> str:

@@ -178,8 +178,13 @@ layers {
 """
 
 
+BESIDE = LENT.replace("compressed, sink(2)", "sink(3) | window(6, aligned = 3) | compressed { sink_logit = learned }, sink(2)")
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("text", [MODEL, LENT], ids=["choices that hold", "lent summaries and choices"])
+@pytest.mark.parametrize(
+    "text", [MODEL, LENT, BESIDE], ids=["choices that hold", "lent summaries and choices", "summaries beside"]
+)
 def test_a_built_model_reads_on_kernels_what_plain_torch_reads(text, tmp_path):
     """A prefill of rows of two lengths and steps, between which a choice may hold: by lists of kernels, and of PyTorch."""
     build_folder(check_text(text), tmp_path / "built", Options(seed=0))

@@ -27,6 +27,8 @@ VALUE_WIDTH = 64
 GROUP = 1  # query heads for each KV head
 MEMBERS = 1  # query heads that share a list: those of a KV head, or one
 UNIT = 64  # keys
+DISTANCES = False  # of units, the keys at chosen distances back from a query
+BESIDE = 0  # keys of a unit of another list, which another launch reads beside what intervals show; 0: there is none
 CAP = False
 SINK_LOGIT = False
 BY_UNITS = True  # lists of single queries of 2 bytes an element are read unit by unit
@@ -64,6 +66,8 @@ def settings(lines, block_k, warps, stages, direct):
         "GROUP": GROUP,
         "MEMBERS": MEMBERS,
         "UNIT": UNIT,
+        "DISTANCES": DISTANCES,
+        "BESIDE": BESIDE,
         "D": HEAD_WIDTH,
         "E": VALUE_WIDTH,
         "BLOCK_D": max(16, triton.next_power_of_2(HEAD_WIDTH)),
@@ -118,8 +122,10 @@ def attend(q, part, rows, form, batch, scale, cap, sink_logit, lists, *, blocks=
     and strides are multiples of their width; rows [S, G, R] int32, made for `form`; batch: offsets [S + 1] and past [S] int64,
     and max_new, at least the most new tokens of a sequence; scale [H] fp32; cap: soft cap of the scores; sink_logit [H] fp32;
     lists: index [C, r, m] and count [C, r] int32 (-1: the output is NaN), row_begin [S] int64, many and rows: a row for every
-    `many` positions, at most `rows` of a sequence; C is H, G or 1; blocks = (lines, keys, warps, stages) in the table's place;
-    splits: programs for each tile. Returns o [T, H, E] in q's dtype and the scores' natural log-sum-exp [T, H] fp32; a query
+    `many` positions, at most `rows` of a sequence; C is H, G or 1; distances [C, S, n] uint8: which keys of listed units are
+    read, by how far they lie back; taken: what another list has, table [C', r', n'] uint8, row_begin [S] int64, many; blocks =
+    (lines, keys, warps, stages) in the table's place; splits: programs for each tile. Returns o [T, H, E] in q's dtype and the
+    scores' natural log-sum-exp [T, H] fp32; a query
     without keys has 0 and -inf.
     """
     tokens, heads, width = q.shape
@@ -133,6 +139,8 @@ def attend(q, part, rows, form, batch, scale, cap, sink_logit, lists, *, blocks=
     assert (cap is not None, sink_logit is not None) == (CAP, SINK_LOGIT)
     assert q.dtype == part.k.dtype == part.v.dtype
     assert not part.rings
+    assert (lists.distances is not None) == DISTANCES
+    assert (lists.taken is not None) == (BESIDE > 0)
     if blocks is None and lists.many == 1 and batch.max_new > DECODE_TOKENS and q.element_size() == 2 and BY_UNITS:
         return attend_by_units(q, part, rows, batch, scale, cap, sink_logit, lists)
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
@@ -159,13 +167,20 @@ def launch(q, part, rows, batch, scale, cap, sink_logit, lists, o, lse, blocks=N
     part_norm = torch.empty(2 * parts, dtype=torch.float32, device=q.device)
     sink_logit = scale if sink_logit is None else sink_logit
     token_stride, head_stride, _ = q.stride()
+    distances = lists.count if lists.distances is None else lists.distances
+    taken, taken_begin = (lists.count, lists.row_begin) if lists.taken is None else (lists.taken.table, lists.taken.row_begin)
+    of_taken = (
+        (heads, 0, 1, 0) if lists.taken is None else (heads // len(taken), taken.shape[1], lists.taken.many, taken.shape[2])
+    )
     tensors = (
-        q, part.k, part.v, o, lse, part_o, part_norm, rows, lists.index, lists.count, lists.row_begin, batch.offsets,
-        batch.past, part.stored, part.base, part.k_begin, part.v_begin, scale.contiguous(), sink_logit,
+        q, part.k, part.v, o, lse, part_o, part_norm, rows, lists.index, lists.count, lists.row_begin, distances, taken,
+        taken_begin, batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin, scale.contiguous(),
+        sink_logit,
     )  # fmt: skip
     numbers = (
         0.0 if cap is None else cap, kv_heads, tiles, row_tiles, lists.many, splits, list_rows, most, int(choosers > 1),
-        token_stride, head_stride, part.k_stride, part.v_stride, rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
+        distances.shape[-1] if DISTANCES else 0, *of_taken, token_stride, head_stride, part.k_stride, part.v_stride,
+        rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
     strides = token_stride | head_stride | part.k_stride | part.v_stride
     key = (q.device, q.dtype, o.dtype, sink_logit.dtype, lines, block_k, warps, stages, splits == 1)
@@ -179,7 +194,8 @@ def launch(q, part, rows, batch, scale, cap, sink_logit, lists, o, lse, blocks=N
 def unit_settings(lines, warps, stages):
     """The compile-time arguments of `units_kernel`."""
     block = max(16, triton.next_power_of_2(UNIT))
-    return {name: value for name, value in settings(lines, block, warps, stages, True).items() if name != "DIRECT"}
+    made, others = settings(lines, block, warps, stages, True), ("DIRECT", "DISTANCES", "BESIDE")
+    return {name: value for name, value in made.items() if name not in others}
 
 
 def join_settings():

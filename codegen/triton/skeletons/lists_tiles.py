@@ -62,14 +62,30 @@ def apart(numbers, first, begin, end):
     return (begin >= numbers[0]) & (end <= lower(numbers, first))
 
 
+@triton.jit
+def own_keys(
+    numbers, i, j, live, distances, taken, taken_first, DISTANCES: tl.constexpr, BESIDE: tl.constexpr
+):  # fmt: skip
+    """Which keys of its list a query reads: those behind it that no interval shows, nor another list has."""
+    seen = (j <= i) & (keep(numbers, i, j) == 0) & live
+    if DISTANCES:  # a listed block holds some keys at chosen distances
+        seen &= tl.load(distances + (i - j), mask=seen, other=0) != 0
+    if BESIDE > 0:
+        seen &= tl.load(taken + (taken_first + j // BESIDE), mask=seen, other=1) == 0
+    return seen
+
+
 @triton.jit(do_not_specialize=["kv_heads", "tiles", "row_tiles", "many", "splits", "list_rows", "width", "of_heads",
-                               "row_stride", "k_begin_stride", "v_begin_stride"])  # fmt: skip
+                               "distance_width", "taken_heads", "taken_rows", "taken_many", "taken_width", "row_stride",
+                               "k_begin_stride", "v_begin_stride"])  # fmt: skip
 def attend_kernel(
-    q, k, v, o, lse, part_o, part_norm, rows, index, counts, row_begin, offsets, past, stored, base, k_begin, v_begin, scale,
-    sink_logit, cap, kv_heads, tiles, row_tiles, many, splits, list_rows, width, of_heads, q_token_stride, q_head_stride,
-    k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
-    ROW: tl.constexpr, GROUP: tl.constexpr, MEMBERS: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, DIRECT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    q, k, v, o, lse, part_o, part_norm, rows, index, counts, row_begin, distances, taken, taken_begin, offsets, past, stored,
+    base, k_begin, v_begin, scale, sink_logit, cap, kv_heads, tiles, row_tiles, many, splits, list_rows, width, of_heads,
+    distance_width, taken_heads, taken_rows, taken_many, taken_width, q_token_stride, q_head_stride, k_stride, v_stride,
+    row_stride, k_begin_stride, v_begin_stride,
+    ROW: tl.constexpr, GROUP: tl.constexpr, MEMBERS: tl.constexpr, UNIT: tl.constexpr, DISTANCES: tl.constexpr,
+    BESIDE: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    DIRECT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     IN_PIECES: tl.constexpr = q.dtype.element_ty == tl.float32
     WHOLE_BLOCKS: tl.constexpr = UNIT % BLOCK_K == 0
@@ -120,6 +136,12 @@ def attend_kernel(
     index_here = index + list_place * width
     visits = visit(numbers, first, last, base_here, slots, False, BLOCK_K)
     near_steps = visits[-1]
+    if BESIDE > 0:  # another launch reads what intervals show
+        near_steps = 0
+    sequences = tl.num_programs(0) // (splits * SETS * tiles * kv_heads)
+    distances_here = distances + (chooser.to(tl.int64) * sequences + sequence) * distance_width
+    taken_row = tl.load(taken_begin + sequence) + i // taken_many - start // taken_many
+    taken_first = ((head // taken_heads)[:, None].to(tl.int64) * taken_rows + taken_row) * taken_width
     steps = near_steps + tl.cdiv(count * UNIT, BLOCK_K)
     share = tl.cdiv(steps, splits)
     from_step = tl.minimum(split * share, steps)
@@ -138,6 +160,8 @@ def attend_kernel(
             solid_near = solid(numbers, first, last, begins, begins + BLOCK_K)
             solid_listed = (begins + BLOCK_K <= first + 1) & apart(numbers, first, begins, begins + BLOCK_K)
             whole &= tl.where(listed, solid_listed, solid_near)
+            if DISTANCES or BESIDE > 0:
+                whole &= listed == 0
             k_here = k + (k_first + begin.to(tl.int64) * k_stride)
             v_here = v + (v_first + begin.to(tl.int64) * v_stride)
             k_inside = tl.arange(0, BLOCK_K)[None, :] * k_stride  # keys transposed: [BLOCK_D, BLOCK_K]
@@ -164,8 +188,8 @@ def attend_kernel(
         score = adjust_score(product, scale_here, cap)
         if not whole:
             j = tl.where(here, base_here + slot, NOWHERE)[None, :]
-            near_seen = keep(numbers, i, j)
-            score = tl.where(tl.where(listed, (j <= i) & (near_seen == 0), near_seen), score, HIDDEN)
+            own = own_keys(numbers, i, j, live[:, None], distances_here, taken, taken_first, DISTANCES, BESIDE)
+            score = tl.where(tl.where(listed, own, keep(numbers, i, j)), score, HIDDEN)
         peak = tl.maximum(best, tl.max(score, 1))
         weight = weigh(score, peak[:, None])
         fade = weigh(best, peak)
