@@ -319,5 +319,8 @@ def test_kernels_over_lists_wait_until_a_gpu_has_compared_them(monkeypatch):
     assert all(few.seconds <= many.seconds for few, many in zip(little, much, strict=True))
     assert sum(few.seconds for few in little) < sum(many.seconds for many in much)
     far = planned(rule("window(8) | routed(diagonals, top_k = 8, queries = last(8), score = softmax)"), length=32768)
-    reasons = [refusal.reason for choice in far.choices for refusal in choice.refused if refusal.provider == "triton"]
-    assert reasons == ["its kernels read units of keys, not distances"] * len(far.choices)
+    refused = {refusal.reason for choice in far.choices for refusal in choice.refused if refusal.provider == "triton"}
+    assert refused == {
+        "its kernels score for one query, or for a block's mean",
+        "its kernels go back over one choice of units, not over distances nor several choices",
+    }

@@ -71,7 +71,19 @@ _POINTERS = {
         "reader_begin",
         "chunks",
     },
-    "i64": {"begins", "places", "row_begin", "offsets", "past", "k_begin", "v_begin", "k_grad_begin", "v_grad_begin"},
+    "u8": {"distances", "taken"},
+    "i64": {
+        "begins",
+        "places",
+        "row_begin",
+        "taken_begin",
+        "offsets",
+        "past",
+        "k_begin",
+        "v_begin",
+        "k_grad_begin",
+        "v_grad_begin",
+    },
 }
 _NUMBERS = {"cap": "fp32", "factor": "fp32"}
 _STRIDES = frozenset(

@@ -12,8 +12,18 @@ from attnc.codegen.tune.messages import TuneJob
 from attnc.codegen.tune.table import Blocks
 from attnc.codegen.verify.cases import Case, Inputs, build
 from attnc.codegen.verify.judge import Verdict
-from attnc.codegen.verify.list_rows import CHOOSES, GOES_BACK, KV_HEADS, beside, compared, drawn_choice, list_subjects, made_for
-from attnc.codegen.verify.lists import Listed, lists_of
+from attnc.codegen.verify.list_rows import (
+    CHOOSES,
+    GOES_BACK,
+    KV_HEADS,
+    beside,
+    compared,
+    drawn_choice,
+    list_subjects,
+    listed_for,
+    made_for,
+)
+from attnc.codegen.verify.lists import lists_of
 
 TOKENS, MANY, WINDOW = 4096, 128, (1, 0, 127, 0)
 """Of the text that is timed; queries of a row; the interval beside the lists."""
@@ -83,7 +93,7 @@ class ListBench:
     def _text(self, dtype: torch.dtype) -> tuple[Inputs, object]:
         kernel = made_for(self.module)
         rest = beside(self.module, WINDOW)
-        unions = tuple(Listed(rest, self.module.UNIT, MANY, salt) for salt in range(KV_HEADS))
+        unions = tuple(listed_for(self.module, rest, MANY, salt) for salt in range(KV_HEADS))
         case = Case(kernel, unions, (TOKENS,), (0,), dtype, device=self.job.device)
         sets = tuple(one for one in unions for _ in range(self.module.GROUP // self.module.MEMBERS))
         return build(case), lists_of(case, sets)

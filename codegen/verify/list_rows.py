@@ -110,7 +110,7 @@ def cases(module: ModuleType, dtype: torch.dtype, device: str) -> dict[str, Case
     far = 2 * unit if device != "cpu" or unit <= 256 else unit + 8  # the interpreter is slow
 
     def made(many: int, sizes: tuple[int, ...], pasts: tuple[int, ...], **more: object) -> Case:
-        unions = tuple(Listed(rest, unit, many, salt) for salt in range(KV_HEADS))
+        unions = tuple(listed_for(module, rest, many, salt) for salt in range(KV_HEADS))
         return Case(kernel, unions, sizes, pasts, dtype, cache=True, device=device, **more)  # type: ignore[arg-type]
 
     return {
@@ -136,6 +136,11 @@ def beside(module: ModuleType, near: tuple[int, int, int, int]) -> Union:
     return Union(3, (near,) * min(1, nears), (7,) * min(1, strides), (4,) * min(1, powers and not strides))
 
 
+def listed_for(module: ModuleType, rest: Union, many: int, salt: int) -> Listed:
+    """Lists of the sort that the file reads."""
+    return Listed(rest, module.UNIT, many, salt, getattr(module, "DISTANCES", False), getattr(module, "BESIDE", 0))
+
+
 def attended(subject: ListSubject, case: Case) -> Verdict:
     """Of the forward kernels; where every query head has lists of its own, all of them differ."""
     inputs, module = build(case), subject.module
@@ -149,7 +154,7 @@ def _by_heads(inputs: Inputs, case: Case) -> tuple[Inputs, tuple[Listed, ...]]:
     """The same as a launch of which every query head is a KV head, with sets of its own."""
     group, first = case.kernel.group, case.unions[0]
     assert isinstance(first, Listed)
-    sets = tuple(Listed(first.rest, first.unit, first.many, salt) for salt in range(len(case.unions) * group))
+    sets = tuple(replace(first, salt=salt) for salt in range(len(case.unions) * group))
     keys, values = ([x.repeat_interleave(group, 1) for x in part] for part in (inputs.keys, inputs.values))
     alone = replace(case, kernel=replace(case.kernel, group=1), unions=sets)
     return replace(inputs, case=alone, keys=keys, values=values), sets

@@ -6,24 +6,29 @@ Legend: G KV heads; C choosers; r rows of all sequences; m units of the longest 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from attnc.codegen.verify.cases import Case, Union, batch
 from attnc.compiler.families import Softmax
-from attnc.runtime.list_launch import LaunchLists, row_begins
+from attnc.runtime.list_launch import LaunchLists, Taken, row_begins
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A `KeySet` (cases.py): what `rest` shows, and for each row of `many` queries a third of the units of so many keys."""
+    """A `KeySet` (cases.py): what `rest` shows, and for each row of `many` queries a third of the units of so many keys.
+
+    distances: of these the keys at half of all distances; beside: without what `rest` and another list show, of such units
+    """
 
     rest: Union
     unit: int
     many: int
     salt: int = 0
+    distances: bool = False
+    beside: int = 0
 
     def row(self, kernel: Softmax, length: int = 0) -> tuple[int, ...]:
         """The numbers that the kernel reads beside the lists."""
@@ -31,13 +36,24 @@ class Listed:
 
     def sees(self, i: Tensor, j: Tensor, causal: bool, length: int = 0) -> Tensor:
         """[queries, keys] of positions i [queries], j [keys]."""
-        listed = self.kept(i[:, None] // self.many, j[None, :] // self.unit) & (j[None, :] <= i[:, None])
-        return self.rest.sees(i, j, causal, length) | listed
+        row, shown = i[:, None] // self.many, self.rest.sees(i, j, causal, length)
+        listed = self.kept(row, j[None, :] // self.unit) & (j[None, :] <= i[:, None])
+        if self.distances:
+            listed &= self.near_or_far((i[:, None] - j[None, :]).clamp(min=0))
+        return listed & ~shown & ~self.taken(row, j[None, :] // self.beside) if self.beside else shown | listed
 
     def kept(self, row: Tensor, unit: Tensor) -> Tensor:
         """Whether a row's list holds a unit; rows whose number is 1 more than a multiple of 5 keep none."""
         mixed = (row * 7919 + unit * 104729 + self.salt * 31337) % 65521 * 40503 % 65521
         return (mixed % 3 == 0) & (row % 5 != 1)
+
+    def near_or_far(self, back: Tensor) -> Tensor:
+        """Whether a distance is chosen."""
+        return (back * 40503 + self.salt) % 65521 % 2 == 0
+
+    def taken(self, row: Tensor, unit: Tensor) -> Tensor:
+        """Whether the other list has a unit."""
+        return (row * 104729 + unit * 7919 + self.salt) % 65521 % 4 == 0
 
     def reach(self) -> int:
         """Tokens after which no number of it matters any more."""
@@ -63,4 +79,25 @@ def lists_of(case: Case, sets: Sequence[Listed]) -> LaunchLists:
         begin += one.shape[1]
     device = torch.device(case.device)
     begins, longest = row_begins(batch(case, device), many)
-    return LaunchLists(index.to(device), count.to(device), begins, many, longest)
+    made = LaunchLists(index.to(device), count.to(device), begins, many, longest)
+    return replace(made, distances=_distances(case, sets, device), taken=_taken(case, sets, made))
+
+
+def _distances(case: Case, sets: Sequence[Listed], device: torch.device) -> Tensor | None:
+    if not sets[0].distances:
+        return None
+    back = torch.arange(max(past + size for size, past in zip(case.sizes, case.pasts, strict=True)))
+    chosen = torch.stack([one.near_or_far(back) for one in sets]).to(device, torch.uint8)
+    return chosen.unsqueeze(1).repeat(1, len(case.sizes), 1)
+
+
+def _taken(case: Case, sets: Sequence[Listed], lists: LaunchLists) -> Taken | None:
+    if not sets[0].beside:
+        return None
+    longest = max(past + size for size, past in zip(case.sizes, case.pasts, strict=True))
+    units, found = torch.arange(-(-longest // sets[0].beside)), []
+    for size, past in zip(case.sizes, case.pasts, strict=True):
+        rows = torch.arange(past // lists.many, -(-(past + size) // lists.many) if size else past // lists.many)
+        found.append(torch.stack([one.taken(rows[:, None], units[None, :]) for one in sets]))
+    table = torch.cat(found, 1).to(lists.index.device, torch.uint8).contiguous()
+    return Taken(table, lists.row_begin, lists.many)

@@ -187,8 +187,45 @@ BRANCHES = (
 )
 
 
+BESIDE = BRANCHES.replace(
+    "compressed, sink(8)", "sink(5) | window(48, aligned = 16) | compressed { sink_logit = learned }, sink(8)"
+)
+SEVERAL = (
+    MODEL[: MODEL.index("mix")].replace("layers = 4", "layers = 2")
+    + """layers {
+  0: when { phase == prefill: sink(9) | window(30)
+    | routed(columns, top_k = 20, queries = last(16), score = softmax, per = head)
+    | routed(diagonals, top_k = 30, queries = last(16), score = softmax, per = head), else: full }
+  1: routed(tokens, top_k = 12, score = softmax) | routed(blocks(16), top_k = 2, keys = minmax, per = head, overlap = counted)
+}
+"""
+)
+
+
+def test_gradients_of_summaries_are_as_near_to_float64_as_torch(tmp_path):
+    """Of a summary by itself beside chosen blocks, and of one beside tokens."""
+    for number, text in enumerate((BRANCHES, BESIDE)):
+        build_folder(check_text(text), tmp_path / f"built{number}", Options(seed=0))
+        tokens = torch.randint(0, 64, (2, 300), generator=torch.Generator().manual_seed(1)).cuda()
+
+        def found(way, dtype, folder=tmp_path / f"built{number}", tokens=tokens):
+            model = attnc.load(folder, device="cuda", dtype=dtype, use=way)
+            logits = model(tokens, lengths=[200, 300]).logits
+            given = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)).to(logits)
+            (logits * given).sum().backward()
+            return {name: one.grad.double() for name, one in model.named_parameters() if one.grad is not None}
+
+        exact, ours, theirs = found("reference", torch.float64), found("triton", torch.float32), found("torch", torch.float32)
+
+        def error(own, exact=exact):
+            return sum(float((own[name] - exact[name]).square().sum() / exact[name].square().sum()) for name in exact) ** 0.5
+
+        assert ours.keys() == exact.keys()
+        assert 0 < error(ours) <= 1.5 * error(theirs)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("text", [MODEL, BRANCHES], ids=["layers", "branches"])
+@pytest.mark.parametrize("text", [MODEL, BRANCHES, BESIDE, SEVERAL], ids=["layers", "branches", "summaries beside", "several"])
 def test_a_built_model_reads_what_kernels_choose(text, tmp_path):
     """A prefill of rows of two lengths and steps, between which a choice holds, beside float64 and PyTorch's own."""
     build_folder(check_text(text), tmp_path / "built", Options(seed=0))

@@ -178,12 +178,21 @@ layers {
 """
 
 
+SEVERAL = (
+    MODEL[: MODEL.index("layers {")].replace("layers = 4", "layers = 1").replace("heads = 4, kv_heads = 2", "heads = 1")
+    + """layers {
+  all: when { phase == prefill: sink(1) | window(3) | routed(columns, top_k = 2, queries = last(4), score = softmax, per = head)
+    | routed(diagonals, top_k = 3, queries = last(4), score = softmax, per = head),
+    else: routed(tokens, top_k = 3, score = softmax) | routed(blocks(3), top_k = 2, keys = minmax, per = head) }
+}
+"""
+)
 BESIDE = LENT.replace("compressed, sink(2)", "sink(3) | window(6, aligned = 3) | compressed { sink_logit = learned }, sink(2)")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "text", [MODEL, LENT, BESIDE], ids=["choices that hold", "lent summaries and choices", "summaries beside"]
+    "text", [MODEL, LENT, BESIDE, SEVERAL], ids=["choices that hold", "lent summaries", "summaries beside", "several"]
 )
 def test_a_built_model_reads_on_kernels_what_plain_torch_reads(text, tmp_path):
     """A prefill of rows of two lengths and steps, between which a choice may hold: by lists of kernels, and of PyTorch."""
@@ -202,9 +211,14 @@ def test_a_built_model_reads_on_kernels_what_plain_torch_reads(text, tmp_path):
     assert 0 < ours <= 1.5 * theirs
 
 
-def test_attnc_verify_finds_a_kernel_that_counts_a_key_twice():
-    text = emit_lists("lists_attend", families.Listed(narrow(1), 8, True))
-    wrong = text.replace("(j <= i) & (near_seen == 0)", "(j <= i)")
+@pytest.mark.parametrize(
+    ("guard", "distances", "beside"),
+    [(" & (keep(numbers, i, j) == 0)", False, 0), ("(i - j)", True, 0), (" // BESIDE", False, 4)],
+)
+def test_attnc_verify_finds_a_kernel_that_reads_other_keys_than_are_listed(guard, distances, beside):
+    """One that an interval shows twice, one at another distance, one that another list has."""
+    text = emit_lists("lists_attend", families.Listed(narrow(1), 8, True, distances, beside))
+    wrong = text.replace(guard, "(i - j + 1)" if distances else "")
     assert wrong != text
     for made, verdict in ((text, "right"), (wrong, "wrong")):
         subject = ListSubject("lists_attend_0", load(made, FOLDER, f"verified_{verdict}"), ())

@@ -136,12 +136,15 @@ def attend_kernel(
     index_here = index + list_place * width
     visits = visit(numbers, first, last, base_here, slots, False, BLOCK_K)
     near_steps = visits[-1]
+    distances_here = distances
+    if DISTANCES:
+        sequences = tl.num_programs(0) // (splits * SETS * tiles * kv_heads)
+        distances_here += (chooser.to(tl.int64) * sequences + sequence) * distance_width
+    taken_first = 0
     if BESIDE > 0:  # another launch reads what intervals show
         near_steps = 0
-    sequences = tl.num_programs(0) // (splits * SETS * tiles * kv_heads)
-    distances_here = distances + (chooser.to(tl.int64) * sequences + sequence) * distance_width
-    taken_row = tl.load(taken_begin + sequence) + i // taken_many - start // taken_many
-    taken_first = ((head // taken_heads)[:, None].to(tl.int64) * taken_rows + taken_row) * taken_width
+        taken_row = tl.load(taken_begin + sequence) + i // taken_many - start // taken_many
+        taken_first = ((head // taken_heads)[:, None].to(tl.int64) * taken_rows + taken_row) * taken_width
     steps = near_steps + tl.cdiv(count * UNIT, BLOCK_K)
     share = tl.cdiv(steps, splits)
     from_step = tl.minimum(split * share, steps)
