@@ -192,15 +192,15 @@ def test_intervals_cover_what_they_claim():
 
 def test_the_command_gives_a_row_for_each_task_length_and_number_of_pairs(folder, said):
     words = ("--task", "mqar,needle,passkey,multikey,copy", "--length", "40,64", "--pairs", "4,8", "--trials", 10, "--json")
-    status, out, err = said(folder("tokens"), *words)
+    status, out, err = said(folder("tokens"), *words, "--no-noise")
     assert (status, err) == (0, "")
     report = from_json(EvalReport, out)
     assert (report.schema_version, report.context, len(report.rows)) == (1, 192, 12)
     assert [row.settings["pairs"] for row in report.rows if row.task == "mqar"] == [4, 8, 4, 8]
     for row in report.rows:
         assert row.depths == () or [sum(row.right for row in row.depths), len(row.depths)] == [row.right, 5]
-    assert json.loads(out)["rows"][0]["settings"] == {"pairs": 4, "power": 0.01, "noise": True}
-    assert repr(report.rows[0].settings) == repr({"pairs": 4, "power": 0.01, "noise": True}), "read back as it was written"
+    assert json.loads(out)["rows"][0]["settings"] == {"pairs": 4, "power": 0.01, "noise": False}
+    assert repr(report.rows[0].settings) == repr({"pairs": 4, "power": 0.01, "noise": False}), "read back as it was written"
 
 
 def test_the_table_reads_well(golden, capsys):

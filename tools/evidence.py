@@ -41,13 +41,13 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--specs", default=",".join(SPECS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--rates", default="0.003,0.01", help="learning rates that the first seed tries")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rates", default="0.005,0.015", help="learning rates that the first seed tries")
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--processes", type=int, default=AT_ONCE, help="runs at a time: small models leave a GPU idle")
+    parser.add_argument("--processes", type=int, default=AT_ONCE, help="runs at a time")
     parser.add_argument("--out", type=Path, default=TOP / "docs", help="where evidence.md and evidence/mqar.json go")
     found = parser.parse_args(words)
     found.rates = tuple(map(float, found.rates.split(",")))
@@ -59,11 +59,7 @@ def main(command_line: list[str]) -> None:
     words = arguments(command_line)
     record = words.out / "evidence" / "mqar.json"
     record.parent.mkdir(parents=True, exist_ok=True)
-    known, specs = begun(words, record), words.specs.split(",")
-    known = measured(words, known, record, [(spec, 0, rate) for spec in specs for rate in words.rates])
-    rates = best(known)
-    others = [(spec, seed, rates[spec]) for seed in range(1, words.seeds) for spec in specs if spec in rates]
-    known = measured(words, known, record, others)
+    known = measured(words, begun(words, record), record)
     order = sorted(known.runs, key=lambda run: (run.seed, SPECS.index(run.spec), run.lr))
     known = replace(known, runs=tuple(order))
     write(record, to_json(known, indent=1) + "\n")
@@ -86,10 +82,21 @@ def begun(words: argparse.Namespace, record: Path) -> Evidence:
     return found if same else empty
 
 
-def measured(words: argparse.Namespace, known: Evidence, record: Path, wanted: list[Wanted]) -> Evidence:
+def measured(words: argparse.Namespace, known: Evidence, record: Path) -> Evidence:
     """With those of the runs that are missing, each written down when it is done."""
-    done = {(run.spec, run.seed, run.lr) for run in known.runs}
-    for run in side_by_side(words.processes, partial(trained, words), [one for one in wanted if one not in done]):
+    asked: set[Wanted] = {(run.spec, run.seed, run.lr) for run in known.runs}
+
+    def missing() -> list[Wanted]:
+        """What is wanted by now, and was not before: other seeds of a mix when its first one has tried all rates."""
+        tried = {(run.spec, run.lr) for run in known.runs if run.seed == 0}
+        found: list[Wanted] = [(spec, 0, rate) for spec in words.specs.split(",") for rate in words.rates]
+        rates = {spec: rate for spec, rate in best(known).items() if {(spec, one) for one in words.rates} <= tried}
+        found += [(spec, seed, rate) for seed in range(1, words.seeds) for spec, rate in rates.items()]
+        new = [one for one in found if one not in asked]
+        asked.update(new)
+        return new
+
+    for run in side_by_side(words.processes, partial(trained, words), missing(), missing):
         known = replace(known, runs=(*known.runs, run))
         write(record, to_json(known, indent=1) + "\n")
     return known
@@ -103,7 +110,7 @@ def trained(words: argparse.Namespace, wanted: Wanted) -> Trained:
     with TemporaryDirectory(prefix="attnc-evidence-") as scratch:
         place = Path(scratch) / spec
         attnc.build(attnc.check(FOLDER / f"{spec}.attn"), place, device="cpu", init=seed)
-        task = Ahead(Several(tuple(Mqar(pairs=count) for count in pairs)))
+        task = Ahead(Several(tuple(Mqar(pairs=count, noise=False) for count in pairs)))
         chosen = {"steps": words.steps, "length": words.length, "batch": words.batch, "lr": lr, "seed": seed}
         try:
             report = train(place, settings(words.device, task="mqar", **chosen), task, partial(say, name), lambda _: None)
@@ -111,7 +118,7 @@ def trained(words: argparse.Namespace, wanted: Wanted) -> Trained:
             diverged(name, error)
             return Trained(spec=spec, seed=seed, lr=lr, loss=None, seconds=0.0, report=None)
         subject = Subject.of(place, words.device, None, reference=False)
-        options = asking.Options(tasks=("mqar",), lengths=(words.length,), trials=words.trials, batch=100, pairs=tuple(pairs))
+        options = asking.Options(("mqar",), (words.length,), trials=words.trials, batch=100, pairs=tuple(pairs), noise=False)
         answers = asking.evaluate(subject, options, lambda *_: None)
     shares = ", ".join(f"{row.value:.1%} of {count}" for row, count in zip(answers.rows, pairs, strict=True))
     print(f"{name}: {report.seconds:.0f} s, loss {report.held:.4f}, {shares}", flush=True)

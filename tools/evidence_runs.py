@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -24,14 +24,26 @@ AT_ONCE = 6 if torch.cuda.is_available() else 1
 Wanted, Run = TypeVar("Wanted"), TypeVar("Run")
 
 
-def side_by_side(processes: int, run: Callable[[Wanted], Run], wanted: Sequence[Wanted]) -> Iterator[Run]:
-    """The runs, each as soon as it is done."""
-    if min(processes, len(wanted)) < 2:
-        yield from map(run, wanted)
+def side_by_side(
+    processes: int,
+    run: Callable[[Wanted], Run],
+    wanted: Sequence[Wanted],
+    then: Callable[[], Sequence[Wanted]] = lambda: (),
+) -> Iterator[Run]:
+    """The runs, each as soon as it is done; `then` says after each what else is wanted by now."""
+    if processes < 2:
+        left = list(wanted)
+        while left:
+            yield run(left.pop(0))
+            left += then()
         return
-    with ProcessPoolExecutor(min(processes, len(wanted)), mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run, one) for one in wanted]):
-            yield done.result()
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(run, one) for one in wanted}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for one in done:
+                yield one.result()
+                running |= {pool.submit(run, more) for more in then()}
 
 
 class Ahead:

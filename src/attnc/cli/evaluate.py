@@ -48,6 +48,7 @@ def evaluate(
         typer.Option(metavar="FILE", help="For nll; the last fifth of pydoc_data.topics.", show_default=False),
     ] = None,
     pairs: Annotated[str, typer.Option(metavar="N,N", help="Of mqar: a row for each.")] = "8",
+    noise: Annotated[bool, typer.Option(help="Of mqar: any tokens, or token 0, where no key stands.")] = True,
     keys: Annotated[int, typer.Option(min=1, metavar="N", help="Of multikey.")] = 4,
     form: Annotated[
         Literal["text", "bytes", "tokens"] | None,
@@ -92,6 +93,7 @@ def evaluate(
         batch=batch,
         seed=seed,
         pairs=counts,
+        noise=noise,
         keys=keys,
         form=form,
         text=text,

@@ -116,7 +116,8 @@ def page(evidence: Evidence, command: str) -> str:
     seconds = [run.seconds for run in evidence.runs]
     trials = next(row.trials for row in first.rows if isinstance(row, Share))
     how = f"""The task is [MQAR](evaluation.md#tasks). Each mix is trained on it alike: {evidence.steps:,} steps of
-        {evidence.batch} texts of {evidence.length} tokens, with all numbers of pairs in turn, by AdamW;
+        {evidence.batch} texts of {evidence.length} tokens, with all numbers of pairs in turn and
+        token 0 where no key stands, by AdamW;
         {len({run.seed for run in evidence.runs})} seeds, {min(seconds):.0f} to {max(seconds):.0f} seconds each. The first seed
         tries learning rates of {" and ".join(f"{rate:g}" for rate in evidence.rates)}, as published comparisons sweep them, and
         the one that leaves the least loss stands for the mix. Then {trials}

@@ -44,6 +44,7 @@ class Options:
     batch: int = 8
     seed: int = 0
     pairs: tuple[int, ...] = (8,)
+    noise: bool = True
     keys: int = 4
     form: Form | None = None
     text: Path | None = None
@@ -106,7 +107,8 @@ def _of(subject: Subject, name: str, length: int, options: Options) -> list[Ques
         return [Question(name, length, "text" if form == "tokens" else form, None, {})]
     if name in PROMPTS and form != "tokens":
         return [Question(name, length, form, None, settings)]
-    tasks = [TASKS[name](pairs=pairs) for pairs in options.pairs] if name == "mqar" else [TASKS[name](**settings)]  # type: ignore[call-arg]
+    every = [{"pairs": pairs, "noise": options.noise} for pairs in options.pairs] if name == "mqar" else [settings]
+    tasks = [TASKS[name](**one) for one in every]
     return [Question(name, length, "tokens", task, _settings(task)) for task in tasks]
 
 
