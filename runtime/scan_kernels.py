@@ -143,7 +143,7 @@ def _scan_backward(modules: Modules) -> Callable[..., list[Tensor]]:
             made = _prepared(modules, given)
             kept = modules["scan_forward"].scan(given, made, *held, True)
             back = modules["scan_backward"].go_back(given, made, norms, deltas, *grads, kept[3])
-            found = modules["scan_gradients"].gradients(given, made, norms, deltas, grads[0], kept, back)
+            found = modules["scan_gradients"].gradients(given, made, norms, deltas, grads[0], held[0], grads[1], kept, back)
             before_grad, sum_grad, _, _, v_grad, write_grad, _ = back
             del made, kept, back  # states before all chunks, and their gradients, are most of what a step holds
             if "scan_flows" in modules:

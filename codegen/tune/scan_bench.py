@@ -139,7 +139,7 @@ def chain(files: dict[str, ModuleType], given: Given, held: tuple[Tensor, Tensor
     left["kept"] = files[FORWARD].scan(given, made, *held, True)
     left["back"] = files[BACKWARD].go_back(given, made, norms, deltas, *grads, left["kept"][3])
     if last == "scan_flows":
-        left["found"] = files["scan_gradients"].gradients(given, made, norms, deltas, grads[0], left["kept"], left["back"])
+        left["found"] = gradients(files["scan_gradients"], given, held[0], left)
     return left
 
 
@@ -157,7 +157,15 @@ def once(
         return file.go_back(given, made, *numbers, *left["grads"], blocks=blocks)
     if skeleton == "scan_flows":
         return file.unfold(given, left["found"], blocks=blocks)
-    return file.gradients(given, made, *numbers, left["grads"][0], left["kept"], left["back"], blocks=blocks)
+    return gradients(file, given, held[0], left, blocks)
+
+
+def gradients(file: ModuleType, given: Given, before: Tensor, left: dict[str, Any], blocks: Blocks | None = None) -> Any:
+    """One launch of scan_gradients."""
+    o_grad, after_grad, _ = left["grads"]
+    kept, back = left["kept"], left["back"]
+    numbers = left["made"], left["norms"], left["deltas"]
+    return file.gradients(given, *numbers, o_grad, before, after_grad, kept, back, blocks=blocks)
 
 
 def heads(folder: Path, launch: str) -> int:

@@ -113,6 +113,17 @@ def test_shallow_decays_behind_a_deep_one() -> None:
     compare(case, chunked(case.kernel), functools.partial(in_chunks, chunk=16))
 
 
+def test_a_decay_s_gradient_takes_states_as_they_were_given() -> None:
+    """And not as chunks keep them: neither number is one of float16."""
+    case = Case(FORMS["gated_delta"], (3,), heads=1, gates=(0.0,), dtype=torch.float16)
+    given = inputs(case)
+    given |= {name: torch.zeros_like(given[name]) for name in ("q", "k", "before")}
+    given["before"][0, 0, 1, 2], decay = 2049.0, given["decay"].requires_grad_()
+    _, after = chunked(case.kernel)(*launched(case, given, "train"))
+    (grad,) = torch.autograd.grad(4097.0 * after.matrix[0, 0, 1, 2], decay)
+    assert torch.equal(grad, torch.full_like(grad, 2049.0 * 4097.0))
+
+
 def test_a_nan_stays() -> None:
     case = Case(FORMS["scalar"], (20,), heads=1)
     given = inputs(case)

@@ -67,14 +67,20 @@ def flow(pairs, rows, columns, through, index):
     return past + before + tl.sum(tl.where(index[:, None] <= index[None, :], rows[None, :], 0.0), 1) + through
 
 
+@triton.jit
+def unrounded(stored, given, tile, inside, here):
+    """A state, or its gradient, in fp32: as it was given where it is, else as it was stored."""
+    return tl.where(here, tl.load(given + tile, mask=inside & here, other=0.0), stored.to(tl.float32))
+
+
 @triton.jit(do_not_specialize=["factor", "tokens", "sequences", "heads", "q_share", "k_share", "v_share"])
 def gradients_kernel(
-    q, k, v, e, o_grad, norms, deltas, decay, states, sums, states_grad, sums_grad, values_grad,
+    q, k, v, e, o_grad, norms, deltas, decay, states, sums, states_grad, sums_grad, values_grad, before, after_grad,
     q_grad, k_grad, erase_grad, decay_grad, pairs, strengths, offsets,
     factor, tokens, sequences, heads, q_share, k_share, v_share,
     q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride, v_head_stride,
     K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, C: tl.constexpr,
-    CHANNELS: tl.constexpr, DECAYS: tl.constexpr, DELTA: tl.constexpr, NORMALIZE: tl.constexpr,
+    CHANNELS: tl.constexpr, DECAYS: tl.constexpr, DELTA: tl.constexpr, NORMALIZE: tl.constexpr, BEFORE: tl.constexpr,
 ):  # fmt: skip
     blocks: tl.constexpr = (K + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
@@ -113,7 +119,9 @@ def gradients_kernel(
         query_grad = tl.dot(out_grad, turned, query_grad, input_precision="ieee")
         key_grad = tl.dot(state_grad, tl.trans(value), key_grad, input_precision="ieee")
         if DECAYS:
-            through += tl.sum(state.to(tl.float32) * state_grad.to(tl.float32), 1)
+            ends = (sequence * heads + head).to(tl.int64) * (K * V) + c[:, None] * V + d[None, :]
+            first = unrounded(state, before, ends, inside, (chunk == 0) & BEFORE)
+            through += tl.sum(first * unrounded(state_grad, after_grad, ends, inside, left <= C), 1)
         if DELTA:
             right = read_rows(values_grad, row, heads * V, head * V, index, left, d, V)
             erased_pair_grad = tl.dot(right, tl.trans(value), erased_pair_grad, input_precision="ieee")
@@ -186,7 +194,7 @@ def gradients_kernel(
             tl.store(to, past, mask=here)
 
 
-def settings(chunk, block, warps, stages):
+def settings(before, chunk, block, warps, stages):
     """The kernel's compile-time arguments."""
     return {
         "K": KEY_WIDTH,
@@ -197,6 +205,7 @@ def settings(chunk, block, warps, stages):
         "DECAYS": DECAYS,
         "DELTA": DELTA,
         "NORMALIZE": NORMALIZE,
+        "BEFORE": before,
         "num_warps": warps,
         "num_stages": stages,
         "enable_fp_fusion": True,
@@ -205,13 +214,15 @@ def settings(chunk, block, warps, stages):
 
 def variants(architecture, element_size):
     """Every kernel that `gradients` may launch, with its compile-time arguments."""
-    return ((gradients_kernel, settings(*BLOCKS[architecture, element_size])),)
+    row = BLOCKS[architecture, element_size]
+    return tuple((gradients_kernel, settings(before, *row)) for before in ((False, True) if DECAYS else (False,)))
 
 
-def gradients(steps, made, norms, deltas, o_grad, kept, back, *, blocks=None):
+def gradients(steps, made, norms, deltas, o_grad, before, after_grad, kept, back, *, blocks=None):
     """Gradients of queries, keys, strengths of erasing and decays.
 
-    steps, made, norms, deltas, o_grad as scan_backward takes them; kept: what `scan` keeps; back: what `go_back` returns.
+    steps, made, norms, deltas, o_grad, after_grad as scan_backward takes them; before [S, H, K, V] fp32, or None for zeros;
+    kept: what `scan` keeps; back: what `go_back` returns.
     Returns by name q, k [T, H, K] (fp32 where a head is repeated), and where there are such gates erase and decay, in parts
     [B, T, H] for blocks of channels, or erase [T, H, K]. Where channels decay, of folded rows q, k, erase [T, H, K], decay
     [N, H, K]: what passes through a chunk, and of pairs, pairs and strengths [T, H, C].
@@ -221,7 +232,7 @@ def gradients(steps, made, norms, deltas, o_grad, kept, back, *, blocks=None):
     v = steps.v if values is None else values
     heads, sequences, tokens = steps.heads, len(steps.offsets) - 1, len(q)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
-    compiled = settings(*chosen)
+    compiled = settings(DECAYS and before is not None, *chosen)
     parts = triton.cdiv(KEY_WIDTH, compiled["BLOCK"])
 
     def new(*shape, dtype=torch.float32):
@@ -245,13 +256,13 @@ def gradients(steps, made, norms, deltas, o_grad, kept, back, *, blocks=None):
         if CHANNELS:
             found["strengths"] = new(tokens, heads, chosen[0], dtype=q.dtype)
     tensors = (
-        q, k, v, steps.erase, o_grad, norms, deltas, decay, states, sums, back[2], back[3], back[6],
+        q, k, v, steps.erase, o_grad, norms, deltas, decay, states, sums, back[2], back[3], back[6], before, after_grad,
         found["q"], found["k"], found.get("erase"), found.get("decay"), found.get("pairs"), found.get("strengths"),
     )  # fmt: skip
     tensors = (*(q if tensor is None else tensor for tensor in tensors), steps.offsets)
     strides = [stride for tensor in (q, k, v) for stride in tensor.stride()[:2]]
     numbers = (steps.scale, tokens, sequences, heads, *(heads // tensor.shape[1] for tensor in (q, k, v)), *strides)
     programs = parts * heads * sequences * triton.cdiv(steps.max_new, chosen[0])
-    key = (gradients_kernel, q.device, tuple(tensor.dtype for tensor in tensors), chosen)
+    key = (gradients_kernel, q.device, tuple(tensor.dtype for tensor in tensors), compiled["BEFORE"], chosen)
     run(gradients_kernel, programs, tensors, numbers, bits(strides), key, lambda: compiled)
     return found
