@@ -37,7 +37,6 @@ def test_kernels_and_libraries_are_timed_in_every_phase(
         status = {result.name: (result.status, result.reason) for result in row.results}
         for one in {"triton", *(others - ({"split"} if row.phase == "decode" else set()))}:
             assert status[one] == ("timed", None), (row.phase, one, status[one])
-        assert status["fla"][0] == "refused"
         assert next(result for result in row.results if result.ours).name == "triton"
         for result in row.results:
             if result.timed is not None:
