@@ -68,9 +68,28 @@ def flow(pairs, rows, columns, through, index):
 
 
 @triton.jit
-def unrounded(stored, given, tile, inside, here):
-    """A state, or its gradient, in fp32: as it was given where it is, else as it was stored."""
-    return tl.where(here, tl.load(given + tile, mask=inside & here, other=0.0), stored.to(tl.float32))
+def unrounded(kept, given, kept_at, given_at, mask, is_given):
+    """A state, or its gradient, in fp32: as it was given where it was, else as a chunk keeps it."""
+    exact = tl.load(given + given_at, mask=mask & is_given, other=0.0)
+    return tl.where(is_given, exact, tl.load(kept + kept_at, mask=mask, other=0.0).to(tl.float32))
+
+
+@triton.jit
+def passing(states, states_grad, before, after_grad, sums, sums_grad, slot, place, is_first, is_last, channel,
+            K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr, NORMALIZE: tl.constexpr):  # fmt: skip
+    """What passes through the whole chunk [BLOCK], but for its decay."""
+    through = tl.zeros([BLOCK], tl.float32)
+    for begin in tl.range(0, V, BLOCK):
+        d = begin + tl.arange(0, BLOCK)
+        tile = channel[:, None] * V + d[None, :]
+        mask = (channel < K)[:, None] & (d < V)[None, :]
+        state = unrounded(states, before, slot * (K * V) + tile, place * (K * V) + tile, mask, is_first)
+        grad = unrounded(states_grad, after_grad, slot * (K * V) + tile, place * (K * V) + tile, mask, is_last)
+        through += tl.sum(state * grad, 1)
+    if NORMALIZE:
+        total = tl.load(sums + slot * K + channel, mask=channel < K, other=0.0)
+        through += total * tl.load(sums_grad + slot * K + channel, mask=channel < K, other=0.0)
+    return through
 
 
 @triton.jit(do_not_specialize=["factor", "tokens", "sequences", "heads", "q_share", "k_share", "v_share"])
@@ -105,7 +124,6 @@ def gradients_kernel(
     key_grad = tl.zeros([BLOCK, C], tl.float32)  # turned
     erased_pair_grad = tl.zeros([C, C], tl.float32)
     erased_grad = tl.zeros([C, BLOCK], tl.float32)
-    through = tl.zeros([BLOCK], tl.float32)
     for begin in tl.range(0, V, BLOCK):
         d = begin + tl.arange(0, BLOCK)
         value = read_rows(v, row, v_token_stride, v_head, index, left, d, V)
@@ -118,10 +136,6 @@ def gradients_kernel(
         pair_grad = tl.dot(out_grad, tl.trans(value), pair_grad, input_precision="ieee")
         query_grad = tl.dot(out_grad, turned, query_grad, input_precision="ieee")
         key_grad = tl.dot(state_grad, tl.trans(value), key_grad, input_precision="ieee")
-        if DECAYS:
-            ends = (sequence * heads + head).to(tl.int64) * (K * V) + c[:, None] * V + d[None, :]
-            first = unrounded(state, before, ends, inside, (chunk == 0) & BEFORE)
-            through += tl.sum(first * unrounded(state_grad, after_grad, ends, inside, left <= C), 1)
         if DELTA:
             right = read_rows(values_grad, row, heads * V, head * V, index, left, d, V)
             erased_pair_grad = tl.dot(right, tl.trans(value), erased_pair_grad, input_precision="ieee")
@@ -139,10 +153,11 @@ def gradients_kernel(
         pair_grad += change
         query_grad += change * total[None, :]
         key_grad += total_grad[:, None]
-        through += total * total_grad
     pair_grad = tl.where(lower, pair_grad, 0.0)
     erased_pair_grad = tl.where(index[:, None] > index[None, :], -erased_pair_grad, 0.0)
-    through = fade_sum(through, gates)
+    place = (sequence * heads + head).to(tl.int64)
+    is_first = (chunk == 0) & BEFORE
+    is_last = left <= C
     to_rows = (row * heads + head) * K + (index[:, None] * (heads * K) + c[None, :])
     to_turned = (row * heads + head) * K + (index[None, :] * (heads * K) + c[:, None])
     row_mask = here[:, None] & (c < K)[None, :]
@@ -150,7 +165,10 @@ def gradients_kernel(
     if CHANNELS:  # gradients of folded rows, and of pairs
         tl.store(q_grad + to_rows, query_grad.to(q_grad.dtype.element_ty), mask=row_mask)
         tl.store(k_grad + to_turned, key_grad.to(k_grad.dtype.element_ty), mask=turned_mask)
-        tl.store(decay_grad + slot * K + c, through, mask=c < K)
+        through = passing(
+            states, states_grad, before, after_grad, sums, sums_grad, slot, place, is_first, is_last, c, K, V, BLOCK, NORMALIZE
+        )
+        tl.store(decay_grad + slot * K + c, fade_sum(through, gates), mask=c < K)
         to = (row * heads + head) * C + (index[:, None] * (heads * C) + index[None, :])
         if block == 0:
             tl.store(pairs + to, pair_grad.to(pairs.dtype.element_ty), mask=here[:, None])
@@ -189,7 +207,24 @@ def gradients_kernel(
             )
         tl.store(k_grad + to_turned, key_grad.to(k_grad.dtype.element_ty), mask=turned_mask)
         if DECAYS:
-            past = flow(flows, found, kept, tl.sum(through, 0), index)
+            through = passing(
+                states,
+                states_grad,
+                before,
+                after_grad,
+                sums,
+                sums_grad,
+                slot,
+                place,
+                is_first,
+                is_last,
+                c,
+                K,
+                V,
+                BLOCK,
+                NORMALIZE,
+            )
+            past = flow(flows, found, kept, tl.sum(fade_sum(through, gates), 0), index)
             to = decay_grad + (block.to(tl.int64) * tokens + row) * heads + head + index * heads
             tl.store(to, past, mask=here)
 
