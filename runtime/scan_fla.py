@@ -2,7 +2,8 @@
 
 | decay | add | delta, one strength | delta, two strengths |
 |---|---|---|---|
-| none, head, scalar | simple_gla | gated_delta_rule | gdn2 |
+| none | simple_gla | delta_rule | gdn2 |
+| head, scalar | simple_gla | gated_delta_rule | gdn2 |
 | vector | gla | kda | gdn2 |
 
 Many new tokens run in chunks, a few recurrently. Sums of keys are one more column of the values.
@@ -67,10 +68,13 @@ def _gates(steps: Steps, k: Tensor, v: Tensor) -> tuple[str, dict[str, Tensor]]:
         if by_row:
             return "gla", {"g": _there(decay)}
         return "simple_gla", {} if decay is None else {"g_gamma" if decay.dim() == 1 else "g": decay}
+    alone = steps.erase is steps.write and steps.erase.dim() == 2
+    if decay is None and alone:
+        return "delta_rule", {"beta": steps.erase}
     if decay is None:
         decay = k.new_zeros(k.shape[:2], dtype=torch.float32)
     decay = decay.expand(len(k), -1) if decay.dim() == 1 else decay
-    if steps.erase is steps.write and steps.erase.dim() == 2:
+    if alone:
         return "kda" if by_row else "gated_delta_rule", {"g": decay, "beta": steps.erase}
     erase, write = (_wide(gate, x) for gate, x in ((steps.erase, k), (steps.write, v)))
     return "gdn2", {"g": _wide(decay, k), "b": erase, "w": write}
