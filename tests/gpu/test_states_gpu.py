@@ -30,7 +30,8 @@ from attnc.compiler.scan_providers import States
 from attnc.compiler.unbuilt import unbuilt
 
 TOP = Path(__file__).parents[2]
-PROCESSES = 14
+PROCESSES = 8
+"""Each takes some gigabytes of the host's memory."""
 CONSTANTS = {
     "scan": ("FORM", "KEY_WIDTH", "VALUE_WIDTH"),
     "channel": ("STATE", "PARTS"),
