@@ -143,10 +143,11 @@ def compared(
     teaches |= {f"kernels {row}": provider(form, row) for row in blocks}
     passes = {name: both(*text_of(form, tokens, heads, chunk, teach)) for name, teach in teaches.items()}
     for at, word in enumerate(("forward", "forward and backward")):
-        shares(f"{tokens} tokens, {word}", passes["kernels"][at])
         steps = {name: pair[at] for name, pair in passes.items()}
         steps |= {name: pair[at] for name, pair in others.items() if isinstance(pair, tuple) and len(pair) > at}
         table(f"{tokens} tokens, {heads} heads, chunks of {chunk}, {word}", steps)
+    for at, word in enumerate(("forward", "forward and backward")):
+        shares(f"{tokens} tokens, {word}", passes["kernels"][at])
 
 
 def test_titans() -> None:
