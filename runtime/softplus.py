@@ -89,10 +89,14 @@ class SoftplusKernels:
         table, form, batch, cap = call
         found = []
         for part in parts:
-            bare = replace(part, v=part.k, v_begin=part.k_begin, v_stride=part.k_stride, v_width=1)
-            peak, norm = self.masses(q, bare, table, form, batch, scales, cap)[1].unbind(-1)
+            peak, norm = self.masses(q, keys_alone(part), table, form, batch, scales, cap)[1].unbind(-1)
             found.append(peak.detach() * norm)
         return torch.stack(found).sum(0)
+
+
+def keys_alone(part: KeyPart) -> KeyPart:
+    """The part for a launch that sums masses, which reads no values."""
+    return replace(part, v=part.k, v_begin=part.k_begin, v_stride=part.k_stride, v_width=1)
 
 
 def merge(o1: Tensor, sums1: Tensor, o2: Tensor, sums2: Tensor, exponent: float) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ class TunedKernel(Value):
 
 
 class TuneReport(Value):
-    """What `attnc tune kernels --json` prints. `left`: kernels that are not tuned, those of softplus scores."""
+    """What `attnc tune kernels --json` prints. `left`: kernels for which there are no candidates."""
 
     schema_version: Literal[1] = 1
     folder: str

@@ -72,9 +72,8 @@ def tune(
     """
     empty = Table(device=target.device, architecture=target.architecture, triton=target.triton)
     found, texts = [], kernel_texts(folder)
-    left = tuple(sorted(file for file, text in texts.items() if constants_of(text).get("EXPONENT") is not None))
     keep = partial(_keep, path, empty)
-    for file, text in sorted((file, text) for file, text in texts.items() if file not in left):
+    for file, text in sorted(texts.items()):
         for dtype in dtypes:
             row = None if again else (tables.read(path) or empty).row(tables.identity(text), dtype)
             row = row or fresh(file, text, dtype, target, most)
@@ -87,14 +86,27 @@ def tune(
             found.append(TunedKernel(file=file, row=row))
     found = _joined(found, keep)
     return TuneReport(
-        folder=str(folder), device=target.device, triton=target.triton, table=str(path), kernels=tuple(found), left=left
+        folder=str(folder),
+        device=target.device,
+        triton=target.triton,
+        table=str(path),
+        kernels=tuple(found),
+        left=left_out(folder),
     )
 
 
 def kernel_texts(folder: Path) -> dict[str, str]:
     """File name without its ending -> text, of the kernels of a built folder that can be tuned."""
-    files = (folder / "kernels").glob("*_*[0-9].py")
-    return {path.stem: path.read_text("utf-8") for path in files if path.stem.startswith(TUNABLE)}
+    return {path.stem: path.read_text("utf-8") for path in _files(folder) if path.stem.startswith(TUNABLE)}
+
+
+def left_out(folder: Path) -> tuple[str, ...]:
+    """The kernel files for which there are no candidates."""
+    return tuple(sorted(path.stem for path in _files(folder) if not path.stem.startswith(TUNABLE)))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (folder / "kernels").glob("*_*[0-9].py")
 
 
 def _joined(found: list[TunedKernel], keep: Callable[[Tuned], None]) -> list[TunedKernel]:

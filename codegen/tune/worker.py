@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Protocol, TextIO
 
 import torch
@@ -17,23 +16,12 @@ from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.tune.list_bench import ListBench
 from attnc.codegen.tune.lists import is_list
 from attnc.codegen.tune.messages import TuneJob, TuneMessage
-from attnc.codegen.tune.scan_bench import ScanBench, spilled
+from attnc.codegen.tune.scan_bench import ScanBench
 from attnc.codegen.tune.scans import is_scan
+from attnc.codegen.tune.softmax_bench import SoftmaxBench
 from attnc.codegen.tune.table import Blocks
-from attnc.codegen.verify import trial
-from attnc.codegen.verify.cases import Case, build
-from attnc.codegen.verify.classes import DECODE, IN_INTERPRETER, ON_GPU, cases
-from attnc.codegen.verify.subjects import Subject, subjects
 from attnc.codegen.verify.worker import BROKEN, lost
 from attnc.compiler.data import from_json, to_json
-from attnc.compiler.families import BACKWARD
-
-TOKENS = {DECODE: 8192, BACKWARD[0]: 2048, BACKWARD[1]: 2048}
-PREFILL_TOKENS = 4096
-DECODED = 8
-"""Sequences of a decode call that is timed."""
-
-SIZES = IN_INTERPRETER if INTERPRETS else ON_GPU
 
 MEASURED = 0.02
 """Seconds of launches that one measurement lasts at least."""
@@ -100,59 +88,6 @@ class Bench(Protocol):
     def launch(self) -> Callable[[Blocks], object]:
         """Runs the kernel with some blocks on a long text."""
         ...
-
-
-class SoftmaxBench:
-    """One kernel file of the softmax family, by itself."""
-
-    def __init__(self, job: TuneJob) -> None:
-        self.job = job
-        self.subject = next(one for one in subjects(Path(job.folder), SIZES.longest // 2) if one.file == job.file)
-        self.trials: list[trial.Trial] = []
-
-    def prepare(self, alive: Callable[[], None]) -> None:
-        """In every dtype."""
-        subject, job = self.subject, self.job
-        lengths = sorted({length for one in job.tries for length in one.blocks[: 1 if subject.skeleton == DECODE else 2]})
-        for dtype in job.verified_in:
-            made = cases(subject.skeleton, subject.kernel, subject.heads, lengths, getattr(torch, dtype), job.device, SIZES)
-            for case in (case for several in made.values() for case in several):
-                self.trials.append(trial.prepare(subject.skeleton, case))
-                alive()
-
-    def wrong(self, blocks: Blocks) -> str:
-        """Of the first trial that is."""
-        for one in self.trials:
-            verdict = trial.run(self.subject.module, self.subject.skeleton, one, blocks)
-            if verdict.wrong:
-                return f"{trial.words(one.inputs.case)}: {verdict.wrong}"
-        return ""
-
-    def spills(self, blocks: Blocks) -> int:
-        """Of what the first trial compiles."""
-        trial.run(self.subject.module, self.subject.skeleton, self.trials[0], blocks)
-        return spilled(self.subject.module, blocks)
-
-    def launch(self) -> Callable[[Blocks], object]:
-        """On the heads of its first launch."""
-        return prepared(self.subject, self.job.dtype, self.job.device)
-
-
-def prepared(subject: Subject, dtype: str, device: str) -> Callable[[Blocks], object]:
-    """One launch of the kernel with some blocks, on the heads of its first launch and a long text."""
-    tokens = TOKENS.get(subject.skeleton, PREFILL_TOKENS)
-    decodes = subject.skeleton == DECODE
-    sizes, pasts = ((1,) * DECODED, (tokens,) * DECODED) if decodes else ((tokens,), (0,))
-    case = Case(subject.kernel, subject.whole, sizes, pasts, dtype=getattr(torch, dtype), cache=decodes, device=device)
-    inputs = build(case)
-    if subject.skeleton not in BACKWARD:
-        return lambda blocks: subject.module.attend(*inputs.arguments, blocks=blocks)
-    o = torch.randn(*inputs.q.shape[:2], subject.kernel.value_width, device=device).to(inputs.q.dtype)
-    number = torch.full(inputs.q.shape[:2], math.log(tokens), device=device)
-    common = inputs.arguments[:-1]
-    if subject.skeleton == BACKWARD[0]:
-        return lambda blocks: subject.module.attend_backward_queries(*common, o, number, o, number, blocks=blocks)
-    return lambda blocks: subject.module.attend_backward_keys(*common, number, number, o, blocks=blocks)
 
 
 def timed(launch: Callable[[], object], device: str) -> float:

@@ -14,11 +14,18 @@ import pytest
 import torch
 from softplus_cases import check_softplus, launch
 
+from attnc.codegen.build import Options
+from attnc.codegen.build import build as build_folder
 from attnc.codegen.triton.versions import INTERPRETS
+from attnc.codegen.tune import softmax_bench
+from attnc.codegen.tune.messages import TuneJob
+from attnc.codegen.tune.table import Try
+from attnc.codegen.verify import trial
 from attnc.codegen.verify.cases import FULL, Case, Union, build
 from attnc.codegen.verify.dense import counts
 from attnc.codegen.verify.gradients import rms
 from attnc.codegen.verify.softplus import attend, both, dense, leaves_of, outer
+from attnc.compiler import check_text
 from attnc.compiler.families import Softmax
 from attnc.runtime.keys import persistent_keys
 from attnc.runtime.softplus import SoftplusKernels, count_near
@@ -136,3 +143,30 @@ def test_counting_is_what_masks_show() -> None:
             inputs = build(case)
             got = count_near(inputs.part, inputs.rows, inputs.form, inputs.batch)
             assert torch.equal(got, counts(inputs)), (causal, past, cache, keeps)
+
+
+SPEC = """model small { vocab = 16, dim = 16, layers = 1, ffn = swiglu(16), norm = rms(1e-6), heads = 1, head_dim = 16 }
+layers { all: window(7) { score = softplus(exponent = 2) } }
+"""
+
+
+def test_each_half_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates are tried within their launch; by themselves, as they are timed, they run and leave no NaN."""
+    build_folder(check_text(SPEC, "small.attn"), tmp_path / "small", Options())
+    monkeypatch.setattr(softmax_bench, "TOKENS", dict.fromkeys(softmax_bench.TOKENS, 5))
+    for number, skeleton in enumerate(("softmax_decode", "softmax_backward_keys")):
+        decodes = skeleton == "softmax_decode"
+        well, odd = ((16, 4, 4, 1), (24, 4, 4, 1)) if decodes else ((16, 16, 4, 1), (24, 16, 4, 1))
+        job = TuneJob(
+            folder=str(tmp_path / "small"), file=f"{skeleton}_{number}", device="cpu", dtype="float32",
+            verified_in=("float32",), rounds=0, tries=(Try(blocks=well),),
+        )  # fmt: skip
+        bench = softmax_bench.SoftmaxBench(job)
+        sizes, pasts = ((1,), (5,)) if decodes else ((17,), (0,))
+        case = Case(bench.subject.kernel, bench.subject.heads[0], sizes, pasts, cache=decodes)
+        bench.trials = [trial.prepare(skeleton, case)]
+        assert bench.wrong(well) == "", skeleton
+        assert "power of 2" in bench.wrong(odd), skeleton
+        found = bench.launch()(well)
+        assert not any(torch.isnan(one).any() for one in found), skeleton
+        assert (bench.module.EXPONENT, bench.module.__name__.endswith(job.file)) == (2.0 * number, True)

@@ -46,7 +46,7 @@ def kernels(
         raise CommandError(Exit.ENVIRONMENT, "times of kernels cannot be measured without a GPU", help_line)
     report = _run(folder, where, chosen_dtypes(dtype, where), out, seconds, again, most)
     if report.left:
-        note(f"note: not tuned, as their weights are softplus masses: {', '.join(report.left)}")
+        note(f"note: not tuned, as there are no candidates for them: {', '.join(report.left)}")
     if json:
         print_json(report)
     else:
