@@ -41,7 +41,7 @@ PREFILL: dict[int, Table] = {  # queries, keys, warps, stages
     },
     128: {
         ("sm_80", 2): (128, 32, 8, 3),
-        ("sm_90", 2): (128, 64, 8, 3),
+        ("sm_90", 2): (64, 64, 4, 3),
         ("sm_100", 2): (128, 64, 8, 3),
         ("gfx942", 2): (128, 32, 8, 2),
         ("sm_80", 4): (32, 16, 8, 1),
@@ -112,7 +112,7 @@ BACKWARD_QUERIES: dict[int, Table] = {  # queries, keys, warps, stages
 
 BACKWARD_KEYS: dict[int, Table] = {  # queries, keys, warps, stages
     64: rows_of((32, 64, 8, 2), (16, 16, 4, 1), sm_80_2=(32, 32, 4, 2), gfx942_2=(32, 64, 4, 2)),
-    128: rows_of((32, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(32, 64, 4, 2), gfx942_2=(32, 32, 4, 1)),
+    128: rows_of((32, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(32, 64, 4, 3), gfx942_2=(32, 32, 4, 1)),
     256: rows_of((16, 32, 8, 1), (16, 16, 8, 1), sm_100_2=(32, 32, 8, 1)),
 }
 
@@ -135,7 +135,7 @@ SOFTPLUS: dict[tuple[str, int], Table] = {
     ("softmax_backward_queries", 64): {("sm_90", 2): (64, 32, 4, 2)},
     ("softmax_backward_keys", 64): {("sm_90", 2): (32, 32, 4, 2)},
     ("softmax_backward_keys", 128): {("sm_90", 2): (64, 32, 8, 2)},
-    ("softmax_prefill", 128): {("sm_90", 4): (16, 16, 8, 1), ("sm_100", 4): (16, 16, 8, 1)},
+    ("softmax_prefill", 128): {("sm_90", 2): (128, 64, 8, 3), ("sm_90", 4): (16, 16, 8, 1), ("sm_100", 4): (16, 16, 8, 1)},
     ("softmax_backward_queries", 128): {("sm_90", 2): (64, 32, 8, 2), ("gfx942", 2): (32, 32, 8, 1)},
 }
 """Where kernels of softplus masses, which hold more numbers at once, take other blocks."""

@@ -29,7 +29,7 @@ def emit(skeleton: str, kernel: Softmax) -> str:
     """The text of a kernel file; `skeleton` is one of the family's. Same arguments, same bytes."""
     assert skeleton in FAMILIES["softmax"], skeleton
     source = (SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")
-    made = made_holes(kernel) | shared_holes(kernel)
+    made = made_holes(kernel, by_products=True) | shared_holes(kernel)
     functions = gather(functions_of(source), made, [read_holes(name) for name in chosen_holes(skeleton, kernel)])
     rows = blocks(skeleton, max(kernel.head_width, kernel.value_width), kernel.exponent is not None)
     constants = {

@@ -15,9 +15,9 @@ from attnc.compiler.families import Softmax
 NearNames = tuple[str, str, str, str]
 
 
-def made_holes(kernel: Softmax) -> dict[str, str]:
-    """The text of each such hole, by its name."""
-    names = Names.of(kernel)
+def made_holes(kernel: Softmax, by_products: bool = False) -> dict[str, str]:
+    """The text of each such hole, by its name. `by_products`: positions are divided by units of powers without divisions."""
+    names = Names.of(kernel, by_products)
     holes = {
         "read_row": _read_row(names),
         "lower": _near("lower", "The first key near query i that it sees.", names, "tl.minimum", _begin, "i + NOWHERE"),
@@ -39,14 +39,17 @@ def made_holes(kernel: Softmax) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Names:
-    """Names of a row's numbers, without an index where there is one part of a sort."""
+    """Names of a row's numbers, without an index where there is one part of a sort; behind them, where `by_products`, what
+    `divided` takes for the unit of each power.
+    """
 
     nears: tuple[NearNames, ...]
     strides: tuple[str, ...]
     powers: tuple[str, ...]
+    by_products: bool = False
 
     @classmethod
-    def of(cls, kernel: Softmax) -> Names:
+    def of(cls, kernel: Softmax, by_products: bool = False) -> Names:
         """The names for a kernel."""
 
         def tails(count: int) -> tuple[str, ...]:
@@ -56,6 +59,7 @@ class Names:
             tuple((f"align{tail}", f"shift{tail}", f"back{tail}", f"ahead{tail}") for tail in tails(kernel.nears)),
             tuple(f"stride{tail}" for tail in tails(kernel.strides)),
             tuple(f"power{tail}" for tail in tails(kernel.powers)),
+            by_products and kernel.powers > 0,
         )
 
     @property
@@ -69,9 +73,22 @@ class Names:
         return ("sink", *(name for near in self.nears for name in near), *self.far)
 
     @property
+    def dividers(self) -> tuple[tuple[str, str], ...]:
+        """Of each power, where positions are divided by products."""
+        names = (power.replace("power", "") for power in self.powers)
+        return tuple((f"factor{tail}", f"places{tail}") for tail in names) if self.by_products else ()
+
+    @property
     def unpack(self) -> str:
         """The line that names a row's numbers."""
-        return f"{_listed(self.all)} = numbers"
+        return f"{_listed((*self.all, *(name for pair in self.dividers for name in pair)))} = numbers"
+
+    def unit_of(self, power: str) -> tuple[list[str], Callable[[str], str]]:
+        """Lines that prepare a power's unit, and the text of a position divided by it."""
+        if not self.by_products:
+            return [f"unit = tl.maximum({power}, 1)"], lambda x: f"{x if x.isidentifier() else f'({x})'} // unit"
+        factor, places = self.dividers[self.powers.index(power)]
+        return [], lambda x: f"divided({x}, {factor}, {places})"
 
 
 def _listed(items: tuple[str, ...]) -> str:
@@ -92,9 +109,32 @@ def _function(signature: str, doc: str, body: list[str]) -> str:
     return "\n".join(["@triton.jit", f"def {signature}:", textwrap.indent("\n".join([f'"""{doc}"""', *body]), "    ")])
 
 
+DIVIDING = '''@triton.jit
+def divider(unit):
+    """(factor, places) with which `divided` divides by a unit: the factor is the next number above 2^(30 + places) / unit."""
+    places = 0
+    while (1 << places) < unit:
+        places += 1
+    one = unit.to(tl.int64) * 0 + NOWHERE
+    return (one << places) // unit + 1, places
+
+
+@triton.jit
+def divided(x, factor, places):
+    """x // unit, exact for 0 <= x < NOWHERE (Granlund and Montgomery, PLDI 1994, theorem 4.2)."""
+    return ((x.to(tl.int64) * factor) >> (30 + places)).to(tl.int32)'''
+
+
 def _read_row(names: Names) -> str:
     loads = tuple("tl.load(row)" if index == 0 else f"tl.load(row + {index})" for index in range(len(names.all)))
-    return _function("read_row(row)", "The numbers of one sequence and KV head.", [f"return {_listed(loads)}"])
+    doc = "The numbers of one sequence and KV head."
+    if not names.by_products:
+        return _function("read_row(row)", doc, [f"return {_listed(loads)}"])
+    pairs = zip(names.powers, names.dividers, strict=True)
+    found = [f"{factor}, {places} = divider(tl.maximum({power}, 1))" for power, (factor, places) in pairs]
+    row = _listed((*names.all, *(name for pair in names.dividers for name in pair)))
+    made = _function("read_row(row)", doc, [f"{_listed(names.all)} = {_listed(loads)}", *found, f"return {row}"])
+    return f"{DIVIDING}\n\n\n{made}"
 
 
 def _begin(near: NearNames) -> str:
@@ -151,7 +191,8 @@ def _keep(names: Names, causal: bool) -> str:
     for name in names.strides:
         body += [f"step = tl.maximum({name}, 1)", f"seen |= ({name} > 0) & (i % step == j % step)"]
     for name in names.powers:
-        body += [f"unit = tl.maximum({name}, 1)", "apart = tl.abs(i // unit - j // unit)"]
+        unit, by = names.unit_of(name)
+        body += [*unit, f"apart = tl.abs({by('i')} - {by('j')})"]
         body += [f"seen |= ({name} > 0) & (apart & (apart - 1) == 0)"]
     body.append(f"return seen & ({'j <= i' if causal else 'j < NOWHERE'})")
     return _function("keep(numbers, i, j)", "Whether the query at i sees the key at j.", body)
@@ -162,8 +203,10 @@ def _solid(names: Names) -> str:
     body = [names.unpack] if names.powers else []
     body += ["whole = end <= numbers[0]", "whole |= (begin >= lower(numbers, last)) & (end <= upper(numbers, first))"]
     for name in names.powers:
-        body += [f"unit = tl.maximum({name}, 1)", "apart = tl.abs(first // unit - begin // unit)"]
-        body += ["alone = (first // unit == last // unit) & (begin // unit == (end - 1) // unit)"]
+        unit, by = names.unit_of(name)
+        body += [*unit, f"apart = tl.abs({by('first')} - {by('begin')})"]
+        queries, keys = f"({by('first')} == {by('last')})", f"({by('begin')} == {by('end - 1')})"
+        body += [f"alone = {queries}", f"alone &= {keys}"] if names.by_products else [f"alone = {queries} & {keys}"]
         body += [f"whole |= ({name} > 0) & alone & (apart & (apart - 1) == 0)"]
     doc = "Whether all queries first..last see all keys from begin up to, not including, end."
     return _function("solid(numbers, first, last, begin, end)", doc, [*body, "return whole & (end <= horizon(first))"])

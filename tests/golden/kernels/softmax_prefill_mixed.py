@@ -19,7 +19,7 @@ SINK_LOGIT = False
 EXPONENT = None  # of re-weighted softplus masses; 0.0: their sum alone; None: a softmax
 BLOCKS = {  # (architecture, bytes of an element): queries and keys of a block, warps, pipeline stages
     ("sm_80", 2): (128, 32, 8, 3),
-    ("sm_90", 2): (128, 64, 8, 3),
+    ("sm_90", 2): (64, 64, 4, 3),
     ("sm_100", 2): (128, 64, 8, 3),
     ("gfx942", 2): (128, 32, 8, 2),
     ("sm_80", 4): (32, 16, 8, 1),
