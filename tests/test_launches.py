@@ -174,7 +174,7 @@ def test_a_long_sequence_among_short_ones_is_shared_by_many_programs(tmp_path: P
     gpu = torch.device("cuda")
     module.PROCESSORS[gpu] = 132
     assert module.count_splits(8, 2048, gpu, 1) == 33
-    assert module.count_splits(256, 2048, gpu, 32) == 5
+    assert module.count_splits(256, 2048, gpu, 32) == 9
     assert module.count_splits(256, 3, gpu, 32) == 3, "each has a block to read"
 
 

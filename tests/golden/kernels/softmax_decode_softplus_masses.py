@@ -354,7 +354,7 @@ def count_splits(programs, most, device, sequences):
     if device not in PROCESSORS:
         cuda = device.type == "cuda"
         PROCESSORS[device] = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 4
-    return max(1, min(MOST_SPLITS, most, -(-(2 if sequences == 1 else 8) * PROCESSORS[device] // max(1, programs))))
+    return max(1, min(MOST_SPLITS, most, -(-(2 if sequences == 1 else 16) * PROCESSORS[device] // max(1, programs))))
 
 
 def power_of_2(number):
