@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from filelock import FileLock, Timeout
 
 from attnc.bench.machine import commit
 from attnc.cli import invoke
@@ -81,7 +84,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--points", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=2, help="of measuring losses again around a policy")
+    parser.add_argument("--rounds", type=int, default=1, help="of measuring losses again around a policy")
     parser.add_argument("--no-times", action="store_true", help="leave times to another command")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--run", type=Path, default=TOP / "build" / "tuned", help="where measurements are kept")
@@ -98,30 +101,72 @@ def main(command_line: list[str]) -> int:
         print(f"the weights are not here: {help_line}", file=sys.stderr)
         return 4
     timed = words.device.startswith("cuda") and not words.no_times
-    record = words.out / "tuned.json"
-    known = begun(record, torch.cuda.get_device_name() if words.device.startswith("cuda") else "cpu")
+    record = Record(words.out, torch.cuda.get_device_name() if words.device.startswith("cuda") else "cpu")
     workers: dict[str, Worker] = {}
     with TemporaryDirectory(prefix="attnc-tune-") as scratch:
-        for way, share in WANTED:
-            found = next((one for one in known.proofs if (one.way, one.share) == (way, share)), None)
-            if found is not None and (found.timed or not timed):
-                continue
-            name = "duo" if way == "duo" else "search"
-            if name not in workers:
-                if (code := scored(words, weights, name, timed)) != 0:
-                    return code
-                workers[name] = Worker(words, weights, Run.open(words.run / name), Path(scratch) / name)
-            found = found or workers[name].proof(way, share)
-            if timed:
-                with one_per_gpu(words.device, print):
-                    found = workers[name].with_times(found)
-            others = [one for one in known.proofs if (one.way, one.share) != (way, share)]
-            order = sorted([*others, found], key=lambda one: (-one.share, list(WAYS).index(one.way)))
-            known = replace(known, proofs=tuple(order))
-            write_text(record, to_json(known, indent=1) + "\n")
-            write_text(words.out / "tuned.md", page(known))
+        for way, share in sorted(WANTED, key=lambda one: timed and record.proof(*one) is None):  # times first of what is there
+            with record.alone(way, share) as mine:
+                found = record.proof(way, share)
+                if not mine or (found is not None and (found.timed or not timed)):
+                    continue
+                name = "duo" if way == "duo" else "search"
+                if name not in workers:
+                    if (code := scored(words, weights, name, timed)) != 0:
+                        return code
+                    workers[name] = Worker(words, weights, Run.open(words.run / name), Path(scratch) / name)
+                found = found or workers[name].proof(way, share)
+                if timed:
+                    with one_per_gpu(words.device, print):
+                        found = workers[name].with_times(found)
+                record.put(found)
     print(f"wrote {words.out / 'tuned.md'}")
     return 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written down, by several processes, each of which makes rows that no other is at work on."""
+
+    place: Path
+    machine: str
+
+    @property
+    def known(self) -> Tuned:
+        """All rows, if they were measured on this machine."""
+        path = self.place / "tuned.json"
+        if path.is_file():
+            found = from_json(Tuned, path.read_text("utf-8"))
+            if found.machine == self.machine:
+                return found
+        return Tuned(machine=self.machine, commit=commit())
+
+    def proof(self, way: str, share: float) -> Proof | None:
+        """A row that is there."""
+        return next((one for one in self.known.proofs if (one.way, one.share) == (way, share)), None)
+
+    @contextmanager
+    def alone(self, way: str, share: float) -> Iterator[bool]:
+        """Whether no other process makes this row."""
+        lock = FileLock(self.place / f".{way}-{share}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def put(self, found: Proof) -> None:
+        """Writes a row down, and the page."""
+        with FileLock(self.place / ".tuned.lock"):
+            known = self.known
+            others = [one for one in known.proofs if (one.way, one.share) != (found.way, found.share)]
+            order = sorted([*others, found], key=lambda one: (-one.share, list(WAYS).index(one.way)))
+            known = replace(known, proofs=tuple(order))
+            write_text(self.place / "tuned.json", to_json(known, indent=1) + "\n")
+            write_text(self.place / "tuned.md", page(known))
 
 
 def scored(words: argparse.Namespace, weights: Path, name: str, timed: bool) -> int:
@@ -144,16 +189,6 @@ def imported(place: Path) -> Path | None:
     place.mkdir(parents=True, exist_ok=True)
     file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     return folder if invoke(["import", str(file), "-o", str(place / "smollm2.attn")]) == 0 else None
-
-
-def begun(record: Path, machine: str) -> Tuned:
-    """What is written down already, if it was measured on this machine."""
-    if record.is_file():
-        found = from_json(Tuned, record.read_text("utf-8"))
-        if found.machine == machine:
-            return found
-        print(f"{record} is of {found.machine}: all proofs anew")
-    return Tuned(machine=machine, commit=commit())
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from attnc.evaluate.report import Depth, EvalReport, Form, Loss, Share
 from attnc.evaluate.subject import Subject, enough_memory
 from attnc.tasks.examples import UNSEEN, Examples, Task
 from attnc.tasks.named import TASKS
-from attnc.tasks.prompts import PROMPTS
+from attnc.tasks.prompts import PROMPTS, Prompt
 from attnc.tasks.text import Text, problem, topics
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -156,6 +156,15 @@ def _loss(subject: Subject, question: Question, text: Text, digest: str, options
     )
 
 
+@lru_cache(maxsize=4)
+def _prompts(
+    name: str, reader: asking.Reader, seed: int, length: int, depths: tuple[float, ...], settings: tuple[tuple[str, Any], ...]
+) -> tuple[Prompt, ...]:
+    """The prompts of a task, which many models of one tokenizer are asked: making long ones takes as long as answering."""
+    make = partial(PROMPTS[name], reader, seed, **dict(settings))
+    return tuple(make(trial, length, depth) for trial, depth in enumerate(depths))
+
+
 def _answers(
     subject: Subject, question: Question, options: Options, said: asking.Said
 ) -> tuple[list[tuple[int, int]], list[float], float]:
@@ -164,8 +173,7 @@ def _answers(
     if task is None:
         tokenizer = subject.tokenizer(question.form)
         depths = [DEPTHS[trial % len(DEPTHS)] for trial in range(options.trials)]
-        make = partial(PROMPTS[name], tokenizer, options.seed, **question.settings)
-        prompts = [make(trial, length, depth) for trial, depth in enumerate(depths)]
+        prompts = _prompts(name, tokenizer, options.seed, length, tuple(depths), tuple(question.settings.items()))
         said_right = asking.say(subject, tokenizer, prompts, options.batch, said)
         return [(int(one), 1) for one in said_right], depths, GUESSED[name]
     if name in READ:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import ClassVar
 
 from attnc.tasks.text import problem
 
@@ -21,10 +23,18 @@ class FolderTokenizer:
             raise problem("A564", f"{folder} has no {NAME}, so it cannot be asked about text", str(folder), help_line)
         from tokenizers import Tokenizer
 
-        self.tokenizer = Tokenizer.from_file(str(path))
+        self.file = path.read_text("utf-8")
+        self.tokenizer = Tokenizer.from_str(self.file)
         found = self.tokenizer.encode("a")
         marks = takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask, strict=True))
         self.first = tuple(token for token, _ in marks)
+
+    def __eq__(self, other: object) -> bool:
+        """Two of one file read alike, so that what one made of a text need not be made again."""
+        return isinstance(other, FolderTokenizer) and self.file == other.file
+
+    def __hash__(self) -> int:
+        return hash(self.file)
 
     def plain(self, text: str) -> list[int]:
         """The tokens of a text alone."""
@@ -39,10 +49,11 @@ class FolderTokenizer:
         return str(self.tokenizer.decode(tokens))
 
 
+@dataclass(frozen=True)
 class Bytes:
     """Each byte of UTF-8 is a token; what a folder without a tokenizer and with a vocabulary of 256 reads."""
 
-    first: tuple[int, ...] = ()
+    first: ClassVar[tuple[int, ...]] = ()
 
     def plain(self, text: str) -> list[int]:
         """0 to 255."""

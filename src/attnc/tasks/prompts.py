@@ -112,10 +112,16 @@ def _longest(tokenizer: Tokenizer, text: Callable[[int], str], answer: str, leng
     if least > length:
         raise TaskError("length", f"length = {length} is too short: the prompt takes {least} tokens", f"give {least} or more")
     each = len(tokenizer.encode(_filler(0, len(FILLER)))) / len(FILLER)
-    sentences = int((length - least) / each) + len(FILLER)
-    while True:
+
+    def tried(sentences: int) -> tuple[list[int], int]:
         tokens = tokenizer.encode(text(sentences))
-        excess = len(tokens) + decoded - length
-        if excess <= 0:
-            return Prompt(tuple(tokens), decoded, answer)
+        return tokens, len(tokens) + decoded - length
+
+    sentences = int((length - least) / each)  # encoding is what takes time, and this is nearly right
+    tokens, excess = tried(sentences)
+    while excess > 0:
         sentences = max(0, sentences - max(1, int(excess / (2 * each))))
+        tokens, excess = tried(sentences)
+    while (more := tried(sentences + 1))[1] <= 0:
+        tokens, sentences = more[0], sentences + 1
+    return Prompt(tuple(tokens), decoded, answer)
