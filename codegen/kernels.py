@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from attnc.codegen.gluon import files as gluon
+from attnc.codegen.gluon import lists as gluon_lists
 from attnc.codegen.triton import channels, fast, lists, scan
 from attnc.codegen.triton import emit as triton
 from attnc.compiler import channel_providers, scan_providers
@@ -15,7 +16,7 @@ from attnc.compiler.attributes import Softplus
 from attnc.compiler.cost import Launch, Seen
 from attnc.compiler.families import FAMILIES, Channels, FastWeights, Recurrence, Softmax
 from attnc.compiler.graph import Apply, Graph, Mix, Smooth
-from attnc.compiler.list_providers import chosen, chunks_of, listed, ungraded, unmade, unread
+from attnc.compiler.list_providers import chosen, chunks_of, listed, ungraded, unmade, unread, unread_in_gluon
 from attnc.compiler.plain_providers import PlainLaunch
 from attnc.compiler.plan import launch_of, states, unsaid
 from attnc.compiler.providers import KERNEL_WIDTHS, no_gluon
@@ -56,9 +57,9 @@ def kernel(launch: str, *, gluon: bool = False) -> {others}Kernels | SoftplusKer
 
     gluon: those of which some are written in Gluon
     """
-    if gluon:
+{first}    if gluon:
         return Kernels.of(*map(_file, GLUON[launch])) if launch in GLUON else None
-{first}    files = [_file(name) for name in (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))]
+    files = [_file(name) for name in (*FILES.get(launch, ()), *SOFTPLUS.get(launch, ()))]
     if not files:
         return None
     return SoftplusKernels.of(files) if launch in SOFTPLUS else Kernels.of(*files)
@@ -91,13 +92,19 @@ WITH_LISTS = {
     "others": "ListKernels | ",
     "first": """    if launch in LISTS:
         others = [Kernels.of(*map(_file, files)) if files else None for files in SUMMARIES.get(launch, (None, None))]
-        return ListKernels.of([_file(name) for name in LISTS[launch]], *others)
+        names = (*(LISTS_IN_GLUON.get(launch, ()) if gluon else ()), *LISTS[launch])
+        return ListKernels.of([_file(name) for name in names], *others)
 """,
 }
 LISTS = """
 # the same of keys that content chooses for launches: what reads lists, what makes them
 LISTS = {{
 {rows}
+}}
+
+# those in Gluon, which read lists that many queries share
+LISTS_IN_GLUON = {{
+{gluon}
 }}
 
 # those of FILES for what such a launch reads beside its lists: tokens that are shown, or nothing, and what stands for chunks
@@ -220,6 +227,7 @@ def _of_lists(
     """
     numbers: dict[str, int] = {}
     rows: list[str] = []
+    in_gluon: list[str] = []
     summaries: list[str] = []
     named: dict[str, str] = {}
     for launch, node in launches.items():
@@ -229,13 +237,19 @@ def _of_lists(
         texts = list_texts(served, model)
         names = [f"{skeleton}_{numbers.setdefault(text, len(numbers))}" for text, skeleton in texts.items()]
         named |= dict(zip(names, texts, strict=True))
-        rows.append("\n".join([f'    "{launch}.choice": (', *(f'        "{name}",' for name in names), "    ),"]))
+        copying = [name for name in names if name.startswith(gluon_lists.PREFILL)]
+        rows.append(_files_of(launch, [name for name in names if name not in copying]))
+        in_gluon += [_files_of(launch, copying)] if copying else []
         beside = [one if one is None else softmaxes.setdefault(one, len(softmaxes)) for one in summary_kernels(served, model)]
         if beside:
             summaries.append(_over_lines(f"{launch}.choice", [_four(number) for number in beside]))
-    lines = {"rows": "\n".join(rows), "summaries": "\n".join(summaries)}
+    lines = {"rows": "\n".join(rows), "gluon": "\n".join(in_gluon), "summaries": "\n".join(summaries)}
     index = WITH_LISTS | {"lists": LISTS.format(**lines)} if rows else NO_LISTS
     return index, {f"{name}.py": text for name, text in named.items()}
+
+
+def _files_of(launch: str, names: list[str]) -> str:
+    return "\n".join([f'    "{launch}.choice": (', *(f'        "{name}",' for name in names), "    ),"])
 
 
 def _four(number: int | None) -> str:
@@ -278,6 +292,8 @@ def list_texts(mix: Mix, model: Model) -> dict[str, str]:
         for group in groups:
             reading = listed(softmax, group.selectors)
             found |= {lists.emit_lists(lists.ATTEND, one): lists.ATTEND for one in reading}
+            if unread_in_gluon(launch, (group,)) is None:
+                found |= {gluon_lists.emit(one): gluon_lists.PREFILL for one in reading if gluon_lists.fits(one)}
             if ungraded((group,)) is None:
                 found |= {lists.emit_lists(lists.BACKWARD, one): lists.BACKWARD for one in reading}
             if unmade(launch, groups) is None:

@@ -91,6 +91,23 @@ def unlisted(one: Selector) -> str | None:
     return None
 
 
+ROW_IN_GLUON, UNIT_IN_GLUON = 128, 64
+"""Queries that share a list at least, which are a tile; keys of which units are multiples, as blocks are copied."""
+
+
+def unread_in_gluon(launch: Launch, groups: tuple[Seen, ...]) -> str | None:
+    """Why no kernel in Gluon reads the lists of these groups; None where one does."""
+    reason = unread(launch, groups)
+    for one in (one for group in groups for one in group.selectors):
+        if one.diagonals or one.keys == "chunks" or any(len(group.selectors) > 1 for group in groups):
+            reason = reason or "its kernel reads one choice of units of keys"
+        if one.unit % UNIT_IN_GLUON:
+            reason = reason or f"its kernel reads units of multiples of {UNIT_IN_GLUON} keys"
+        if one.asks == "each" or (one.asks == "block" and one.many < ROW_IN_GLUON):
+            reason = reason or f"its kernel reads lists that {ROW_IN_GLUON} queries or more share"
+    return reason
+
+
 def unmade(launch: Launch, groups: tuple[Seen, ...]) -> str | None:
     """Why no generated kernel makes the lists of these groups; None where one does."""
     reason = unread(launch, groups)

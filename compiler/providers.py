@@ -33,7 +33,7 @@ from attnc.compiler.cost import (
     tiled,
 )
 from attnc.compiler.device import Device
-from attnc.compiler.list_providers import reading, scoring, ungraded, unmade, unread
+from attnc.compiler.list_providers import reading, scoring, ungraded, unmade, unread, unread_in_gluon
 from attnc.compiler.planned import HeadPart, Price, Refusal
 from attnc.compiler.spec import Phase
 
@@ -183,14 +183,16 @@ def _gluon(task: Task) -> Price | str:
         return f"its kernels are for {GLUON_ARCHITECTURE}"
     if "gluon" not in device.efficiency:
         return UNMEASURED
-    if launch.unsaid or launch.softplus or task.lists:
-        return launch.unsaid or (NO_LISTS if task.lists else SOFTMAX)
+    if launch.unsaid or launch.softplus:
+        return launch.unsaid or SOFTMAX
     if (reason := no_gluon(launch.head_dim, launch.value_dim)) is not None:
         return reason
     if task.phase == "decode":
         return "its tiles of queries are for prefill and training"
-    work = tiled(*task.counted)
-    return Price(provider="gluon", seconds=seconds(work, device, device.efficiency["gluon"][task.phase]))
+    if task.lists and (reason := unread_in_gluon(launch, task.groups)) is not None:
+        return reason
+    work, how = (reading(*task.counted), UNCOMPARED) if task.lists else (tiled(*task.counted), "")
+    return Price(provider="gluon", seconds=seconds(work, device, device.efficiency["gluon"][task.phase]), how=how)
 
 
 def no_gluon(head_width: int, value_width: int) -> str | None:

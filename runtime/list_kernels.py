@@ -46,7 +46,7 @@ Launch = Callable[[Tensor | None], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class ListKernels:
-    """The kernel files of a launch: those that read lists, one for each size of units, and go back, and that make lists.
+    """The kernel files of a launch: those that read lists, the first that serves, and go back, and that make lists.
 
     shown, chunks: kernels of tokens that are shown where nothing is listed, and of what stands for chunks of tokens
     """
@@ -140,7 +140,7 @@ class ListKernels:
                 lists = replace(lists, taken=taken)
                 if one is not choices[-1]:
                     taken = Taken.of(lists, -(-span.longest(some) // one.unit))
-            reads = next(file for file in self.reading if read_by(file, one) and (file.BESIDE > 0) == (lists.taken is not None))
+            reads = next(file for file in self.reading if read_by(file, one) and serves(file, q, lists))
             goes_back = next((file for file in self.going_back if not _ungraded(choices) and read_by(file, one)), None)
             form = replace(span.form, nears=max(1, span.form.nears)) if one.refresh else span.form
             table = rows(alone(span.group), form, span.batch)
@@ -285,6 +285,14 @@ def read_by(module: ModuleType, one: Selector) -> bool:
     members = 1 if one.shared == "head" else module.GROUP
     unit = BLOCK if one.diagonals else one.unit
     found: bool = (unit, members, one.diagonals) == (module.UNIT, module.MEMBERS, getattr(module, "DISTANCES", False))
+    return found
+
+
+def serves(module: ModuleType, q: Tensor, lists: LaunchLists) -> bool:
+    """Whether a kernel file that reads lists reads these: one in Gluon those that many queries share, beside nothing taken."""
+    found: bool = (module.BESIDE > 0) == (lists.taken is not None)
+    if hasattr(module, "serves"):
+        found = found and module.serves(q, lists)
     return found
 
 

@@ -222,7 +222,7 @@ class BuiltModel(nn.Module):
             for phase, planned in self.providers[kind].get(f"{mix.name}.choice", {}).items():
                 wanted = _way(way, planned, mix) if way in ("torch", "reference", "triton") else planned
                 reads = _way(way, self.providers[kind][mix.name][phase], mix)
-                mix.choosing[phase] = self.choosing(mix, wanted, "triton" in (wanted, reads))
+                mix.choosing[phase] = self.choosing(mix, wanted, reads)
         say(decisions)
         return self
 
@@ -264,11 +264,12 @@ class BuiltModel(nn.Module):
             case _:
                 raise ValueError(f"there is no provider {planned!r}")
 
-    def choosing(self, mix: Mix, planned: Planned, reads: bool) -> ListProvider:
-        """Who runs a launch where content chooses keys; `planned` for the choice, `reads`: whether kernels read its lists."""
+    def choosing(self, mix: Mix, planned: Planned, reads: Planned) -> ListProvider:
+        """Who runs a launch where content chooses keys; `planned` for the choice, `reads`: who reads its lists."""
         if planned == "reference":
             return mix.reference
-        found = self.kernels(f"{mix.name}.choice") if reads and self.kernels is not None else None
+        generated = self.kernels is not None and not {planned, reads}.isdisjoint(("triton", "gluon"))
+        found = self.kernels(f"{mix.name}.choice", gluon=reads == "gluon") if generated and self.kernels is not None else None
         return lists_attention if found is None else found.provider(makes=planned == "triton")
 
     def scan(self, states: MatrixStates, planned: Planned) -> Scan:

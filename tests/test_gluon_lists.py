@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,12 +11,16 @@ import torch
 from gluon_on_cpu import Deadlock, module
 from kernel_cases import check
 
-from attnc.codegen.gluon.lists import emit, fits
+from attnc.codegen.gluon.lists import PREFILL, emit, fits
+from attnc.codegen.kernels import list_texts
 from attnc.codegen.verify.cases import Case, Inputs, Union, build, poisoned
 from attnc.codegen.verify.judge import judge
 from attnc.codegen.verify.lists import Listed, lists_of
-from attnc.compiler import families
+from attnc.compiler import check_text, families, passes
 from attnc.compiler.families import Softmax
+from attnc.compiler.graph import Mix
+from attnc.compiler.graph import build as build_graph
+from attnc.runtime.list_kernels import serves
 
 UNBOUNDED = 2**30
 NEAR = Union(sink=5, nears=((1, 0, 90, 0),))
@@ -89,6 +94,20 @@ def test_units_that_are_no_whole_blocks_are_left_to_triton() -> None:
     assert fits(families.Listed(PLAIN, 192, False))
     assert not fits(families.Listed(PLAIN, 96, False))
     assert not fits(families.Listed(replace(PLAIN, head_width=68), 64, False))
+
+
+def test_a_folder_has_it_where_many_queries_share_a_list_and_launches_ask_it_first() -> None:
+    rule = "block_local(64) | routed(blocks(64), top_k = 8, queries = block({}))"
+    head = "vocab = 64, dim = 64, layers = 1, heads = 4, kv_heads = 2, head_dim = 64, ffn = none, norm = rms(1e-6)"
+    for many, there in ((128, True), (64, False)):
+        spec = check_text(f"model m {{ {head} }} layers {{ all: {rule.format(many)} }}")
+        graph = passes.run(build_graph(spec))
+        (mix,) = (one["node"] for _, one in graph.network.nodes(data=True) if isinstance(one["node"], Mix))
+        assert (PREFILL in list_texts(mix, spec.model).values()) == there
+
+    files = [SimpleNamespace(BESIDE=0), SimpleNamespace(BESIDE=0, serves=lambda _q, lists: lists.many >= 128)]
+    for many, expected in ((128, [True, True]), (64, [True, False])):
+        assert [serves(one, None, SimpleNamespace(many=many, taken=None)) for one in files] == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.triton

@@ -318,6 +318,12 @@ def test_kernels_over_lists_wait_until_a_gpu_has_compared_them(monkeypatch):
     )
     assert all(few.seconds <= many.seconds for few, many in zip(little, much, strict=True))
     assert sum(few.seconds for few in little) < sum(many.seconds for many in much)
+    for many, reason in ((64, "its kernel reads lists that 128 queries or more share"), (128, None)):
+        text = f"block_local(64) | routed(blocks(64), top_k = 8, queries = block({many}))"
+        found = {(one.node[:5], one.phase): one for one in planned(rule(text), installed=("gluon",)).choices}
+        reads = found["0/mix", "prefill"]
+        assert reads.provider == ("triton" if reason else "gluon")
+        assert [one.reason for one in reads.refused if one.provider == "gluon"] == ([reason] if reason else [])
     far = planned(rule("window(8) | routed(diagonals, top_k = 8, queries = last(8), score = softmax)"), length=32768)
     refused = {refusal.reason for choice in far.choices for refusal in choice.refused if refusal.provider == "triton"}
     assert refused == {

@@ -15,8 +15,10 @@ LEAST_UNIT = 64
 
 
 def fits(kernel: Listed) -> bool:
-    """Whether its units are whole copied blocks, and its rows are copied."""
+    """Whether it reads one list, of units that are whole copied blocks, and its rows are copied."""
     softmax = kernel.softmax
+    if kernel.distances or kernel.beside:
+        return False
     return kernel.unit % LEAST_UNIT == 0 and softmax.head_width % 8 == softmax.value_width % 8 == 0
 
 

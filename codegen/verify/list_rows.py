@@ -57,7 +57,7 @@ def list_subjects(folder: Path) -> list[ListSubject]:
     served: dict[str, list[str]] = {}
     for launch, names in getattr(index, "LISTS", {}).items():
         index.kernel(launch)  # tuned blocks are put into the files' tables
-        for name in names:
+        for name in (*index.LISTS_IN_GLUON.get(launch, ()), *names):
             served.setdefault(name, []).append(launch)
     found = {name: import_module(f"{package}.kernels.{name}") for name in served}
     subjects = []
@@ -113,6 +113,17 @@ def cases(module: ModuleType, dtype: torch.dtype, device: str) -> dict[str, Case
         unions = tuple(listed_for(module, rest, many, salt) for salt in range(KV_HEADS))
         return Case(kernel, unions, sizes, pasts, dtype, cache=True, device=device, **more)  # type: ignore[arg-type]
 
+    if hasattr(module, "serves"):  # in Gluon: rows of many queries, numbers of two bytes
+        return (
+            {}
+            if dtype.itemsize > 2
+            else {
+                "blocks": made(128, (long, 0, 5), (unit + 1, 3, 0)),
+                "one row": made(UNBOUNDED, (long // 2, 3), (unit, 0)),
+                "large": made(256, (3 * long,), (far,), magnitude=30.0),
+                "integers": made(128, (3 * long,), (far,), magnitude=0.0, integers=True),
+            }
+        )
     return {
         "queries": made(1, (long // 2, 1), (far + 3, 0)),
         "blocks": made(8, (long, 0, 5), (unit + 1, 3, 0)),

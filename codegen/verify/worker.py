@@ -58,6 +58,7 @@ def main() -> None:
     of_library = [] if INTERPRETS or job.only else library_subjects(Path(job.folder), of_states)
     of_nets = [one for one in net_subjects(Path(job.folder)) if not job.only or one.file in job.only]
     of_lists = [one for one in list_subjects(Path(job.folder)) if not job.only or one.file in job.only]
+    of_lists = [one for one in of_lists if runs_on(one, torch.device(job.device))]
     files: list[tuple[str, AnySubject]] = [(file, one) for one in found for file in (one.file, one.masses) if file is not None]
     files += [(one.file, one) for one in of_channels]
     files += [(one.file, one) for one in of_nets]
@@ -135,7 +136,7 @@ def tried(subject: Subject, dtype: str, job: Job, answers: TextIO) -> Iterator[R
             yield judged(subject, key, several)
 
 
-def runs_on(subject: Subject, device: torch.device) -> bool:
+def runs_on(subject: Subject | ListSubject, device: torch.device) -> bool:
     """Whether a kernel is for this sort of device; one in Gluon is for one sort alone."""
     architectures = {architecture for architecture, _ in subject.module.BLOCKS}
     here = "sm_{}{}".format(*torch.cuda.get_device_capability(device)) if device.type == "cuda" else "any"

@@ -19,6 +19,7 @@ VALUE_WIDTH = 64
 GROUP = 1  # query heads for each KV head
 MEMBERS = 1  # query heads that share a list: those of a KV head, or one
 UNIT = 64  # keys
+BESIDE = 0  # units of an earlier choice of the same union that are left out: it knows none
 CAP = False
 SINK_LOGIT = False
 BLOCKS = {  # (architecture, bytes of an element): queries, keys, warps, slots for keys, for queries, registers, PIN, EARLY
