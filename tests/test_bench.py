@@ -80,7 +80,7 @@ def made(launch, phase, *, length=LENGTH, batch=2, dtype=torch.float32):
 
 
 def rows(known, options=QUICK, peers=None, launch="sink(4) | window(16)", phase="forward"):
-    peers = fields.SOFTMAX.participants(options.device, options.against) if peers is None else peers
+    peers = fields.SOFTMAX.participants(known[launch], options.device, options.against) if peers is None else peers
     ceiling = timing.Roof(1e9, 1e9)
     return run.row(known[launch], phase, LENGTH, peers, options, ceiling, timing.HostClock(), lambda line: None)
 
@@ -105,11 +105,11 @@ def test_each_distinct_launch_is_found_once_with_its_layers_and_sizes(known):
 
 
 def test_a_launch_that_no_kernel_says_is_named_with_the_reason(tmp_path):
-    text = TEXT.replace("7: window(20)", "7: window(20) { score = softplus }")
+    text = TEXT.replace("7: window(20)", "7: window(20) { positions = consecutive }")
     attnc.build(attnc.check(text), tmp_path / "built")
     found, skipped = launches(open_folder(tmp_path / "built"))
     assert [one.words for one in skipped] == ["window(20)"]
-    assert "softplus" in skipped[0].reason or skipped[0].reason.startswith("its weights are no softmax")
+    assert "consecutive" in skipped[0].reason or skipped[0].reason.startswith("its weights are no softmax")
     assert "window(20)" not in [one.words for one in found]
 
 
@@ -228,6 +228,35 @@ def test_who_is_right_is_found_right_in_every_phase(known, capped, name, dtype):
             errors = exact.errors(work, right, run.outcome(work, peer.prepare(work), right))
             assert set(errors) == set(right.allowed)
             assert all(errors[part] <= right.allowed[part] for part in errors), (launch.words, phase, errors, right.allowed)
+
+
+@pytest.fixture(scope="module")
+def reweighed(tmp_path_factory):
+    place = tmp_path_factory.mktemp("bench") / "reweighed"
+    attnc.build(
+        attnc.check(CAPPED.replace("{ all: window(9) }", "{ all: window(9) { score = softplus(exponent = 3) } }")), place
+    )
+    return launches(open_folder(place))[0][0]
+
+
+@pytest.mark.parametrize("phase", works.PHASES)
+def test_softplus_scores_are_timed_beside_who_has_them(reweighed, phase):
+    assert (reweighed.plain, reweighed.exponent) == (False, 3.0)
+    found = rows({"it": reweighed}, replace(QUICK, against=("planned", "sdpa", "flex", "torch")), launch="it", phase=phase)
+    said = {result.name: (result.status, result.reason) for result in found.results}
+    assert said == {
+        "reference": ("timed", None),
+        "triton": ("refused", "generated kernels need a GPU"),
+        "planned": ("refused", "is reference"),
+        "sdpa": ("refused", "has no such score"),
+        "flex": ("refused", said["flex"][1]),
+        "torch": ("refused", "has no such score"),
+    }
+    work = made(reweighed, phase)
+    right = exact.answer(work)
+    theirs = run.outcome(work, libraries.PEERS["reference"].prepare(work), right)
+    errors = exact.errors(work, right, theirs | {"o": theirs["o"] * 1.001})
+    assert errors["o"] > right.allowed["o"]
 
 
 @dataclass(frozen=True)

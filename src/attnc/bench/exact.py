@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from attnc.bench.work import Work
+from attnc.compiler.mixers.softmax import softplus_weights
 
 ROWS = 24
 """Queries of a sequence that are compared."""
@@ -159,7 +160,11 @@ def _head(
     grad = None
     if work.o_grad is not None:
         grad = work.o_grad[tokens, mine].to(k.dtype).transpose(0, 1).flatten(0, 1)
-    parts = attention(q, k, v, seen, work.launch.mix.scale, work.launch.mix.cap, sink, grad, dtype, repeat)
+    exponent, numbers = work.launch.exponent, (work.launch.mix.scale, work.launch.mix.cap)
+    if exponent is None:
+        parts = attention(q, k, v, seen, *numbers, sink, grad, dtype, repeat)
+    else:
+        parts = softplus(q, k, v, seen, *numbers, exponent, grad, dtype, repeat)
     for name in ("o", "q"):
         if name in parts:
             found[name][at, :, mine] = parts[name].view(repeat, rows, -1).transpose(0, 1)
@@ -211,3 +216,35 @@ def attention(
     if sink is not None:
         found["sink_logit"] = -(torch.exp(sink - sums) * delta).squeeze(1)
     return found
+
+
+def softplus(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor,
+    scale: float,
+    cap: float | None,
+    exponent: float,
+    grad: Tensor | None,
+    dtype: torch.dtype | None,
+    repeat: int = 1,
+) -> Found:
+    """The same with re-weighted softplus masses (softplus_weights), whose gradients are PyTorch's; `dtype` rounds weights."""
+
+    def stored(x: Tensor) -> Tensor:
+        return x if dtype is None else x.to(dtype).to(x.dtype)
+
+    with torch.enable_grad():
+        leaves = [q.view(repeat, -1, q.shape[1]), *(x.expand(repeat, *x.shape) for x in (k, v))]
+        leaves = [x.detach().clone().requires_grad_() for x in leaves]
+        logits = (leaves[0] @ leaves[1].mT) * scale
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
+        weight = softplus_weights(logits, seen.view(repeat, -1, len(k)), None, exponent=exponent)
+        o = stored(weight) @ leaves[2]
+    found = {"o": stored(o.detach().flatten(0, 1))}
+    if grad is None:
+        return found
+    q_grad, k_grad, v_grad = torch.autograd.grad(o, leaves, grad.view_as(o))
+    return found | {"q": q_grad.flatten(0, 1), "k": stored(k_grad), "v": stored(v_grad)}

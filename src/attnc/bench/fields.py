@@ -29,9 +29,9 @@ class Field:
     kernels: Any
     peers: Mapping[str, Any]
 
-    def participants(self, device: torch.device, against: tuple[str, ...]) -> list[Peer]:
+    def participants(self, launch: AnyLaunch, device: torch.device, against: tuple[str, ...]) -> list[Peer]:
         """Ours first, the generated kernels always, then those that were named and know such launches."""
-        names = dict.fromkeys([ours(device), "triton", *against])
+        names = dict.fromkeys([ours(device, launch.plain), "triton", *against])
         known = {"triton": self.kernels, **self.peers}
         return [known[name] for name in names if name in known]
 

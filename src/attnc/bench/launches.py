@@ -43,6 +43,7 @@ class Launch:
     words    its key sets, as the spec has them
     mix      the runtime's Mix; `plan` its LayerPlan
     plain    whether its weights are those of a softmax, at absolute positions
+    exponent  of its softplus masses, where they are re-weighted instead
     planned  phase -> provider or providers of its heads, for CUDA devices and for the CPU
     """
 
@@ -55,6 +56,7 @@ class Launch:
     value_width: int
     sink_logit: bool
     plain: bool
+    exponent: float | None
     planned: dict[str, dict[str, Any]]
     mix: Any
     plan: Any
@@ -123,7 +125,9 @@ def launches(folder: Folder) -> tuple[list[Launch], list[Skipped]]:
             for mix, plan in zip(getattr(module, "mixes", ()), module.plans() if hasattr(module, "mixes") else (), strict=True):
                 layers = found.setdefault(mix.name, (mix, plan, module, []))[3]
                 layers += [index] if index not in layers else []
-    files: dict[str, tuple[str, ...]] = importlib.import_module(f"{folder.package.__name__}.kernels").FILES
+    index = importlib.import_module(f"{folder.package.__name__}.kernels")
+    files: dict[str, str] = {name: found[0] for name, found in index.FILES.items()}
+    files |= {name: found[len(found) // 2] for name, found in index.SOFTPLUS.items()}  # of the half that re-weighs
     known: dict[tuple[Any, ...], Launch] = {}
     skipped = []
     for name, (mix, plan, module, layers) in found.items():
@@ -131,8 +135,8 @@ def launches(folder: Folder) -> tuple[list[Launch], list[Skipped]]:
         if name not in files:
             skipped.append(Skipped(name, words, _why_not(folder, name)))
             continue
-        launch = _launch(folder, mix, plan, words, layers, files[name][0])
-        if not launch.plain:
+        launch = _launch(folder, mix, plan, words, layers, files[name])
+        if not launch.plain and launch.exponent is None:
             skipped.append(Skipped(name, words, "its weights are no softmax of products at absolute positions"))
             continue
         same = known.get(launch.key)
@@ -170,7 +174,8 @@ def _launch(folder: Folder, mix: Any, plan: Any, words: str, layers: list[int], 
         key_width=constants["HEAD_WIDTH"],
         value_width=constants["VALUE_WIDTH"],
         sink_logit=bool(constants["SINK_LOGIT"]),
-        plain=mix.reference == reference,
+        plain=constants["EXPONENT"] is None and mix.reference == reference,
+        exponent=constants["EXPONENT"],
         planned={kind: dict(folder.model.providers[kind][mix.name]) for kind in ("cuda", "cpu")},
         mix=mix,
         plan=_kept(plan, kv_heads, constants),
@@ -197,8 +202,6 @@ def _constants(path: Path) -> dict[str, Any]:
 
 def _why_not(folder: Folder, launch: str) -> str:
     """The plan's reason why no generated kernel runs a launch, or why there is nothing to compare it with."""
-    if launch in importlib.import_module(f"{folder.package.__name__}.kernels").__dict__.get("SOFTPLUS", ()):
-        return "no other library has its softplus scores"
     plan, node = folder.built.plans["cuda"], folder.built.launches[launch]
     reasons = [refusal.reason for choice in plan.choices if choice.node == node for refusal in choice.refused]
     return reasons[0] if reasons else "it has no generated kernel"

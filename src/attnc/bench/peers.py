@@ -83,6 +83,8 @@ class Provided:
         provider = self.provider(work)
         if provider == "triton" and work.q.device.type != "cuda":
             return "generated kernels need a GPU"
+        if provider == "torch" and not work.launch.plain:
+            return "has no such score"
         return work.launch.lacking(provider, work.q.device, work.q.dtype)
 
     def prepare(self, work: Work) -> Prepared:
@@ -122,16 +124,16 @@ class Planned(Provided):
     def refuse(self, work: Work) -> str | None:
         """It is not run twice."""
         provider = self.provider(work)
-        return f"is {provider}" if provider == ours(work.q.device) else super().refuse(work)
+        return f"is {provider}" if provider == ours(work.q.device, work.launch.plain) else super().refuse(work)
 
     def provider(self, work: Work) -> Any:
         """As the folder's plan for this kind of device says."""
         return work.planned
 
 
-def ours(device: torch.device) -> str:
-    """The participant that ratios are to: the generated kernels, or on a CPU the provider that runs there."""
-    return "triton" if device.type == "cuda" else "torch"
+def ours(device: torch.device, plain: bool = True) -> str:
+    """The participant that ratios are to: the generated kernels, or on a CPU the provider that runs there (`plain`: Launch)."""
+    return "triton" if device.type == "cuda" else "torch" if plain else "reference"
 
 
 def inputs(work: Work, layout: Layout) -> dict[str, Tensor]:

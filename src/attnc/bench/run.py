@@ -44,7 +44,7 @@ class Options:
 def run(launches: Sequence[AnyLaunch], options: Options, ceiling: Roof, watch: Clock, say: Say) -> Iterator[Row]:
     """A row for each launch, phase and length, as soon as it is there."""
     for launch in launches:
-        peers = field_of(launch).participants(options.device, options.against)
+        peers = field_of(launch).participants(launch, options.device, options.against)
         for phase in options.phases:
             for length in options.lengths:
                 say(f"{launch.name}, {phase}, {length} tokens")
@@ -85,7 +85,7 @@ def row(
         reason = failed.reason or str(work)
         return Row(**about, flops=0.0, bytes=0.0, results=(), reason=reason)
     assert right is not None, "there is work, or a reason"
-    main = ours(options.device)
+    main = ours(options.device, launch.plain)
     entries = [_Entry(peer, peer.name == main) for peer in peers]
     for entry in entries:
         entry.enter(work, right, say)
@@ -143,7 +143,7 @@ class _Entry:
         found = times.get(self.name)
         if found is None:
             return Result(name=self.name, ours=self.ours, status=self.status, reason=self.reason, setup=self.setup)
-        main = times.get(ours(work.q.device))
+        main = times.get(ours(work.q.device, work.launch.plain))
         decode = work.phase == "decode"
         rate = (work.bytes if decode else work.flops) / found.median
         assert self.errors is not None, "timed after it was compared"

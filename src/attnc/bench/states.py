@@ -47,6 +47,11 @@ class StatesLaunch:
     folder: Folder
 
     @property
+    def plain(self) -> bool:
+        """Whether plain PyTorch runs it on a CPU."""
+        return True
+
+    @property
     def heads(self) -> int:
         """H."""
         return self.numbers.heads
