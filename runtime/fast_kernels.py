@@ -24,7 +24,7 @@ from torch import Tensor
 from .fast import Learned, Rule, Teach, Weights
 from .fast_step import Stepping, step_kernels
 from .fast_sweep import Sweep, Swept, Tokens, amounts_of
-from .fast_torch import teach_by, torch_teach
+from .fast_torch import Reader, teach_by, torch_teach, within
 from .nets import Norm
 from .operators import NAMESPACE, device_of
 
@@ -74,7 +74,7 @@ def fast_kernels(chunks: ModuleType | None, steps: ModuleType | None = None) -> 
     """The provider `triton`, a `Teach` (fast.py), of a launch's kernel files: from chunk to chunk, where none does plain
     PyTorch, and token by token.
     """
-    teach = torch_teach if chunks is None else teach_by(kernel_sweep(chunks), GROUP)
+    teach = torch_teach if chunks is None else teach_by(kernel_sweep(chunks), GROUP, kernel_reader(chunks))
     return teach if steps is None else Stepping(teach, step_kernels(steps))
 
 
@@ -104,6 +104,26 @@ def kernel_sweep(module: ModuleType) -> Sweep:
         return Swept(Learned(kept, kept_moment), Learned(then, then_moment))
 
     return sweep
+
+
+def kernel_reader(module: ModuleType) -> Reader | None:
+    """A `Reader` of a kernel file, for what reads after its own write and nobody differentiates; None: it has none."""
+    longest = getattr(module, "LONGEST", 0)
+
+    def reader(rule: Rule, before: Learned, tokens: Tokens, q: Tensor, norm: Norm) -> Tensor | None:
+        sources = (q, *tokens[:5], *before.weights.values(), *(before.moment or {}).values(), *(norm or ()))
+        differentiates = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources)
+        if not rule.after_write or q.shape[2] > longest or differentiates or torch.compiler.is_compiling():
+            return None
+        numbers = [None if x is None else x.expand(*q.shape[:3], x.shape[3]).contiguous() for x in within(tokens)]
+        weights = (_flat(before.weights), None if before.moment is None else _flat(before.moment))
+        known = [None if x is None else x.contiguous() for x in (*(norm or (None, None)), *weights)]
+        with device_of(q):
+            given = q.contiguous(), tokens.k.contiguous(), tokens.v.contiguous()
+            o: Tensor = module.read(*given, *numbers, known[:2], *known[2:], 2 if tokens.narrow else 4)
+            return o
+
+    return reader if longest else None
 
 
 def _learned(tokens: Tokens, counts: tuple[int, ...], learns: int) -> Tokens:

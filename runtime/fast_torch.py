@@ -11,7 +11,7 @@ All is computed in fp32, in float64 where q is. Legend: R rows, the chunks of C 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -39,7 +39,11 @@ class _Group(NamedTuple):
     learns: int
 
 
-def teach_by(sweep: Sweep, group_tokens: int | None = None) -> Teach:
+Reader = Callable[[Rule, Learned, Tokens, Tensor, Norm], Tensor | None]
+"""(rule, what is known before each chunk, tokens, queries, norm) -> outputs; None: plain PyTorch is to find them."""
+
+
+def teach_by(sweep: Sweep, group_tokens: int | None = None, reader: Reader | None = None) -> Teach:
     """A `Teach` (fast.py) of a way from chunk to chunk, in groups of so many tokens instead of GROUP's."""
 
     def teach(rule: Rule, lessons: Lessons, before: Learned, stream: Stream) -> tuple[Tensor, Learned]:
@@ -58,7 +62,7 @@ def teach_by(sweep: Sweep, group_tokens: int | None = None) -> Teach:
         groups = list(_groups(rule, lessons, wide, chunks, stream, o is None, least))
         again = len(groups) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         for group in groups:
-            given = (sweep, rule, start, known, group, norm)
+            given = (sweep, reader, rule, start, known, group, norm)
             if again:
                 read, known = checkpoint(_taught, *given, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -130,7 +134,7 @@ def _given(lessons: Lessons, wide: torch.dtype) -> list[Tensor | None]:
 
 
 def _taught(
-    sweep: Sweep, rule: Rule, start: Weights, known: Learned, group: _Group, norm: Norm
+    sweep: Sweep, reader: Reader | None, rule: Rule, start: Weights, known: Learned, group: _Group, norm: Norm
 ) -> tuple[Tensor | None, Learned]:
     """(outputs of the tokens of a group, what is known after it)."""
     wide = group.tokens.lr.dtype
@@ -141,7 +145,11 @@ def _taught(
     narrow = group.tokens.k.element_size() == 2
     tokens = group.tokens._replace(k=repeated(group.tokens.k), v=repeated(group.tokens.v), narrow=narrow)
     before, after = sweep(rule, start, known, tokens, group.counts, group.learns, norm)
-    return None if group.queries is None else _read(rule, start, before, tokens, group.queries.to(wide), norm), after
+    if group.queries is None:
+        return None, after
+    q = group.queries.to(wide)
+    read = None if reader is None else reader(rule, before, tokens, q, norm)
+    return _read(rule, start, before, tokens, q, norm) if read is None else read, after
 
 
 def _read(rule: Rule, start: Weights, before: Learned, tokens: Tokens, q: Tensor, norm: Norm) -> Tensor:
@@ -160,16 +168,24 @@ def _read(rule: Rule, start: Weights, before: Learned, tokens: Tokens, q: Tensor
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
-def _reading(known: Learned, tokens: Tokens, slopes: dict[str, tuple[Tensor, Tensor]]) -> nets.Apply:
-    """Each token of a block reads the weights after its own write."""
-    size, w, s = tokens.lr.shape[-1], known.weights, known.moment
+def within(tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Of the tokens of a block: what each finds of the others' writes [R, H, C, C], what is left of the weights before it and
+    how much of the momentum has been added [R, H, C, 1], or None.
+    """
+    size = tokens.lr.shape[-1]
     lower = tokens.lr.new_ones(size, size).tril() if tokens.stays is None else between(tokens.stays)
     kept = None if tokens.stays is None else tokens.stays.cumsum(-1).exp().unsqueeze(-1)
     speed = None
     if tokens.momentum is not None:
         speed = lower @ tokens.momentum.cumsum(-1).exp().unsqueeze(-1)
         lower = lower @ between(tokens.momentum)
-    writes = lower * tokens.lr.unsqueeze(-2)
+    return lower * tokens.lr.unsqueeze(-2), kept, speed
+
+
+def _reading(known: Learned, tokens: Tokens, slopes: dict[str, tuple[Tensor, Tensor]]) -> nets.Apply:
+    """Each token of a block reads the weights after its own write."""
+    w, s = known.weights, known.moment
+    writes, kept, speed = within(tokens)
 
     def apply(name: str, x: Tensor) -> Tensor:
         d, a = slopes[name]

@@ -55,6 +55,7 @@ _POINTERS = {
         *("ends", "sum_ends", "rest", "sum_starts"),
         *("known_grad", "known_moment_grad", "raws", "parts", "within", "by", "by_moment"),
         *("writes_grad", "pushes_grad", "stays_grad", "speed_grad", "slows_grad", "weight_grad", "bias_grad"),
+        *("reach", "left"),
     },
     "i32": {
         "rows",

@@ -140,6 +140,13 @@ def test_more_heads_than_run_at_once() -> None:
     check(case, kernels(WIDE["titans"]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_that_nobody_differentiates_read_their_own_writes(dtype: torch.dtype) -> None:
+    for form in (WIDE["ttt_linear"], replace(WIDE["linear"], after_write=True)):
+        for chunk in (16, 64):
+            check(Case(form, **UNEVEN | {"chunk": chunk}, dtype=dtype, device="cuda", back=False), kernels(form))
+
+
 def test_the_same_bits_every_time() -> None:
     for name in ("titans", "ttt_linear"):
         case = Case(WIDE[name], **UNEVEN, device="cuda")

@@ -114,6 +114,12 @@ def test_a_context_steps_where_its_cache_lies(tmp_path: Path) -> None:
     assert ours <= LIMIT * theirs
 
 
+def test_tokens_that_nobody_differentiates_read_their_own_writes_by_a_kernel() -> None:
+    """With norm and residual; with momentum and decay."""
+    for form in (FORMS["ttt_linear"], replace(FORMS["linear"], after_write=True)):
+        check(Case(form, (13, 0, 5), (5, 0, 0), back=False), kernels(form))
+
+
 def test_float64_is_refused() -> None:
     case = Case(FORMS["plain"], dtype=torch.float64)
     with pytest.raises(ValueError, match="no float64"):

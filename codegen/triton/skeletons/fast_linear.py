@@ -27,6 +27,7 @@ from attnc.codegen.triton.skeletons.fast_parts import (
     read_turned,
     tile_of,
 )
+from attnc.codegen.triton.skeletons.fast_reading import read_kernel
 from attnc.codegen.triton.skeletons.scan_parts import run
 
 KEY_WIDTH = 64
@@ -39,6 +40,8 @@ BLOCKS = {  # (architecture, bytes of an element): tokens of a tile, value chann
     ("any", 2): (16, 16, 4, 1),
     ("any", 4): (16, 16, 4, 1),
 }
+
+LONGEST = 64  # tokens of the chunks that `read` takes
 
 KNOWN = {}  # device -> its row of BLOCKS
 READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
@@ -203,7 +206,7 @@ def settings(size, row, element_size, kernel):
         "K": KEY_WIDTH,
         "V": VALUE_WIDTH,
         "BLOCK_K": max(16, triton.next_power_of_2(KEY_WIDTH)),
-        "BLOCK_V": wide if NORM or kernel is map_kernel else min(block, wide),
+        "BLOCK_V": wide if NORM or kernel in (map_kernel, read_kernel) else min(block, wide),
         "TILE": tile_of(size, tokens),
         "MOMENTUM": MOMENTUM,
         "NORM": NORM,
@@ -213,6 +216,8 @@ def settings(size, row, element_size, kernel):
         "num_stages": stages,
         "enable_fp_fusion": True,
     }
+    if kernel is read_kernel:
+        return {**found, "TILE": tile_of(size, LONGEST), "DECAYS": True}
     if kernel is map_kernel:
         return found
     return found | ({"ONE": size <= found["TILE"]} if kernel is sweep_kernel else {"READ": False})
@@ -222,7 +227,7 @@ def variants(architecture, element_size):
     """Every kernel that `sweep`, `go_back` and `lessons` may launch, with its compile-time arguments."""
     row = BLOCKS[architecture, element_size]
     tiles = dict.fromkeys(tile_of(size, row[0]) for size in (16, 32, 64))
-    kernels = sweep_kernel, back_kernel, map_kernel
+    kernels = sweep_kernel, back_kernel, map_kernel, read_kernel
     return tuple((kernel, settings(size, row, element_size, kernel)) for kernel in kernels for size in tiles)
 
 
@@ -283,3 +288,19 @@ def lessons(given, kept, kept_moment, raw, rows, rows_moment, *, blocks=None):
     known = (kept, kept_moment, rows, rows_moment) if MOMENTUM else (kept, kept, rows, rows)
     key = map_kernel, given.k.device, row, compiled["TILE"], compiled["PRECISION"]
     return gradients_of(map_kernel, given, known, (), key, compiled)
+
+
+def read(q, k, v, reach, left, speed, norm, kept, kept_moment, element_size, *, blocks=None):
+    """What tokens read after their own writes, o [R, heads, size, V]; chunks have at most LONGEST tokens.
+
+    q, k [R, heads, size, K], v [R, heads, size, V]; reach [R, heads, size, size], left and speed [R, heads, size] or None;
+    norm: weight and bias [heads, V], or None each; kept, kept_moment [R, heads, M]: what is known before each chunk.
+    """
+    row = blocks or BLOCKS[architecture(k.device), element_size]
+    compiled = {**settings(k.shape[2], row, element_size, read_kernel), "DECAYS": left is not None}
+    o = torch.empty_like(v)
+    tensors = (q, k, v, reach, left, speed, *norm, kept, kept_moment, o)
+    tensors = tuple(k if x is None else x for x in tensors)
+    key = read_kernel, k.device, row, compiled["TILE"], compiled["DECAYS"], compiled["PRECISION"]
+    run(read_kernel, k.shape[0] * k.shape[1], tensors, k.shape[1:3], 0, key, lambda: compiled)
+    return o
