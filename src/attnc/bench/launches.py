@@ -125,9 +125,9 @@ def launches(folder: Folder) -> tuple[list[Launch], list[Skipped]]:
             for mix, plan in zip(getattr(module, "mixes", ()), module.plans() if hasattr(module, "mixes") else (), strict=True):
                 layers = found.setdefault(mix.name, (mix, plan, module, []))[3]
                 layers += [index] if index not in layers else []
-    index = importlib.import_module(f"{folder.package.__name__}.kernels")
-    files: dict[str, str] = {name: found[0] for name, found in index.FILES.items()}
-    files |= {name: found[len(found) // 2] for name, found in index.SOFTPLUS.items()}  # of the half that re-weighs
+    kernels = importlib.import_module(f"{folder.package.__name__}.kernels")
+    files: dict[str, str] = {name: several[0] for name, several in kernels.FILES.items()}
+    files |= {name: several[len(several) // 2] for name, several in kernels.SOFTPLUS.items()}  # of the half that re-weighs
     known: dict[tuple[Any, ...], Launch] = {}
     skipped = []
     for name, (mix, plan, module, layers) in found.items():
