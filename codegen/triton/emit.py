@@ -45,6 +45,10 @@ def emit(skeleton: str, kernel: Softmax) -> str:
         **(POSITIVE_BACKWARD if kernel.exponent is not None and skeleton in BACKWARD else {}),
     }
     text = fill(source, functions, constants)
+    if kernel.chunks is not None:
+        text = text.replace(
+            "\nHEAD_WIDTH =", f"\nCHUNKS = {kernel.chunks!r}  # span and step of what a key stands for\nHEAD_WIDTH =", 1
+        )
     met = refusals(text, rows)
     assert not met, f"{skeleton} would meet {', '.join(met)}"
     return text

@@ -97,16 +97,21 @@ def tune(
 
 def kernel_texts(folder: Path) -> dict[str, str]:
     """File name without its ending -> text, of the kernels of a built folder that can be tuned."""
-    return {path.stem: path.read_text("utf-8") for path in _files(folder) if path.stem.startswith(TUNABLE)}
+    return {path.stem: text for path, text in _files(folder) if _tuned(path, text)}
 
 
 def left_out(folder: Path) -> tuple[str, ...]:
     """The kernel files for which there are no candidates."""
-    return tuple(sorted(path.stem for path in _files(folder) if not path.stem.startswith(TUNABLE)))
+    return tuple(sorted(path.stem for path, text in _files(folder) if not _tuned(path, text)))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (folder / "kernels").glob("*_*[0-9].py")
+def _files(folder: Path) -> Iterator[tuple[Path, str]]:
+    return ((path, path.read_text("utf-8")) for path in (folder / "kernels").glob("*_*[0-9].py"))
+
+
+def _tuned(path: Path, text: str) -> bool:
+    """Whether there are candidates; keys that stand for chunks are few, so their kernels have none."""
+    return path.stem.startswith(TUNABLE) and "\nCHUNKS = " not in text
 
 
 def _joined(found: list[TunedKernel], keep: Callable[[Tuned], None]) -> list[TunedKernel]:

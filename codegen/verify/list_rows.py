@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -17,11 +17,12 @@ from attnc.codegen.importing import import_folder
 from attnc.codegen.verify.cases import FULL, Case, Inputs, Union, build, poisoned
 from attnc.codegen.verify.gradients import gradients, outer_gradients
 from attnc.codegen.verify.judge import Verdict, judge, judge_gradients
-from attnc.codegen.verify.lists import Listed, lists_of
+from attnc.codegen.verify.lists import Chunked, Listed, lists_of
 from attnc.codegen.verify.report import Row
-from attnc.compiler.families import Softmax
+from attnc.compiler.families import BACKWARD, Softmax
 from attnc.runtime.asking import asking
 from attnc.runtime.intervals import Form, HeadGroup, Near
+from attnc.runtime.launch import Kernels
 from attnc.runtime.list_choice import chosen_by_kernels
 from attnc.runtime.list_kernels import Call, attend
 from attnc.runtime.list_launch import LaunchLists
@@ -37,12 +38,16 @@ KV_HEADS = 2
 
 @dataclass(frozen=True)
 class ListSubject:
-    """A kernel file, the launches that run it, and the file that attends beside one that goes back."""
+    """A kernel file, the launches that run it, and the file that attends beside one that goes back.
+
+    four: of a file that reads no lists but what a summary stands for, or tokens beside it, all four of its kernel
+    """
 
     file: str
     module: ModuleType
     launches: tuple[str, ...]
     beside: ModuleType | None = None
+    four: tuple[ModuleType, ...] = ()
 
     @property
     def skeleton(self) -> str:
@@ -67,7 +72,21 @@ def list_subjects(folder: Path) -> list[ListSubject]:
             alike = [one for other, one in found.items() if other.startswith(READS) and _sort(one) == _sort(module)]
             beside = alike[0]
         subjects.append(ListSubject(name, module, tuple(served[name]), beside))
-    return subjects
+    return [*subjects, *_summaries(package, getattr(index, "SUMMARIES", {}))]
+
+
+def _summaries(package: str, launches: Mapping[str, Sequence[Sequence[str] | None]]) -> list[ListSubject]:
+    """The files of what stands for chunks, and of tokens beside them."""
+    served: dict[tuple[str, ...], list[str]] = {}
+    for launch, kernels in launches.items():
+        for names in kernels:
+            if names is not None:
+                served.setdefault(tuple(names), []).append(launch)
+    found = []
+    for names, several in served.items():
+        four = tuple(import_module(f"{package}.kernels.{name}") for name in names)
+        found += [ListSubject(name, one, tuple(several), None, four) for name, one in zip(names, four, strict=True)]
+    return found
 
 
 def _sort(module: ModuleType) -> tuple[object, ...]:
@@ -90,6 +109,9 @@ def compared(subject: ListSubject, dtype: torch.dtype, device: str) -> dict[str,
             "integers": lambda: chosen(subject.module, dtype, device, 0),
             "packed": lambda: chosen(subject.module, dtype, device, 7),
         }
+    if subject.four:
+        chosen_cases = summary_cases(subject, dtype, device)
+        return {name: partial(summed, subject, case) for name, case in chosen_cases.items()}
     run = gone_back if subject.skeleton == GOES_BACK else attended
     return {name: partial(run, subject, case) for name, case in cases(subject.module, dtype, device).items()}
 
@@ -132,6 +154,37 @@ def cases(module: ModuleType, dtype: torch.dtype, device: str) -> dict[str, Case
         "large": made(8, (long,), (far,), magnitude=30.0),
         "integers": made(8, (long,), (far,), magnitude=0.0, integers=True),
     }
+
+
+def summary_cases(subject: ListSubject, dtype: torch.dtype, device: str) -> dict[str, Case]:
+    """Packed sequences, one without tokens; steps on a cache; large logits; integers: few queries where a file is for few."""
+    kernel, rest = made_for(subject.module), beside(subject.module, (3, 0, 6, 0))
+    long = 12 if device == "cpu" or subject.skeleton == "softmax_decode" else 200
+    chunks = getattr(subject.module, "CHUNKS", None)
+    union = rest if chunks is None else Chunked(rest, *chunks)
+    far = 60 if chunks is None else 2 * chunks[0] + 60 // chunks[1]
+
+    def made(sizes: tuple[int, ...], pasts: tuple[int, ...], **more: object) -> Case:
+        return Case(kernel, (union,) * KV_HEADS, sizes, pasts, dtype, cache=True, device=device, **more)  # type: ignore[arg-type]
+
+    return {
+        "packed": made((long, 0, 5), (far, 3, 0)),
+        "steps": made((1, 1), (far, 0)),
+        "large": made((long,), (far,), magnitude=30.0),
+        "integers": made((long,), (far,), magnitude=0.0, integers=True),
+    }
+
+
+def summed(subject: ListSubject, case: Case) -> Verdict:
+    """Of a file that reads no lists."""
+    inputs = build(case)
+    if subject.skeleton not in BACKWARD:
+        with poisoned():
+            o, lse = subject.module.attend(*inputs.arguments)
+        return judge(inputs, o, lse)
+    kernels, given = Kernels.of(*subject.four), outer_gradients(inputs)
+    verdicts = judge_gradients(inputs, gradients(kernels, inputs, *given), *given)
+    return max(verdicts.values(), key=Verdict.rank)
 
 
 def made_for(module: ModuleType) -> Softmax:

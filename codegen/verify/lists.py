@@ -60,6 +60,33 @@ class Listed:
         return max(self.rest.reach(), self.unit)
 
 
+@dataclass(frozen=True)
+class Chunked:
+    """A `KeySet` (cases.py) of keys that stand for chunks of `span` tokens, one begun every `step`.
+
+    A query sees those that it has read whole and of which `rest` shows no token.
+    """
+
+    rest: Union
+    span: int
+    step: int
+
+    def row(self, kernel: Softmax, length: int = 0) -> tuple[int, ...]:
+        """The numbers that the kernel reads."""
+        return self.rest.row(kernel, length)
+
+    def sees(self, i: Tensor, j: Tensor, causal: bool, length: int = 0) -> Tensor:
+        """[queries, chunks] of positions i [queries], chunks j."""
+        seen = j[None, :] * self.step + self.span <= i[:, None] + 1
+        for t in range(self.span):
+            seen &= ~self.rest.sees(i, j * self.step + t, causal, length)
+        return seen
+
+    def reach(self) -> int:
+        """Tokens after which no number of it matters any more."""
+        return self.rest.reach() + self.span
+
+
 def lists_of(case: Case, sets: Sequence[Listed]) -> LaunchLists:
     """The lists of the case's sequences, one set for each chooser; what lies behind a list's end is no unit at all."""
     many, found = sets[0].many, []

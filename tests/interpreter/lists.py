@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import attnc
 from attnc.codegen.build import Options
 from attnc.codegen.build import build as build_folder
 from attnc.codegen.triton.compile import load
+from attnc.codegen.triton.emit import emit
 from attnc.codegen.triton.lists import emit_choose, emit_lists
 from attnc.codegen.triton.versions import INTERPRETS
 from attnc.codegen.tune.list_bench import ListBench
@@ -31,8 +33,8 @@ from attnc.codegen.verify.gradients import gradients, outer_gradients
 from attnc.codegen.verify.list_rows import ListSubject, list_rows
 from attnc.codegen.verify.lists import Listed, lists_of
 from attnc.compiler import check_text, families
+from attnc.compiler.families import FAMILIES, Softmax
 from attnc.compiler.families import Listed as Kernel
-from attnc.compiler.families import Softmax
 from attnc.runtime.asking import asking
 from attnc.runtime.intervals import HeadGroup, Near
 from attnc.runtime.list_choice import chosen_by_kernels
@@ -67,7 +69,7 @@ def run(case: Case, each_head: bool = False, **options: object) -> tuple[Inputs,
 NEAR = Union(sink=3, nears=((1, 0, 5, 0),))
 
 
-def narrow(*numbers: int, group: int = 2, **words: bool) -> Softmax:
+def narrow(*numbers: int, group: int = 2, **words: Any) -> Softmax:
     return Softmax(*numbers, head_width=16, value_width=16, group=group, **words)
 
 
@@ -222,6 +224,18 @@ def test_attnc_verify_finds_a_kernel_that_reads_other_keys_than_are_listed(guard
     assert wrong != text
     for made, verdict in ((text, "right"), (wrong, "wrong")):
         subject = ListSubject("lists_attend_0", load(made, FOLDER, f"verified_{verdict}"), ())
+        (row,) = list_rows(subject, "float16", "cpu", lambda key: key[2] == "steps")
+        assert row.verdict == verdict, row
+
+
+@pytest.mark.parametrize("skeleton", FAMILIES["softmax"])
+def test_attnc_verify_finds_a_kernel_that_reads_chunks_before_they_are_whole(skeleton):
+    form = narrow(1, group=2, chunks=(4, 2))
+    texts = {name: emit(name, form) for name in FAMILIES["softmax"]}
+    early = {name: text.replace("end - 2, 0", "end, 0").replace("j * 2 + 3", "j * 2") for name, text in texts.items()}
+    for made, verdict in ((texts, "right"), (early, "wrong")):
+        four = tuple(load(text, FOLDER, f"{name}_{verdict}") for name, text in made.items())
+        subject = ListSubject(f"{skeleton}_0", four[FAMILIES["softmax"].index(skeleton)], (), None, four)
         (row,) = list_rows(subject, "float16", "cpu", lambda key: key[2] == "steps")
         assert row.verdict == verdict, row
 
