@@ -19,7 +19,7 @@ SCORED = 48
 """Bytes that take as long as one head's score of a run: an H200 took 374 ms for 3.4e10 of them."""
 
 MADE = ("own", "mean", "bounds", "summary")
-NUMBERS = frozenset({"unit", "span", "step", "lse", "many", "every", "top_k", "at_least", "at_most"})
+NUMBERS = frozenset({"unit", "span", "step", "lse", "many", "every", "top_k", "at_least", "at_most", "all_seen"})
 WORDS = frozenset({"keys", "score", "shared", "heads", "fold", "asks", "overlap", "refresh", "dense", "previous"})
 """What the kernels that choose know of a selector; of all else its default."""
 
@@ -40,6 +40,8 @@ def unread(launch: Launch, groups: tuple[Seen, ...]) -> str | None:
     for group in groups:
         if (reason := unjoined(chosen(group.selectors))) is not None:
             return reason
+        if summaries and any(one.all_seen is not None for one in group.selectors):
+            return "its kernels read all tokens for some queries where nothing has a summary"
         if group.intervals is not None and summaries and (group.intervals.strides or group.intervals.powers):
             return "its kernels read chunks beside one stretch of tokens, not beside far patterns"
         for one in group.selectors:
@@ -56,6 +58,8 @@ def unjoined(choices: list[Selector]) -> str | None:
     """Why kernels do not read several choices under one softmax."""
     if len(choices) > 2 or sum(one.diagonals for one in choices) > 1:
         return "its kernels read two choices in a union, of distances one, not more"
+    if len(choices) > 1 and any(one.all_seen is not None for one in choices):
+        return "its kernels read all tokens for some queries where there is one choice"
     if len(choices) > 1 and any(one.refresh for one in choices):
         return "its kernels read a choice that holds for several steps without another"
     return None
@@ -84,8 +88,6 @@ def unlisted(one: Selector) -> str | None:
     """Why kernels do not read what a selector chooses."""
     if one.diagonals and one.asks != "last":
         return "its kernels read distances that all queries share"
-    if one.all_seen is not None:
-        return "its kernels do not read all tokens for some queries"
     if one.unit > 65536:
         return "units of more than 65536 keys do not fit its lists"
     return None
@@ -138,7 +140,7 @@ def listed(softmax: Softmax, selectors: tuple[Selector, ...]) -> list[Listed]:
     """The kernels that read what selectors choose; tokens that are seen until the next choice are a near interval."""
     found, beside = [], 0
     for one in chosen(selectors):
-        nears = max(1, softmax.nears) if one.refresh else softmax.nears
+        nears = max(1, softmax.nears) if one.refresh or one.all_seen else softmax.nears
         own = replace(softmax, exponent=None, nears=nears, sink_logit=softmax.sink_logit)
         unit = BLOCK if one.diagonals else one.unit
         found.append(Listed(own, unit, one.shared == "head", one.diagonals, beside))

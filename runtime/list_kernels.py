@@ -9,26 +9,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .attention_lists import OneSpan, attend_span
 from .attention_torch import torch_attention
 from .autocast import word
 from .batch import Batch
 from .choices import Asker, lists_of
-from .gradients import sink_gradient
 from .intervals import Form, HeadGroup, rows
 from .keys import KeyPart
 from .launch import DTYPES, Kernels
+from .list_call import Call, attend
 from .list_choice import alone, chosen_by_kernels
 from .list_chunks import chunk_part
+from .list_dense import everything, seeing_all
 from .list_holding import held, shown_since
 from .list_launch import LaunchLists, Taken, asked_by, by_distance, together
-from .operators import device_of
 from .pooled import text_keys
 from .selecting import Asked
 from .selector import Selector
@@ -106,15 +104,36 @@ class ListKernels:
         choices = sorted((one for one in span.group.choices if one.keys != "chunks"), key=lambda one: one.diagonals)
         if span.apart(choices) or (torch.is_grad_enabled() and _ungraded(choices)):
             return self._by_torch(q, parts, span)
+        dense = seeing_all(choices, span.batch)
+        if dense is None:
+            return self._chosen(choices, q, parts, some, span, makes)
+        own, index = dense
+        if index is None:
+            return self._everything(choices[0], q, some, span)
+        o = self._chosen(choices, q, parts, some, span, makes)
+        return o.index_copy(0, index, self._everything(choices[0], q[index], some, replace(span, batch=own)))
+
+    def _chosen(
+        self,
+        choices: list[Selector],
+        q: Tensor,
+        parts: tuple[KeyPart, ...],
+        some: tuple[KeyPart, ...],
+        span: _Span,
+        makes: bool,
+    ) -> Tensor:
+        """Attention to all that a union shows, chooses and has summaries of."""
         launches = [self._over_chunks(one, q, parts, span) for one in span.group.choices if one.keys == "chunks"]
         launches += self._over_lists(choices, q, parts, some, span, makes)
         if not choices and self.shown is not None:
             launches += [_softmax(self.shown, q, part, span) for part in some]
-        silent = None if span.sink is None else torch.full_like(span.sink, float("-inf"))
-        o, lse = launches[0](span.sink)
-        for launch in launches[1:]:
-            o, lse = merge(o, lse, *launch(silent))
-        return o
+        return _joined(launches, span.sink)
+
+    def _everything(self, one: Selector, q: Tensor, some: tuple[KeyPart, ...], span: _Span) -> Tensor:
+        """Attention to all earlier keys, by a file that reads what `one` chooses."""
+        form = replace(span.form, nears=max(1, span.form.nears))
+        table, nothing = everything(span.group, form, span.batch)
+        return _joined(self._launches(one, q, some, span, table, form, nothing), span.sink)
 
     def _over_chunks(self, one: Selector, q: Tensor, parts: tuple[KeyPart, ...], span: _Span) -> Launch:
         """Attention to what stands for chunks of tokens."""
@@ -140,70 +159,34 @@ class ListKernels:
                 lists = replace(lists, taken=taken)
                 if one is not choices[-1]:
                     taken = Taken.of(lists, -(-span.longest(some) // one.unit))
-            reads = next(file for file in self.reading if read_by(file, one) and serves(file, q, lists))
-            goes_back = next((file for file in self.going_back if not _ungraded(choices) and read_by(file, one)), None)
-            form = replace(span.form, nears=max(1, span.form.nears)) if one.refresh else span.form
+            form = replace(span.form, nears=max(1, span.form.nears)) if one.refresh or one.all_seen else span.form
             table = rows(alone(span.group), form, span.batch)
             table = table if since is None else shown_since(table, form, span.batch, since)
-            factor = head_scale(span.scale, q.shape[1], q.device)
-            calls = [Call(reads, goes_back, part, table, form, span.batch, factor, span.cap, lists) for part in some]
-            launches += [partial(attend, q, call=call) for call in calls]
+            launches += self._launches(one, q, some, span, table, form, lists)
         return launches
+
+    def _launches(
+        self,
+        one: Selector,
+        q: Tensor,
+        some: tuple[KeyPart, ...],
+        span: _Span,
+        table: Tensor,
+        form: Form,
+        lists: LaunchLists,
+    ) -> list[Launch]:
+        """Attention of each part to what rows and lists say, by the files that read what `one` chooses."""
+        reads = next(file for file in self.reading if read_by(file, one) and serves(file, q, lists))
+        goes_back = next((file for file in self.going_back if read_by(file, one)), None)
+        factor = head_scale(span.scale, q.shape[1], q.device)
+        calls = [Call(reads, goes_back, part, table, form, span.batch, factor, span.cap, lists) for part in some]
+        return [partial(attend, q, call=call) for call in calls]
 
     @staticmethod
     def _by_torch(q: Tensor, parts: tuple[KeyPart, ...], span: _Span) -> Tensor:
         group = span.group
         own = OneSpan(group.first, group.last, group, span.form, span.scale, span.cap, span.sink)
         return attend_span(q, parts, own, span.batch, span.cache, span.heads)
-
-
-class _Attend(torch.autograd.Function):
-    """One part's attention by a file that reads lists, with its gradients by the file beside it."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
-        """(o [T, H, E], log-sum-exp [T, H]); k and v are flat, as the part's."""
-        part = call.part.holding(k, v)
-        with device_of(q):
-            o, lse = call.reads.attend(q, part, call.rows, call.form, call.batch, call.scale, call.cap, sink, call.lists)
-        ctx.call = call
-        ctx.save_for_backward(q, k, v, sink, o, lse)
-        return o, lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, o_grad: Tensor, lse_grad: Tensor) -> tuple[Any, ...]:
-        """Of q, k, v and the sink logit."""
-        q, k, v, sink, o, lse = ctx.saved_tensors
-        call: Call = ctx.call
-        part = call.part.holding(k, v)
-        assert call.goes_back is not None, "asked for no gradients"
-        with device_of(q):
-            q_grad, delta, k_grad, v_grad = call.goes_back.attend_backward(
-                q, part, call.rows, call.form, call.batch, call.scale, call.cap, call.lists, o, lse, o_grad, lse_grad
-            )
-        return q_grad, k_grad, v_grad, None if sink is None else sink_gradient(sink, lse, delta), None
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """What a launch on one part is given beside q and the sink logit, and the files that attend and go back."""
-
-    reads: ModuleType
-    goes_back: ModuleType | None
-    part: KeyPart
-    rows: Tensor
-    form: Form
-    batch: Batch
-    scale: Tensor
-    cap: float | None
-    lists: LaunchLists
-
-
-def attend(q: Tensor, sink: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
-    """o [T, H, E] and the log-sum-exp [T, H], with gradients."""
-    found: tuple[Tensor, Tensor] = _Attend.apply(q, call.part.k, call.part.v, sink, call)  # type: ignore[no-untyped-call]
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +216,15 @@ class _Span:
         return largest([max(0, base) + count for part in parts for base, count in zip(part.bases, part.counts, strict=True)])
 
 
+def _joined(launches: list[Launch], sink: Tensor | None) -> Tensor:
+    """One softmax over the keys of all launches; the sink logit goes to the first."""
+    silent = None if sink is None else torch.full_like(sink, float("-inf"))
+    o, lse = launches[0](sink)
+    for launch in launches[1:]:
+        o, lse = merge(o, lse, *launch(silent))
+    return o
+
+
 def _softmax(kernels: Kernels, q: Tensor, part: KeyPart, span: _Span) -> Launch:
     """A launch that reads no lists."""
     table, factor = rows(alone(span.group), span.form, span.batch), head_scale(span.scale, q.shape[1], q.device)
@@ -249,6 +241,7 @@ def _lists(
     holding: bool,
 ) -> tuple[LaunchLists, Tensor | None]:
     """The lists of a span, and after which position [S] all is seen too; `some`: its heads of the parts."""
+    one = replace(one, all_seen=None)  # such queries are read for apart
     if making is None:
         return _by_torch(one, q, parts, span)
     rest = (span.form, span.batch, span.scale, span.cap, span.cache, span.heads)

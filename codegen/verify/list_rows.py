@@ -23,8 +23,8 @@ from attnc.compiler.families import BACKWARD, Softmax
 from attnc.runtime.asking import asking
 from attnc.runtime.intervals import Form, HeadGroup, Near
 from attnc.runtime.launch import Kernels
+from attnc.runtime.list_call import Call, attend
 from attnc.runtime.list_choice import chosen_by_kernels
-from attnc.runtime.list_kernels import Call, attend
 from attnc.runtime.list_launch import LaunchLists
 from attnc.runtime.pooled import run_keys
 from attnc.runtime.selecting import Asked, choose

@@ -22,8 +22,8 @@ from attnc.runtime.asking import asking
 from attnc.runtime.batch import lay_out
 from attnc.runtime.cache import Cache, Growing, LayerPlan, Slots
 from attnc.runtime.intervals import Form, HeadGroup, Near, rows
+from attnc.runtime.list_call import Call, attend
 from attnc.runtime.list_choice import alone, chosen_by_kernels
-from attnc.runtime.list_kernels import Call, attend
 from attnc.runtime.pooled import Pooled, keep, run_keys
 from attnc.runtime.selecting import Asked, choose
 from attnc.runtime.selector import Selector
@@ -172,7 +172,7 @@ def test_what_is_kept_has_the_best_scores(name, tmp_path):
 MODEL = """model m { vocab = 64, dim = 64, layers = 4, heads = 8, kv_heads = 2, head_dim = 64, ffn = none, norm = rms(1e-6) }
 mix compressed = summary(32, stride = 16)
 layers {
-  0: block_local(16) | routed(blocks(16), top_k = 4)
+  0: block_local(16) | routed(blocks(16), top_k = 4, dense_queries = last(40))
   1: block_local(32) | routed(blocks(16), top_k = 3, keys = mean, from = previous)
   2: routed(blocks(16), top_k = 4, keys = mean, refresh = [every(3), cosine(0.2)], on_refresh = dense)
   3: routed(tokens, top_k = 20, score = softmax, per = head)

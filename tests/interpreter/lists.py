@@ -37,8 +37,8 @@ from attnc.compiler.families import FAMILIES, Softmax
 from attnc.compiler.families import Listed as Kernel
 from attnc.runtime.asking import asking
 from attnc.runtime.intervals import HeadGroup, Near
+from attnc.runtime.list_call import Call, attend
 from attnc.runtime.list_choice import chosen_by_kernels
-from attnc.runtime.list_kernels import Call, attend
 from attnc.runtime.pooled import run_keys
 from attnc.runtime.selecting import Asked, choose
 from attnc.runtime.selector import Selector
@@ -166,7 +166,7 @@ def test_the_best_are_exact_among_scores_of_all_sizes_and_ties():
 
 MODEL = """model m { vocab = 32, dim = 32, layers = 4, heads = 4, kv_heads = 2, head_dim = 16, ffn = none, norm = rms(1e-6) }
 layers {
-  0: block_local(4) | routed(blocks(4), top_k = 2, keys = mean)
+  0: block_local(4) | routed(blocks(4), top_k = 2, keys = mean, dense_queries = first(6))
   1: block_local(3) | routed(blocks(4), top_k = 1, keys = mean, from = previous)
   2: sink(1) | window(3) | routed(tokens, threshold = 0.2, per = head)
   3: routed(blocks(2), top_k = 2, keys = mean, refresh = [every(2), cosine(0.2)], on_refresh = dense)
@@ -193,9 +193,7 @@ BESIDE = LENT.replace("compressed, sink(2)", "sink(3) | window(6, aligned = 3) |
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "text", [MODEL, LENT, BESIDE, SEVERAL], ids=["choices that hold", "lent summaries", "summaries beside", "several"]
-)
+@pytest.mark.parametrize("text", [MODEL, BESIDE, SEVERAL], ids=["choices that hold", "lent summaries beside tokens", "several"])
 def test_a_built_model_reads_on_kernels_what_plain_torch_reads(text, tmp_path):
     """A prefill of rows of two lengths and steps, between which a choice may hold: by lists of kernels, and of PyTorch."""
     build_folder(check_text(text), tmp_path / "built", Options(seed=0))
