@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +65,29 @@ def refused(path: Path, out: Path) -> dict[str, str]:
         import_checkpoint(path, out)
     assert sorted(out.parent.iterdir()) == before
     return {diagnostic.code: f"{diagnostic.message} [{diagnostic.help}]" for diagnostic in raised.value.diagnostics}
+
+
+class _Wide:
+    """torch, whose float32 is float64."""
+
+    float = float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+@contextmanager
+def in_float64(model: Any) -> Iterator[None]:
+    """A model of transformers computes in float64, also what it always computes in float32: norms, angles, softmax, states.
+
+    Afterwards its numbers are as they were. A copy in float64 would lie in a circle of references, and stay for a long time.
+    """
+    module = sys.modules[type(model).__module__]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "torch", _Wide())
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        model.double()
+        try:
+            yield
+        finally:
+            model.to(torch.float32)

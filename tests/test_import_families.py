@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import in_float64
 from safetensors.torch import load_file
 
 import attnc
@@ -120,28 +118,6 @@ def imported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Path]
     return model, tmp_path
 
 
-class Wide:
-    """torch, whose float32 is float64."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-@contextmanager
-def everything_wide(model: Any) -> Iterator[None]:
-    """Models that lower to states compute these in float32 even in a float64 model: not so here."""
-    if model.config.model_type not in ADAPTERS:
-        yield
-        return
-    module = sys.modules[type(model).__module__]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "torch", Wide())
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        yield
-
-
 @torch.inference_mode()
 def test_an_imported_model_computes_what_transformers_computes(imported: tuple[Any, Path]) -> None:
     model, folder = imported
@@ -157,8 +133,8 @@ def test_an_imported_model_computes_what_transformers_computes(imported: tuple[A
     built = attnc.load(folder / "built", device="cpu", dtype=torch.float32)
     tokens = torch.randint(0, SMALL["vocab_size"], (2, TOKENS), generator=torch.Generator().manual_seed(1))
     theirs = model(tokens).logits
-    with everything_wide(model):
-        exact = model.double()(tokens).logits
+    with in_float64(model):
+        exact = model(tokens).logits
     ours = built.forward(tokens).logits
     our, their = (ours.double() - exact).abs(), (theirs.double() - exact).abs()
     assert our.mean() <= 1.5 * their.mean()

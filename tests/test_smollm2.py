@@ -5,19 +5,21 @@ Both sides compute with the same imported weights. A missing package is a failur
 
 from __future__ import annotations
 
-import copy
+import gc
 import importlib.util
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics  # long English texts that every Python brings along
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import in_float64
 from safetensors.torch import load_file
 
 import attnc
@@ -59,12 +61,12 @@ CLOSE = 1e-3
 
 @dataclass(frozen=True)
 class SmolLM2:
-    """The imported files, and what transformers itself made of the GGUF file."""
+    """The imported files, and `reference`: transformers' own float32 model of the GGUF file."""
 
     spec: Path
     folder: Path
     text: Text
-    loaded: Any
+    reference: Any
 
 
 def gguf_file() -> Path:
@@ -76,6 +78,7 @@ def gguf_file() -> Path:
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmolLM2]:
+    import gguf
     import transformers
 
     spec = tmp_path_factory.mktemp("smollm2") / "smollm2.attn"
@@ -89,24 +92,19 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmolLM2]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", remember)
+        for name in ("GGUFReader", "get_tensor_name_map"):  # transformers asks for the same file's three and 397 times
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
         import_checkpoint(gguf_file(), spec)
     folder = spec.with_suffix("")
-    yield SmolLM2(spec, folder, Text(folder), models[0].eval())
+    models[0].set_attn_implementation("eager")
+    yield SmolLM2(spec, folder, Text(folder), models.pop().eval())
     (folder / "model.safetensors").unlink()  # half a gigabyte that pytest would keep for three runs
 
 
 @pytest.fixture(scope="module")
 def reference(smollm2: SmolLM2) -> Any:
-    """transformers' eager float32 model with the imported weights."""
-    import transformers
-
-    config = copy.deepcopy(smollm2.loaded.config)
-    config._attn_implementation = "eager"
-    model = transformers.LlamaForCausalLM(config)
-    missing, unexpected = model.load_state_dict(load_file(smollm2.folder / "model.safetensors"), strict=False)
-    assert missing == ["lm_head.weight"], missing  # tied to the embedding
-    assert not unexpected, unexpected
-    return model.eval()
+    """transformers' eager float32 model, whose weights are the imported ones bit for bit."""
+    return smollm2.reference
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +113,6 @@ def built(smollm2: SmolLM2, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     attnc.build(attnc.check(smollm2.spec), folder, weights=smollm2.folder)
     yield attnc.load(folder, device="cpu", dtype=torch.float32)
     (folder / "model.safetensors").unlink()
-
-
-@pytest.fixture(scope="module")
-def exact(reference: Any) -> Any:
-    """transformers in float64."""
-    return copy.deepcopy(reference).double()
 
 
 @pytest.fixture
@@ -149,7 +141,7 @@ def test_the_spec_says_what_the_file_says(smollm2: SmolLM2) -> None:
 
 def test_imported_weights_are_those_that_transformers_reads_bit_for_bit(smollm2: SmolLM2) -> None:
     written = load_file(smollm2.folder / "model.safetensors")
-    read = dict(smollm2.loaded.named_parameters())
+    read = dict(smollm2.reference.named_parameters())
     assert written.keys() == read.keys()
     different = [name for name, weight in written.items() if not torch.equal(weight, read[name])]
     assert not different
@@ -170,11 +162,12 @@ def test_chats_are_written_as_transformers_writes_them(smollm2: SmolLM2) -> None
 
 @torch.inference_mode()
 def test_logits_are_as_exact_as_those_of_transformers(
-    texts: list[torch.Tensor], reference: Any, exact: Any, built: Any, say: Callable[[str], None]
+    texts: list[torch.Tensor], reference: Any, built: Any, say: Callable[[str], None]
 ) -> None:
     errors = []
     for name, tokens in zip(TEXTS, texts, strict=True):
-        truth = exact(tokens).logits
+        with in_float64(reference):
+            truth = reference(tokens).logits
         assert truth.dtype == torch.float64
         errors.append(compared(name, built.forward(tokens).logits, reference(tokens).logits, truth, say))
     assert max(our for our, _ in errors) <= ALLOWED * max(their for _, their in errors)
@@ -190,7 +183,7 @@ def compared(name: str, ours: torch.Tensor, theirs: torch.Tensor, truth: torch.T
 
 @torch.inference_mode()
 def test_a_grafted_mix_is_as_exact_as_transformers_with_a_mask_for_each_head(
-    smollm2: SmolLM2, texts: list[torch.Tensor], reference: Any, exact: Any, tmp_path: Path, say: Callable[[str], None]
+    smollm2: SmolLM2, texts: list[torch.Tensor], reference: Any, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     method = METHOD.format(sink=SINK, window=WINDOW)
     text = graft(parse(Source("method", method)), parse(read(smollm2.spec)))
@@ -201,8 +194,9 @@ def test_a_grafted_mix_is_as_exact_as_transformers_with_a_mask_for_each_head(
     (tmp_path / "grafted/model.safetensors").unlink()
     tokens = texts[0]
     mask = head_masks(TEXT_TOKENS)
-    truth = exact(tokens, attention_mask=mask.double()).logits
-    assert (truth - exact(tokens).logits).abs().max() > 1, "the mix must differ from full attention"
+    with in_float64(reference):
+        truth = reference(tokens, attention_mask=mask.double()).logits
+        assert (truth - reference(tokens).logits).abs().max() > 1, "the mix must differ from full attention"
     ours, theirs = compared("grafted", built.forward(tokens).logits, reference(tokens, attention_mask=mask).logits, truth, say)
     assert ours <= ALLOWED * theirs
 
@@ -251,7 +245,7 @@ WINDOW_TOKENS = 48
 
 @torch.inference_mode()
 def test_the_loss_that_eval_prints_is_that_of_transformers(
-    smollm2: SmolLM2, built: Any, reference: Any, exact: Any, monkeypatch: pytest.MonkeyPatch, say: Callable[[str], None]
+    smollm2: SmolLM2, built: Any, reference: Any, monkeypatch: pytest.MonkeyPatch, say: Callable[[str], None]
 ) -> None:
     monkeypatch.setattr(subject, "LOGITS", 4 * 49152 * 32)  # calls of 32 tokens of 4 windows
     model = Subject(smollm2.folder, built, attnc.check(smollm2.spec))
@@ -265,13 +259,19 @@ def test_the_loss_that_eval_prints_is_that_of_transformers(
     )
     ours = sum(nats for nats, _ in found) / sum(count for _, count in found)
     theirs = float(reference(ids, labels=ids).loss)
-    each = [torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            for model in (reference, exact)]  # fmt: skip
-    rounding = float((each[0].double() - each[1]).abs().mean())
-    say(f"loss {ours:.7f}, transformers {theirs:.7f}, exactly {float(each[1].mean()):.7f}; rounding {rounding:.1e} a token")
-    assert abs(ours - float(each[1].mean())) <= ALLOWED * rounding
-    assert abs(theirs - float(each[1].mean())) <= ALLOWED * rounding, "the two compare the same tokens"
+    each = token_losses(reference, ids)
+    with in_float64(reference):
+        exact = token_losses(reference, ids)
+    rounding = float((each.double() - exact).abs().mean())
+    say(f"loss {ours:.7f}, transformers {theirs:.7f}, exactly {float(exact.mean()):.7f}; rounding {rounding:.1e} a token")
+    assert abs(ours - float(exact.mean())) <= ALLOWED * rounding
+    assert abs(theirs - float(exact.mean())) <= ALLOWED * rounding, "the two compare the same tokens"
     assert ours < 4
+
+
+def token_losses(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    logits = model(ids[:, :-1]).logits.transpose(1, 2)
+    return torch.nn.functional.cross_entropy(logits, ids[:, 1:], reduction="none")
 
 
 def test_a_text_in_pieces_has_the_tokens_of_the_whole(smollm2: SmolLM2, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,3 +323,5 @@ def test_every_command_of_the_page_about_an_own_checkpoint_runs(
     assert changed == {name for name in before if ".self_attn." in name}
     for file in Path("healing").rglob("*.safetensors"):
         file.unlink()  # half a gigabyte that pytest would keep
+    del before, after
+    gc.collect()  # four models that four commands loaded
