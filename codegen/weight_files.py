@@ -53,7 +53,10 @@ def carried(
     """
     from attnc.runtime.weights import WeightsError, check_files, contents
 
-    files = sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        help_line = "`attnc import` writes a folder of weights"
+        raise SpecError([complaint("A512", f"`{folder}` holds no *.safetensors", folder, help_line)])
     shapes = {weight.name: weight.shape for weight in weights}
     try:
         renamed = {name: fill.name(name, shapes) for name in contents(files)[0]} if fill else {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.options import Json
+from attnc.cli.options import Json, built_folder
 from attnc.cli.output import bytes_text, console, note, print_json
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a built model: loss on a text, passkeys, recall, copying."""
-    if not (folder / "plan.json").is_file():
-        raise CommandError(Exit.USAGE, f"{folder} is not a built folder", "attnc build SPEC -o DIR makes one")
+    built_folder(folder)
     if text is not None and not text.is_file():
         raise CommandError(Exit.USAGE, f"there is no file {text}", "--text names a file of UTF-8 text")
     tasks, lengths, counts = _tasks(task), _numbers("length", length), _numbers("pairs", pairs)

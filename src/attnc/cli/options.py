@@ -106,6 +106,13 @@ def in_its_text(file: str) -> Iterator[None]:
         raise SpecError(placed(one, source) for one in error.diagnostics) from error
 
 
+def built_folder(folder: Path) -> None:
+    """Raises CommandError where `folder` is not one that attnc build wrote."""
+    if not (folder / "plan.json").is_file():
+        what = f"{folder} is not a built folder" if folder.exists() else f"there is no folder {folder}"
+        raise CommandError(Exit.USAGE, what, "attnc build SPEC -o DIR makes one")
+
+
 def providers(wanted: str, unwanted: str) -> dict[str, tuple[str, ...]]:
     """`installed` and `without` of a plan: the optional providers of this machine and of `--with`, and those of `--without`."""
     from attnc.compiler.providers import OPTIONAL, PROVIDERS

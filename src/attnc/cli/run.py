@@ -12,6 +12,7 @@ import typer
 
 import attnc
 from attnc.cli.exits import CommandError, Exit
+from attnc.cli.options import built_folder
 from attnc.cli.output import note
 from attnc.cli.text import Text
 
@@ -38,8 +39,7 @@ def run(
     """Stream text from a built model."""
     import torch
 
-    if not (folder / "plan.json").is_file():
-        raise CommandError(Exit.USAGE, f"{folder} is not a built folder", "attnc build SPEC -o DIR makes one")
+    built_folder(folder)
     text = Text(folder)
     model = attnc.load(folder, device or default_device(), number_type(dtype), "reference" if reference else "plan")
     tokens = text.encode(sys.stdin.read() if prompt == "-" else prompt, chat=chat)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import attnc
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.options import Json
+from attnc.cli.options import Json, built_folder
 from attnc.cli.output import console, note, print_json, print_pairs
 
 if TYPE_CHECKING:
@@ -101,8 +100,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a built model by its recipe."""
-    if not (folder / "plan.json").is_file():
-        raise CommandError(Exit.USAGE, f"{folder} is not a built folder", "attnc build SPEC -o DIR makes one")
+    built_folder(folder)
     given = {
         "task": task,
         "file": file,
@@ -142,10 +140,11 @@ def _begun(folder: Path, known: dict[str, Any]) -> TrainReport:
     if "task" not in known:
         raise CommandError(Exit.USAGE, "--task is missing", f"--task takes {', '.join(TASKS)}; --resume needs none")
     from attnc.cli.run import default_device
+    from attnc.compiler.policies import of_folder
     from attnc.train.report import Settings
     from attnc.train.run import train as run
 
-    context = attnc.check(folder / "spec.attn").model.context
+    context = of_folder(folder).model.context
     known = DEFAULTS | {"length": min(LENGTH, context or LENGTH), "device": default_device(), "compiled": False} | known
     known = {"dtype": "float32" if known["device"] == "cpu" else "bfloat16", "warmup": known["steps"] // 10} | known
     settings = Settings(**known)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.options import Json
+from attnc.cli.options import Json, built_folder
 from attnc.cli.output import note, print_json, print_pairs
 from attnc.cli.verify import chosen_device, chosen_dtypes, table
 
@@ -38,8 +38,7 @@ def kernels(
     json: Json = False,
 ) -> None:
     """Measure which blocks of a folder's kernels are fastest on this GPU."""
-    if not (folder / "plan.json").is_file():
-        raise CommandError(Exit.USAGE, f"{folder} is not a built folder", "attnc build SPEC -o DIR makes one")
+    built_folder(folder)
     where = chosen_device(device)
     if where == "cpu":
         help_line = "run it on a machine with a GPU; the file that it writes can be copied: attnc build --tuned FILE"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnc.cli.exits import CommandError, Exit
-from attnc.cli.options import NVIDIA, Json
+from attnc.cli.options import NVIDIA, Json, built_folder
 from attnc.cli.output import note, print_json, print_pairs, styled
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compare every kernel of a built folder with the reference."""
-    if not (folder / "plan.json").is_file():
-        raise CommandError(Exit.USAGE, f"{folder} is not a built folder", "attnc build SPEC -o DIR makes one")
+    built_folder(folder)
     where = chosen_device(device)
     known = sorted(path.stem for path in (folder / "kernels").glob("*_*[0-9].py"))
     unknown = [name for name in kernel if name not in known]
