@@ -111,6 +111,7 @@ def build(spec: Spec, folder: Path, options: Options) -> Report:
         resources=_resources(texts, options.targets),
         tuning=tuning,
         policy=options.policy,
+        reduced=spec.reduced,
         heads=orders,
         files=(),
     )

@@ -29,6 +29,8 @@ class Compiled(Value):
 class Built(Value):
     """plan.json: how the folder was made and how it runs. `tuning`: tuning.json; `policy`: policy.json.
 
+    `reduced`: the length that the spec was made small for, as `spec.attn` holds it from before.
+
     `heads`: number of a layer -> for each KV group that of the checkpoint, where a policy's groups lie side by side.
 
     `files` lists every file, so that nothing else is ever removed.
@@ -46,5 +48,6 @@ class Built(Value):
     resources: tuple[Compiled, ...] = ()
     tuning: FolderTuning = FolderTuning()
     policy: Policy | None = None
+    reduced: int | None = None
     heads: dict[str, tuple[int, ...]] = derived(default_factory=lambda _: {})
     files: tuple[str, ...]

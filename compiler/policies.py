@@ -12,6 +12,7 @@ from attnc.compiler.data import from_json
 from attnc.compiler.gathered import gathered
 from attnc.compiler.policy import SUFFIX, Policy, Setting, spec_digest, written
 from attnc.compiler.previous import held, makes_choice, takes_choice
+from attnc.compiler.reduce import reduce
 from attnc.compiler.spec import Spec
 from attnc.compiler.units import Candidate, Place, Unit, Units
 from attnc.compiler.walk import kinds
@@ -65,13 +66,15 @@ def settle(spec: Spec, policy: Policy, path: Path | str = "policy") -> Spec:
 
 
 def of_folder(folder: Path) -> Spec:
-    """The spec that a built folder was made of: its text, decided by its policy where it has one."""
-    source = read_source(folder / "spec.attn")
-    spec = check(parse(source))
+    """The spec that a built folder was made of: its text, made small or decided by a policy as the folder was."""
+    spec = check(parse(read_source(folder / "spec.attn")))
+    built = json.loads((folder / "plan.json").read_text("utf-8"))
+    if built.get("reduced") is not None:
+        spec = reduce(spec, built["reduced"])[0]
     path = folder / "policy.json"
     if not path.is_file():
         return spec
-    moved = json.loads((folder / "plan.json").read_text("utf-8")).get("heads", {})
+    moved = built.get("heads", {})
     return gathered(settle(spec, read_policy(path), path), lambda layer: str(layer) in moved).spec
 
 

@@ -57,7 +57,7 @@ def reduce(spec: Spec, tokens: int = 64) -> tuple[Spec, tuple[str, ...]]:
     text = "".join(f"# reduced, {line}\n" for line in lines) + spec.text
     numbered = enumerate(zip(small, layers, strict=True))
     rows = tuple(Layer(index=index, mixer=mixer, origin=layer.origin) for index, (mixer, layer) in numbered)
-    return replace(spec, model=model, layers=rows, defaults=defaults, budgets=(), text=text), lines
+    return replace(spec, model=model, layers=rows, defaults=defaults, budgets=(), text=text, reduced=tokens), lines
 
 
 def _distinct(layers: tuple[Layer, ...]) -> list[Layer]:

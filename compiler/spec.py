@@ -254,6 +254,7 @@ class Spec(Value):
     """A spec that passed the checker. `text` is the canonical text (as `attnc fmt` prints it), kept in built folders.
 
     `defaults`: the attributes that the model gives a key set; None where they alone do not fit together.
+    `reduced`: the length that `attnc.compiler.reduce` made it small for; `text` is then that of the spec before.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -265,6 +266,7 @@ class Spec(Value):
     driver: Retrieve | None = None
     file: str
     text: str
+    reduced: int | None = None
 
     def __post_init__(self) -> None:
         """Layers read from JSON hold one mixer object where they are equal, as layers of one rule do."""

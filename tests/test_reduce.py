@@ -13,9 +13,11 @@ from test_check import CHOSEN
 from test_intervals import reference
 from test_table import STATIC
 
+import attnc
 from attnc.compiler import check_path, check_text
 from attnc.compiler.laws import owed
 from attnc.compiler.mixers import MIXERS
+from attnc.compiler.policies import of_folder
 from attnc.compiler.reduce import reduce
 from attnc.compiler.spec import Attention
 from attnc.compiler.table_text import table_text
@@ -117,3 +119,12 @@ def test_layers_with_different_numbers_of_kv_heads_keep_different_ones():
     assert len({a.kv_heads for a in found[:2] + found[3:]}) == 3
     assert [a.heads // a.kv_heads for a in found] == [2, 3, 2, 24]
     assert len({a.kv_heads for a in found[1:]}) == 3
+
+
+def test_a_folder_of_a_reduced_spec_is_known_as_that_spec(tmp_path):
+    """Its text is the whole spec's: read alone it would be of another model."""
+    small, _ = reduce(check_path(SPECS / "gemma3.attn"), 32)
+    attnc.build(small, tmp_path / "small")
+    found = of_folder(tmp_path / "small")
+    assert (found.model, table_text(found)) == (small.model, table_text(small))
+    assert found.reduced == 32

@@ -418,11 +418,14 @@ def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, batch):
     assert ("--batch 1 --accumulate 6" if batch == 2 else "lower `--length` below 12") in diagnostic.help
 
 
-def test_a_reduced_folder_trains_but_has_no_teacher(tmp_path, attnc_run):
+def test_a_reduced_folder_has_a_teacher_and_one_whose_spec_was_changed_has_none(tmp_path, attnc_run):
     (tmp_path / "big.attn").write_text(
         text_of("all: full", "distill = [kl], teacher = full", HEAD.replace("layers = 2", "layers = 3"))
     )
     assert attnc_run("build", tmp_path / "big.attn", "-o", tmp_path / "small", "--init", "0", "--reduce")[0] == 0
+    assert attnc_run("train", tmp_path / "small", *TASK, "--steps", "1")[0] == 0
+    text = (tmp_path / "small/spec.attn").read_text()
+    (tmp_path / "small/spec.attn").write_text(text.replace("swiglu(", "swiglu(2"))
     code, _, err = attnc_run("train", tmp_path / "small", *TASK, "--steps", "1")
     assert code == 1
     assert "error[A578]: the recipe's `teacher` needs the spec that was built" in err

@@ -43,6 +43,6 @@ CODES: dict[str, Code] = {
     "A578": Code(
         "no teacher can be made",
         "`teacher = full` is the same weights with every layer full. A layer without a softmax has no such weights, and a "
-        "folder made with `--reduce` no longer holds the spec that it was built from.",
+        "folder whose spec.attn was changed no longer holds the spec that it was built from.",
     ),
 }

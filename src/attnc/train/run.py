@@ -125,7 +125,7 @@ def _same_spec(model: BuiltModel, spec: Spec, place: Path) -> None:
     words = [word for word in ("teacher", "randomize") if getattr(recipe, word)]
     if words or any(not isinstance(one, str) for one in recipe.loss or ()):
         message = f"the recipe's `{(*words, 'lagrangian')[0]}` needs the spec that was built, and spec.attn is another one"
-        raise SpecError([complaint("A578", message, place, "build without `--reduce`")])
+        raise SpecError([complaint("A578", message, place, "build the folder again from its spec")])
 
 
 def _source(place: Path, settings: Settings, task: Task | None, model: BuiltModel) -> Source:

@@ -57,7 +57,7 @@ def teacher(spec: Spec, student: BuiltModel, place: Path, options: Options, file
         own = weights.get(name)
         if own is None or own.shape != empty.shape:
             message = f"the full model needs {name} {list(empty.shape)}, which the folder's model has not"
-            raise SpecError([complaint("A578", message, file, "build the folder from its spec, without `--reduce`")])
+            raise SpecError([complaint("A578", message, file, "build the folder again from its spec")])
         parent, _, last = name.rpartition(".")
         numbers = own.detach().clone() if own.requires_grad else own.detach()
         setattr(model.get_submodule(parent), last, nn.Parameter(numbers, requires_grad=False))
