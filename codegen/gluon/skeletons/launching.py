@@ -1,5 +1,8 @@
 """What surrounds a kernel on the host: descriptors for the copies, and the launch."""
 
+import functools
+import operator
+
 import torch
 import triton
 from triton import knobs
@@ -81,12 +84,10 @@ def run(kernel, programs, views, tensors, numbers, key, constants):
     for it runs at once, with descriptors that were encoded before.
     """
     pointers = [tensor.data_ptr() for tensor in tensors]
-    bits = 0
-    for pointer in pointers:
-        bits |= pointer
-    plain = bits % 16 == 0
-    if plain and key in READY:
-        compiled, launcher, rest = READY[key]
+    plain = functools.reduce(operator.or_, pointers) % 16 == 0
+    ready = READY.get(key) if plain else None
+    if ready is not None:
+        compiled, launcher, rest = ready
         found = []
         for view, told in zip(views, compiled.metadata.tensordesc_meta, strict=True):
             found += known(view, told)

@@ -167,6 +167,7 @@ def attend(q, part, rows, form, batch, scale, cap, sink_logit, lists, *, blocks=
     q, k, v: bfloat16 or float16, of widths that are multiples of 8; scale: from 0 on.
     """
     tokens, heads, width = q.shape
+    device, dtype = q.device, q.dtype
     sequences, kv_heads, _ = rows.shape
     choosers, list_rows, most = lists.index.shape
     assert serves(q, lists)
@@ -175,21 +176,20 @@ def attend(q, part, rows, form, batch, scale, cap, sink_logit, lists, *, blocks=
     assert choosers in (1, heads // MEMBERS)
     assert rows.stride(1) == rows.shape[2]
     assert (cap is not None, sink_logit is not None) == (CAP, SINK_LOGIT)
-    assert q.dtype == part.k.dtype == part.v.dtype
+    assert dtype == part.k.dtype == part.v.dtype
     assert not part.rings
-    o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
-    lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
-    chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
+    o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=dtype, device=device)
+    lse = torch.empty(tokens, heads, dtype=torch.float32, device=device)
+    chosen = blocks or BLOCKS[architecture(device), q.element_size()]
     assert UNIT % chosen[1] == 0
     row_tiles = -(-min(lists.many, batch.max_new) // chosen[0])
     count = lists.rows * row_tiles
     tiles = count * sequences * heads
     if tiles == 0 or tokens == 0:
         return o, lse
-    if q.device not in PROCESSORS:
-        PROCESSORS[q.device] = torch.cuda.get_device_properties(q.device).multi_processor_count
-    made = settings(*chosen)
-    q_block, k_block, v_block, o_block = descriptors(made).values()
+    if device not in PROCESSORS:
+        PROCESSORS[device] = torch.cuda.get_device_properties(device).multi_processor_count
+    q_block, k_block, v_block, o_block = descriptors({"BLOCK_K": chosen[1]}).values()
     views = (
         packed_view(q, *q_block),
         slots_view(part.k, part.k_stride, HEAD_WIDTH, *k_block),
@@ -205,6 +205,6 @@ def attend(q, part, rows, form, batch, scale, cap, sink_logit, lists, *, blocks=
         0.0 if cap is None else cap, sequences, kv_heads, count, tiles, part.k_stride, part.v_stride, rows.stride(0),
         part.k_begin.stride(0), part.v_begin.stride(0), row_tiles, lists.many, UNIT, list_rows, most, heads // choosers,
     )  # fmt: skip
-    key = (q.device, q.dtype, sink_logit.dtype, chosen)
-    run(lists_kernel, min(tiles, PROCESSORS[q.device]), views, tensors, numbers, key, lambda: made)
+    key = (device, dtype, sink_logit.dtype, chosen)
+    run(lists_kernel, min(tiles, PROCESSORS[device]), views, tensors, numbers, key, lambda: settings(*chosen))
     return o, lse

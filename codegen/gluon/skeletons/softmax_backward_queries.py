@@ -322,24 +322,24 @@ def attend_backward_queries(q, part, rows, form, batch, scale, cap, o, lse, o_gr
     q, k, v: bfloat16 or float16, of widths that are multiples of 8, up to 128.
     """
     tokens, heads, width = q.shape
+    device, dtype = q.device, q.dtype
     sequences, kv_heads, _ = rows.shape
     assert (form.nears, form.strides, form.powers, form.causal) == FORM
     assert (width, part.v_width, heads) == (HEAD_WIDTH, VALUE_WIDTH, kv_heads * GROUP)
     assert rows.stride(1) == rows.shape[2]
     assert (cap is not None) == CAP
-    assert q.dtype == part.k.dtype == part.v.dtype == o_grad.dtype
+    assert dtype == part.k.dtype == part.v.dtype == o_grad.dtype
     assert not part.rings
-    q_grad = torch.empty(tokens, heads, width, dtype=q.dtype, device=q.device)
-    delta = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
-    chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
+    q_grad = torch.empty(tokens, heads, width, dtype=dtype, device=device)
+    delta = torch.empty(tokens, heads, dtype=torch.float32, device=device)
+    chosen = blocks or BLOCKS[architecture(device), q.element_size()]
     count = triton.cdiv(batch.max_new, chosen[0])
     tiles = count * sequences * heads
     if tiles == 0 or tokens == 0:
         return q_grad, delta
-    if q.device not in PROCESSORS:
-        PROCESSORS[q.device] = torch.cuda.get_device_properties(q.device).multi_processor_count
-    made = settings(*chosen)
-    q_block, o_grad_block, k_block, v_block, q_grad_block = descriptors(made).values()
+    if device not in PROCESSORS:
+        PROCESSORS[device] = torch.cuda.get_device_properties(device).multi_processor_count
+    q_block, o_grad_block, k_block, v_block, q_grad_block = descriptors({"BLOCK_K": chosen[1]}).values()
     views = (
         packed_view(q, *q_block),
         packed_view(o_grad, *o_grad_block),
@@ -355,6 +355,6 @@ def attend_backward_queries(q, part, rows, form, batch, scale, cap, o, lse, o_gr
         0.0 if cap is None else cap, sequences, kv_heads, count, tiles, part.k_stride, part.v_stride, rows.stride(0),
         part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
-    programs = min(tiles, PROCESSORS[q.device])
-    run(queries_kernel, programs, views, tensors, numbers, (q.device, q.dtype, chosen), lambda: made)
+    programs = min(tiles, PROCESSORS[device])
+    run(queries_kernel, programs, views, tensors, numbers, (device, dtype, chosen), lambda: settings(*chosen))
     return q_grad, delta

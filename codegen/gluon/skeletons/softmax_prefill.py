@@ -98,23 +98,24 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     q, k, v: bfloat16 or float16, of widths that are multiples of 8; scale: from 0 on.
     """
     tokens, heads, width = q.shape
+    device, dtype = q.device, q.dtype
     sequences, kv_heads, _ = rows.shape
     assert (form.nears, form.strides, form.powers, form.causal) == FORM
     assert (width, part.v_width, heads) == (HEAD_WIDTH, VALUE_WIDTH, kv_heads * GROUP)
     assert rows.stride(1) == rows.shape[2]
     assert (cap is not None, sink_logit is not None) == (CAP, SINK_LOGIT)
-    assert q.dtype == part.k.dtype == part.v.dtype
-    o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
-    lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
-    chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
+    assert dtype == part.k.dtype == part.v.dtype
+    o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=dtype, device=device)
+    lse = torch.empty(tokens, heads, dtype=torch.float32, device=device)
+    chosen = blocks or BLOCKS[architecture(device), q.element_size()]
     count = -(-batch.max_new // chosen[0])
     tiles = count * sequences * heads
     if tiles == 0 or tokens == 0:
         return o, lse
-    if q.device not in PROCESSORS:
-        PROCESSORS[q.device] = torch.cuda.get_device_properties(q.device).multi_processor_count
-    made = settings(part.rings, *chosen)
-    q_block, k_block, v_block, o_block = descriptors(made).values()
+    if device not in PROCESSORS:
+        PROCESSORS[device] = torch.cuda.get_device_properties(device).multi_processor_count
+    rings = part.rings
+    q_block, k_block, v_block, o_block = descriptors({"BLOCK_K": chosen[1]}).values()
     views = (
         packed_view(q, *q_block),
         slots_view(part.k, part.k_stride, HEAD_WIDTH, *k_block),
@@ -130,7 +131,7 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
         0.0 if cap is None else cap, sequences, kv_heads, count, tiles, part.k_stride, part.v_stride, rows.stride(0),
         part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
-    key = (q.device, q.dtype, sink_logit.dtype, part.rings, chosen)
-    programs = min(tiles, PROCESSORS[q.device])
-    run(attend_kernel, programs, views, tensors, numbers, key, lambda: made)
+    key = (device, dtype, sink_logit.dtype, rings, chosen)
+    programs = min(tiles, PROCESSORS[device])
+    run(attend_kernel, programs, views, tensors, numbers, key, lambda: settings(rings, *chosen))
     return o, lse
