@@ -45,9 +45,9 @@ def prove(
     from attnc.cli.verify import chosen_device
     from attnc.compiler.policies import path_beside, read_policy
     from attnc.compiler.policy import policy_text
+    from attnc.tune.gpu_lock import one_per_gpu
     from attnc.tune.prove import Gate, Prover
     from attnc.tune.runs import POLICY, Run, machine_of, write_text
-    from attnc.tune.score import one_per_gpu
 
     run = Run.open(place)
     if run.settings.text is not None and text is None and "text" in run.settings.tasks:

@@ -63,8 +63,9 @@ def score(
     """Measure losses and times of every candidate of a spec; goes on where a run was stopped."""
     from attnc.cli.run import number_type
     from attnc.cli.verify import chosen_device
+    from attnc.tune.gpu_lock import one_per_gpu
     from attnc.tune.runs import Run, machine_of
-    from attnc.tune.score import Scorer, one_per_gpu
+    from attnc.tune.score import Scorer
 
     where = chosen_device(device, "--device cpu measures losses, and asks tables for costs")
     kind = dtype or ("float32" if where == "cpu" else "bfloat16")

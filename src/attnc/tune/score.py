@@ -5,10 +5,9 @@ A process that works on a text holds its lock; others take other texts. The syst
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -293,19 +292,3 @@ class Scorer:
 def _nothing(probes: Sequence[str]) -> dict[str, float]:
     """Of a candidate that is full attention."""
     return dict.fromkeys([*(("mass",) if "mass" in probes else ()), "output", *(DEAR if "hidden" in probes else ())], 0.0)
-
-
-@contextmanager
-def one_per_gpu(device: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Waits until no other process of attnc tune measures on this GPU; a CPU is shared."""
-    with ExitStack() as held:
-        if device.startswith("cuda"):
-            name = str(torch.cuda.get_device_properties(device).uuid)
-            lock = FileLock(Path(tempfile.gettempdir()) / f"attnc-gpu-{name}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                say(f"waiting: another process measures on {device}")
-                lock.acquire()
-            held.callback(lock.release)
-        yield
