@@ -6,107 +6,50 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from attnc.cli import train_options as take
 from attnc.cli.exits import CommandError, Exit
 from attnc.cli.options import Json, built_folder
 from attnc.cli.output import console, note, print_json, print_pairs
+from attnc.cli.train_options import DEFAULTS, DTYPES, LENGTH, TASKS
 
 if TYPE_CHECKING:
     from attnc.tasks.examples import Task
     from attnc.train.report import Progress, Settings, TrainReport
 
-TASKS = ("mqar", "needle", "passkey", "multikey", "copy", "text")
-DTYPES = ("bfloat16", "float32")
-LENGTH = 256
-DEFAULTS: dict[str, Any] = {
-    "steps": 1000,
-    "batch": 8,
-    "accumulate": 1,
-    "lr": 3e-4,
-    "clip": 1.0,
-    "decay": 0.1,
-    "every": 100,
-    "keep": 2,
-    "seed": 0,
-    "rank": 8,
-    "alpha": 16.0,
-}
 LINES = 10
 """Lines of progress where there is no terminal."""
 
 
-def _default(name: str) -> str:
-    return f"[default: {DEFAULTS[name]:g}]"
-
-
 def train(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that attnc build wrote.", show_default=False)],
-    file: Annotated[
-        str | None, typer.Argument(metavar="[FILE]", help="With --task text: UTF-8, read on and on.", show_default=False)
-    ] = None,
-    task: Annotated[str | None, typer.Option(help=f"One of {', '.join(TASKS)}.", show_default=False)] = None,
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the task, such as pairs=16; may be given several times."),
-    ] = [],  # noqa: B006
-    steps: Annotated[int | None, typer.Option(min=1, help=f"Updates. {_default('steps')}", show_default=False)] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help=f"Tokens of an example. [default: {LENGTH}, or the context if that is less]", show_default=False
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help=f"Examples held at once. {_default('batch')}", show_default=False)
-    ] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(min=1, help=f"Such batches in a step. {_default('accumulate')}", show_default=False)
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(min=0, help=f"Highest learning rate. {_default('lr')}", show_default=False)
-    ] = None,
-    warmup: Annotated[
-        int | None, typer.Option(min=0, help="Steps in which it rises. [default: a tenth]", show_default=False)
-    ] = None,
-    clip: Annotated[
-        float | None, typer.Option(min=0, help=f"Largest norm of the gradient; 0: any. {_default('clip')}", show_default=False)
-    ] = None,
-    decay: Annotated[
-        float | None, typer.Option(min=0, help=f"Weight decay of matrices. {_default('decay')}", show_default=False)
-    ] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help=f"Of LoRA. {_default('rank')}", show_default=False)] = None,
-    alpha: Annotated[
-        float | None, typer.Option(min=0, help=f"Of LoRA, whose scale is alpha / rank. {_default('alpha')}", show_default=False)
-    ] = None,
-    every: Annotated[
-        int | None, typer.Option(min=1, help=f"Steps between checkpoints. {_default('every')}", show_default=False)
-    ] = None,
-    keep: Annotated[int | None, typer.Option(min=1, help=f"Checkpoints kept. {_default('keep')}", show_default=False)] = None,
-    seed: Annotated[
-        int | None, typer.Option(help=f"Of examples and all else that is drawn. {_default('seed')}", show_default=False)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one.", show_default=False)
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="bfloat16 by autocast, or float32. [default: bfloat16, on a CPU float32]", show_default=False),
-    ] = None,
-    compiled: Annotated[bool | None, typer.Option("--compile", help="Under torch.compile.", show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder's last run.")] = False,
+    folder: take.Folder,
+    file: take.TextFile = None,
+    task: take.Task = None,
+    settings: take.Set = [],  # noqa: B006
+    steps: take.Steps = None,
+    length: take.Length = None,
+    batch: take.Batch = None,
+    accumulate: take.Accumulate = None,
+    lr: take.Lr = None,
+    warmup: take.Warmup = None,
+    clip: take.Clip = None,
+    decay: take.Decay = None,
+    rank: take.Rank = None,
+    alpha: take.Alpha = None,
+    every: take.Every = None,
+    keep: take.Keep = None,
+    seed: take.Seed = None,
+    device: take.Device = None,
+    dtype: take.Dtype = None,
+    compiled: take.Compiled = None,
+    resume: take.Resume = False,
     json: Json = False,
 ) -> None:
     """Train a built model by its recipe."""
     built_folder(folder)
-    given = {
-        "task": task,
-        "file": file,
-        "options": tuple(settings) or None,
-        "steps": steps,
-        "length": length,
+    given: dict[str, Any] = {"task": task, "file": file, "options": tuple(settings) or None, "steps": steps, "length": length}
+    given |= {
         "batch": batch,
         "accumulate": accumulate,
         "lr": lr,
@@ -115,13 +58,8 @@ def train(
         "decay": decay,
         "rank": rank,
         "alpha": alpha,
-        "every": every,
-        "keep": keep,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-        "compiled": compiled,
     }
+    given |= {"every": every, "keep": keep, "seed": seed, "device": device, "dtype": dtype, "compiled": compiled}
     known = {name: value for name, value in given.items() if value is not None}
     try:
         report = _resumed(folder, known) if resume else _begun(folder, known)
