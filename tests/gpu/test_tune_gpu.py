@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from test_tune import TEXT
 
@@ -15,13 +16,19 @@ from attnc.codegen.tune.tune import tune
 from attnc.codegen.verify.verify import verify
 from attnc.compiler import check_text
 
+SOFTPLUS = TEXT.replace("window(7)", "window(7) { score = softplus(exponent = 2) }")
 
-def test_tuned_blocks_are_right_and_taken(tmp_path: Path) -> None:
-    spec = check_text(TEXT, "small.attn")
+
+SORTS = {"softmax": (TEXT, 4, "torch"), "softplus": (SOFTPLUS, 8, "reference")}
+
+
+@pytest.mark.parametrize(("text", "files", "peer"), SORTS.values(), ids=SORTS)
+def test_tuned_blocks_are_right_and_taken(text: str, files: int, peer: str, tmp_path: Path) -> None:
+    spec = check_text(text, "small.attn")
     build(spec, tmp_path / "plain", Options(seed=0))
     path = tmp_path / "table.json"
     report = tune(tmp_path / "plain", target_of("cuda"), ["bfloat16"], path, lambda *_: None, rounds=2, most=3)
-    assert len(report.kernels) == 4
+    assert len(report.kernels) == files
     for one in report.kernels:
         right = [candidate for candidate in one.row.tries if candidate.verified]
         assert one.row.default in [candidate.blocks for candidate in right], one.row.tries
@@ -32,6 +39,6 @@ def test_tuned_blocks_are_right_and_taken(tmp_path: Path) -> None:
     assert verify(tmp_path / "tuned", "cuda", ["bfloat16"], lambda _: None).right
     texts = torch.randint(0, 16, (1, 40), device="cuda")
     exact = attnc.load(tmp_path / "plain", "cuda", torch.float64, "reference")(texts).logits
-    runs = (("tuned", "triton"), ("plain", "torch"))
+    runs = (("tuned", "triton"), ("plain", peer))
     got, theirs = (attnc.load(tmp_path / name, "cuda", torch.bfloat16, way)(texts).logits for name, way in runs)
     assert (got - exact).norm() <= 1.5 * (theirs - exact).norm()
