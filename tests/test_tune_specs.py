@@ -111,6 +111,9 @@ def test_a_spec_is_decided_by_its_own_method_and_proved(name, tmp_path, capsys, 
     assert invoke(["tune", "score", str(path), "-o", run, *scoring]) == 0, capsys.readouterr().err
     solving = ["--objective", "loss"] if name == "sparse-frontier" else []
     assert invoke(["tune", "solve", run, "--device", "cpu", *solving]) == 0, capsys.readouterr().err
+    if MEASURED.get(name):
+        assert invoke(["tune", "refine", run, "--device", "cpu"]) == 2
+        assert "methods of the spec decide all" in capsys.readouterr().err
     capsys.readouterr()
     proving = ["--trials", "1", "--max-rise", "1000", "--max-drop", "100", "--device", "cpu", "--json"]
     assert invoke(["tune", "prove", run, *proving]) == 0, capsys.readouterr().err

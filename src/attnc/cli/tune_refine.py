@@ -48,7 +48,9 @@ def refine(
         message = f"{path.name} was decided by {first.probe}, which is of single layers"
         raise CommandError(Exit.USAGE, message, f"attnc tune solve --loss {PROBES[-1]}")
     if all(by_itself(unit) for unit in run.all):
-        raise CommandError(Exit.USAGE, f"methods of the spec decide all of {run.spec.model.name}, so nothing is searched", "")
+        raise CommandError(
+            Exit.USAGE, f"methods of the spec decide all of {run.spec.model.name}, so nothing is searched", "attnc tune prove"
+        )
     where = chosen_device(device, "--device cpu measures losses there")
     at = first.figures[0] if first.figures else None
     table = table_of(run, first.machine.device, at.length if at else None, at.batch if at else 1, first.probe)
