@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from attnc.codegen.tune.messages import TuneJob
 from attnc.codegen.tune.table import Blocks
+from attnc.codegen.tune.taking import kept_in_memory, taking
 from attnc.codegen.verify.cases import Case, Inputs, build
 from attnc.codegen.verify.judge import Verdict
 from attnc.codegen.verify.list_rows import (
@@ -46,34 +46,22 @@ class ListBench:
 
     def wrong(self, blocks: Blocks) -> str:
         """Of the first trial that is."""
-        with self.taking(blocks):
+        with taking(self.module, self.job, blocks):
             return next((verdict.wrong for verdict in (trial() for trial in self.trials) if verdict.wrong), "")
 
     def spills(self, blocks: Blocks) -> int:
         """Of what the first trial compiles."""
         self.module.READY.clear()
-        with self.taking(blocks):
+        with taking(self.module, self.job, blocks):
             self.trials[0]()
-        compiled = [kernel for kernel, _ in self.module.READY.values()]
-        return max((getattr(kernel, "n_spills", 0) or 0 for kernel in compiled), default=0)
-
-    @contextmanager
-    def taking(self, blocks: Blocks) -> Iterator[None]:
-        """With these blocks for every dtype of the candidate's size."""
-        key = (self.module.architecture(torch.device(self.job.device)), getattr(torch, self.job.dtype).itemsize)
-        before = self.module.BLOCKS[key]
-        self.module.BLOCKS[key] = blocks
-        try:
-            yield
-        finally:
-            self.module.BLOCKS[key] = before
+        return kept_in_memory(self.module)
 
     def launch(self) -> Callable[[Blocks], object]:
         """On a third of a long text, in rows of blocks of queries; choices by the same."""
         work = self._work()
 
         def run(blocks: Blocks) -> object:
-            with self.taking(blocks):
+            with taking(self.module, self.job, blocks):
                 return work()
 
         return run

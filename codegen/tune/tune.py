@@ -14,6 +14,7 @@ from typing import Any
 from attnc.codegen.tune import scans
 from attnc.codegen.tune import table as tables
 from attnc.codegen.tune.candidates import MOST, candidates
+from attnc.codegen.tune.fast import fast_candidates, is_fast
 from attnc.codegen.tune.lists import is_list, list_candidates
 from attnc.codegen.tune.messages import TunedKernel, TuneJob, TuneMessage, TuneReport
 from attnc.codegen.tune.table import BYTES, Blocks, Table, Try, Tuned
@@ -23,7 +24,7 @@ from attnc.compiler.data import from_json, to_json
 from attnc.compiler.families import FAMILIES, Softmax
 
 WORKER = (sys.executable, "-m", "attnc.codegen.tune.worker")
-TUNABLE = ("softmax", "scan", "lists")
+TUNABLE = ("softmax", "scan", "lists", "fast")
 ROUNDS = 5
 """Measurements of every candidate, one after the other in turns, so that a clock that sinks slows all alike."""
 
@@ -139,6 +140,8 @@ def fresh(file: str, text: str, dtype: str, target: Target, most: int = MOST) ->
         tries = scans.candidates(skeleton, default, BYTES[dtype])
     elif is_list(file):
         tries = list_candidates(default)
+    elif is_fast(file):
+        tries = fast_candidates(default)
     else:
         assert skeleton in FAMILIES["softmax"], file
         nears, strides, powers, causal = constants["FORM"]

@@ -13,6 +13,8 @@ import torch
 
 from attnc.codegen.triton.interpreting import quicken
 from attnc.codegen.triton.versions import INTERPRETS
+from attnc.codegen.tune.fast import is_fast
+from attnc.codegen.tune.fast_bench import FastBench
 from attnc.codegen.tune.list_bench import ListBench
 from attnc.codegen.tune.lists import is_list
 from attnc.codegen.tune.messages import TuneJob, TuneMessage
@@ -34,7 +36,8 @@ def main() -> None:
     if INTERPRETS:
         quicken()
     job = from_json(TuneJob, sys.stdin.read())
-    bench: Bench = (ScanBench if is_scan(job.file) else ListBench if is_list(job.file) else SoftmaxBench)(job)
+    families = ((is_scan, ScanBench), (is_list, ListBench), (is_fast, FastBench))
+    bench: Bench = next((own for is_own, own in families if is_own(job.file)), SoftmaxBench)(job)
     right = _verify(bench, job, answers)
     if not right:
         return

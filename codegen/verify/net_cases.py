@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from attnc.codegen.verify.cases import poisoned
 from attnc.compiler.families import FastWeights
 from attnc.runtime.batch import lay_out
 from attnc.runtime.fast import Learned, Lessons, Rule, Stream, Teach
+from attnc.runtime.fast_kernels import Given
 from attnc.runtime.fast_torch import torch_teach
 
 DRAWS = 3
@@ -116,11 +119,20 @@ def run(case: Case, teach: Teach, given: Found, dtype: torch.dtype) -> Found:
     return results
 
 
-def compared(case: Case, teach: Teach) -> dict[str, tuple[float, float]]:
-    """(error, plain PyTorch's), root mean squares from float64, by the name of a result or gradient.
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What comes in, by name; what must come out, in float64; and how far off plain PyTorch is, by the name of a result.
 
     Plain PyTorch works in the same dtype, with 16 bits in products of TF32 where a GPU has them, as the kernels do.
     """
+
+    given: Any
+    want: Found
+    errors: dict[str, float]
+
+
+def expected(case: Case) -> Expected:
+    """Of a case: the worst of plain PyTorch's errors in some draws, of which the first is what kernels are tried on."""
     errors: dict[str, float] = {}
     first: tuple[Found, Found] | None = None
     for draw in range(DRAWS):
@@ -132,11 +144,47 @@ def compared(case: Case, teach: Teach) -> dict[str, tuple[float, float]]:
         errors |= {name: max(errors.get(name, 0.0), rms(plain[name], x)) for name, x in want.items()}
         first = first or (given, want)
     assert first is not None, "there are draws"
-    given, want = first
+    return Expected(*first, errors)
+
+
+def compared(case: Case, teach: Teach, wanted: Expected | None = None) -> dict[str, tuple[float, float]]:
+    """(error, plain PyTorch's), root mean squares from float64, by the name of a result or gradient."""
+    wanted = wanted or expected(case)
     with poisoned():
-        got = run(case, teach, given, case.dtype)
-    assert {name: x.shape for name, x in got.items()} == {name: x.shape for name, x in want.items()}
-    return {name: (rms(got[name], x), errors[name]) for name, x in want.items()}
+        got = run(case, teach, wanted.given, case.dtype)
+    assert {name: x.shape for name, x in got.items()} == {name: x.shape for name, x in wanted.want.items()}
+    return {name: (rms(got[name], x), wanted.errors[name]) for name, x in wanted.want.items()}
+
+
+def on_a_text(module: ModuleType, chunks: int, heads: int, size: int, element_size: int, device: str) -> Callable[[], None]:
+    """A kernel file's launches for a text of one sequence: there, back, and gradients of its chunks."""
+    make = torch.Generator(device).manual_seed(0)
+    wide, width = module.KEY_WIDTH, module.VALUE_WIDTH
+    hidden = getattr(module, "HIDDEN", 0)
+
+    def drawn(*shape: int) -> Tensor:
+        found: Tensor = torch.randn(*shape, generator=make, device=device) / shape[-1] ** 0.5
+        return found
+
+    def rate(value: float, *shape: int) -> Tensor | None:
+        return torch.full(shape, value, device=device) if module.MOMENTUM else None
+
+    amounts = torch.full((chunks, heads, size), 0.01, device=device), rate(0.01, chunks, heads, size)
+    factors = torch.full((chunks, heads), 0.9, device=device), rate(0.5, chunks, heads), rate(0.5, chunks, heads)
+    norm = (torch.ones(heads, width, device=device), torch.zeros(heads, width, device=device)) if module.NORM else (None, None)
+    tensors = drawn(chunks, heads, size, wide), drawn(chunks, heads, size, width), *amounts, *factors, *norm
+    begins, own = torch.arange(chunks, device=device), torch.tensor([chunks], dtype=torch.int32, device=device)
+    given = Given(tensors, begins, own, (1,) * chunks, element_size)
+    known = drawn(1, heads, hidden * (wide + width) or wide * width)
+    moment = torch.zeros_like(known) if module.MOMENTUM else None
+    kept_grad = drawn(chunks, *known.shape[1:])
+
+    def work() -> None:
+        kept, kept_moment, after, after_moment, raw = module.sweep(given, known, moment)
+        rows, rows_moment, *_ = module.go_back(given, kept, raw, kept_grad, None, after, after_moment)
+        module.lessons(given, kept, kept_moment, raw, rows, rows_moment)
+
+    return work
 
 
 def rms(got: Tensor, want: Tensor) -> float:

@@ -12,10 +12,11 @@ from types import ModuleType
 import torch
 
 from attnc.codegen.importing import import_folder
-from attnc.codegen.verify.net_cases import Case, compared
+from attnc.codegen.verify.net_cases import Case, Expected, compared, expected
 from attnc.codegen.verify.report import LIMIT, Row
 from attnc.codegen.verify.step_cases import Steps
 from attnc.codegen.verify.step_cases import compared as step_errors
+from attnc.codegen.verify.step_cases import expected as steps_expected
 from attnc.compiler.families import FastWeights
 from attnc.runtime.fast_kernels import fast_kernels
 
@@ -97,6 +98,27 @@ def classes(family: FastWeights, dtype: torch.dtype, device: str) -> dict[str, t
     return {"random": several, "gradients": tuple(replace(case, back=True) for case in several)}
 
 
+Trial = Case | Steps
+
+
+def trials(module: ModuleType, dtype: torch.dtype, device: str) -> tuple[Trial, ...]:
+    """What a kernel file is tried on where it is asked whether it is right: gradients, which come with results, or steps."""
+    if hasattr(module, "RATES"):
+        return step_classes(made_for(module), dtype, device)["steps"]
+    return classes(made_for(module), dtype, device)["gradients"]
+
+
+def expected_of(case: Trial) -> Expected:
+    """What must come out, and how far off plain PyTorch is."""
+    return steps_expected(case) if isinstance(case, Steps) else expected(case)
+
+
+def _errors(case: Trial, module: ModuleType, wanted: Expected | None) -> dict[str, tuple[float, float]]:
+    if isinstance(case, Steps):
+        return step_errors(case, module, wanted)
+    return compared(case, fast_kernels(module), wanted)
+
+
 def net_rows(subject: NetSubject, dtype: str, device: str, begin: Callable[[tuple[str, str, str]], bool]) -> Iterator[Row]:
     """A row for each class of inputs; `begin` hears of its key, and says whether it is to run."""
     found: Mapping[str, tuple[Case | Steps, ...]]
@@ -124,10 +146,10 @@ def net_rows(subject: NetSubject, dtype: str, device: str, begin: Callable[[tupl
         )
 
 
-def judged(case: Case | Steps, module: ModuleType) -> tuple[float, float, float, str]:
+def judged(case: Trial, module: ModuleType, wanted: Expected | None = None) -> tuple[float, float, float, str]:
     """(times PyTorch's error, error, PyTorch's, what is wrong or nothing), of the result that is worst."""
     try:
-        errors = step_errors(case, module) if isinstance(case, Steps) else compared(case, fast_kernels(module))
+        errors = _errors(case, module, wanted)
     except Exception as problem:
         first = next((line.strip() for line in str(problem).splitlines() if line.strip()), "no message")
         return math.inf, math.nan, 0.0, f"{type(problem).__name__}: {first[:200]}"

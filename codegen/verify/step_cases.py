@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from attnc.codegen.verify.cases import poisoned
-from attnc.codegen.verify.net_cases import DRAWS, RATES, STEEP, products, rms
+from attnc.codegen.verify.net_cases import DRAWS, RATES, STEEP, Expected, products, rms
 from attnc.compiler.families import FastWeights as Family
 from attnc.runtime.batch import Batch
 from attnc.runtime.cache import Cache
 from attnc.runtime.call import Call
 from attnc.runtime.fast import Rule, Teach
-from attnc.runtime.fast_step import Stepping, step_kernels
+from attnc.runtime.fast_step import Given, Stepping, step_kernels
 from attnc.runtime.fast_torch import torch_teach
 from attnc.runtime.learning import FastWeights
 from attnc.runtime.storage import LayerPlan, State
@@ -139,8 +139,8 @@ def run(case: Steps, teach: Teach, fixed: Found, calls: list[Found], dtype: torc
     return {"o": torch.cat(outputs)} | states
 
 
-def compared(case: Steps, module: ModuleType) -> dict[str, tuple[float, float]]:
-    """(error, plain PyTorch's), root mean squares from float64, by the name of a result; as `compared` of net_cases.py."""
+def expected(case: Steps) -> Expected:
+    """As `expected` of net_cases.py."""
     errors: dict[str, float] = {}
     first: tuple[Found, list[Found], Found] | None = None
     for draw in range(DRAWS):
@@ -151,7 +151,50 @@ def compared(case: Steps, module: ModuleType) -> dict[str, tuple[float, float]]:
         errors |= {name: max(errors.get(name, 0.0), rms(plain[name], x)) for name, x in want.items()}
         first = first or (fixed, calls, want)
     assert first is not None, "there are draws"
-    fixed, calls, want = first
+    return Expected(first[:2], first[2], errors)
+
+
+def compared(case: Steps, module: ModuleType, wanted: Expected | None = None) -> dict[str, tuple[float, float]]:
+    """(error, plain PyTorch's), root mean squares from float64, by the name of a result; as `compared` of net_cases.py."""
+    wanted = wanted or expected(case)
+    fixed, calls = wanted.given
     with poisoned():
         got = run(case, Stepping(torch_teach, step_kernels(module)), fixed, calls, case.dtype)
-    return {name: (rms(got[name], x), errors[name]) for name, x in want.items()}
+    return {name: (rms(got[name], x), wanted.errors[name]) for name, x in wanted.want.items()}
+
+
+def one_step(family: Family, sequences: int, heads: int, size: int, dtype: torch.dtype, device: str) -> Given:
+    """What a kernel file reads of a token of each sequence, after which a chunk of `size` is whole."""
+    case = Steps(family, size, heads=heads, dtype=dtype, device=device)
+    make = torch.Generator(device).manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        found: Tensor = torch.randn(*shape, generator=make, device=device) / shape[-1] ** 0.5
+        return found
+
+    def rate(form: str) -> Tensor | None:
+        shape = (sequences, heads) if form == "token" else (heads,)
+        return None if form == "none" else torch.full(shape, 0.05, device=device)
+
+    q, k = (drawn(sequences, heads, family.key_width).to(dtype) for _ in range(2))
+    v = drawn(sequences, heads, family.value_width).to(dtype)
+    weights = tuple(drawn(sequences, *shape) for shape in case.shapes.values())
+    ones = torch.ones(heads, family.value_width, device=device)
+    rows = torch.arange(sequences + 1, device=device)
+    return Given(
+        q=q,
+        k=k,
+        v=v,
+        rates=tuple(rate(form) for form in (family.lr, family.momentum, family.decay)),
+        norm=(ones, ones) if family.norm else (None, None),
+        weights=weights,
+        moments=tuple(torch.zeros_like(w) for w in weights) if case.rule.momentum else (),
+        starts=tuple(w[0].to(dtype) for w in weights),
+        held_k=torch.zeros(sequences, size - 1, *k.shape[1:], dtype=dtype, device=device),
+        held_v=torch.zeros(sequences, size - 1, *v.shape[1:], dtype=dtype, device=device),
+        gates=torch.zeros(sequences, max(len(case.gates), 1), size - 1, heads, device=device),
+        places=rows[:-1],
+        offsets=rows,
+        past=torch.full((sequences,), 5 * size - 1, device=device),
+        size=size,
+    )

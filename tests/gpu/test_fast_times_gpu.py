@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.fast import emit_fast, emit_step
 from attnc.codegen.verify.net_cases import Case, inputs
+from attnc.codegen.verify.step_cases import one_step
 from attnc.compiler.families import FastWeights
 from attnc.runtime.batch import Batch
 from attnc.runtime.fast import Lessons, Stream, Teach, start_of
 from attnc.runtime.fast_kernels import fast_kernels
-from attnc.runtime.fast_step import Given
 from attnc.runtime.fast_torch import torch_teach
 
 pytestmark = pytest.mark.gpu
@@ -196,31 +196,18 @@ def test_single_steps() -> None:
     """Bytes of weights read at 2.6 TB/s and 15 us are asked of a decode step."""
     for (name, form), sequences in product((("titans", TITANS), ("ttt_linear", TTT)), (1, 64)):
         heads, size = 16, 64 if form is TITANS else 16
-        shapes = [(256, 64), (64, 256)] if form is TITANS else [(64, 64)]
-        weights = tuple(torch.randn(sequences, heads, *shape, device="cuda") for shape in shapes)
-        q, k, v = (torch.randn(sequences, heads, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-        token, wide = torch.rand(sequences, heads, device="cuda") / 10, torch.ones(heads, 64, device="cuda")
-        rates = tuple(
-            None if rate == "none" else token if rate == "token" else token[0] for rate in (form.lr, form.momentum, form.decay)
-        )
-        held = torch.zeros(sequences, size - 1, heads, 64, device="cuda", dtype=q.dtype)
-        gates = torch.zeros(sequences, 3, size - 1, heads, device="cuda")
-        rows = torch.arange(sequences + 1, device="cuda")
+        call = one_step(form, sequences, heads, size, torch.bfloat16, "cuda")
         steps = {}
         for row in (None, (16, 32, 8, 1), (16, 64, 4, 1), (16, 128, 8, 1)):
             module = load(emit_step(form), FOLDER, f"step_{abs(hash((form, row)))}")
             for due in (False, True):
-                past = torch.full((sequences,), 4 * size + (size - 1 if due else size // 2), device="cuda")
-                starts, moments = tuple(w[0] for w in weights), weights if form.momentum != "none" else ()
-                call = Given(
-                    q, k, v, rates, (wide, wide), weights, moments, starts, held, held, gates, rows[:-1], rows, past, size
-                )
+                own = call if due else call._replace(past=call.past - size // 2)
                 graph = torch.cuda.CUDAGraph()
-                module.step(call, False, blocks=row), module.step(call, True, blocks=row)
+                module.step(own, False, blocks=row), module.step(own, True, blocks=row)
                 torch.cuda.synchronize()
                 with torch.cuda.graph(graph):
                     for _ in range(20):
-                        module.step(call, False, blocks=row), module.step(call, True, blocks=row)
+                        module.step(own, False, blocks=row), module.step(own, True, blocks=row)
                 steps[f"{row or 'table'}{', the chunk is whole' if due else ''}"] = graph.replay
-        asked = sum(w.numel() for w in weights) * 4 / 2.6e9 + 0.015
+        asked = sum(w.numel() for w in call.weights) * 4 / 2.6e9 + 0.015
         table(f"20 steps of {name}, {sequences} sequences, asked {20 * asked:.3f} ms", steps)

@@ -21,6 +21,11 @@ from attnc.codegen.build import Options, build
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.fast import emit_fast, emit_step
 from attnc.codegen.triton.versions import INTERPRETS
+from attnc.codegen.tune import fast_bench
+from attnc.codegen.tune.fast import is_fast
+from attnc.codegen.tune.messages import TuneJob
+from attnc.codegen.tune.table import Try
+from attnc.codegen.tune.tune import kernel_texts
 from attnc.codegen.verify.net_cases import Case, inputs, run
 from attnc.codegen.verify.nets import NetSubject, net_rows
 from attnc.codegen.verify.report import LIMIT
@@ -118,6 +123,32 @@ def test_tokens_that_nobody_differentiates_read_their_own_writes_by_a_kernel() -
     """With norm and residual; with momentum and decay."""
     for form in (FORMS["ttt_linear"], replace(FORMS["linear"], after_write=True)):
         check(Case(form, (13, 0, 5), (5, 0, 0), back=False), kernels(form))
+
+
+def test_attnc_tune_tries_blocks_of_memories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of chunks and of single steps: other blocks are right, and what is timed runs."""
+    net = "memory(linear, chunk = 4, lr = learned) { qk_norm = l2 }"
+    head = "model m { vocab = 16, dim = 16, layers = 1, heads = 1, ffn = none, norm = rms(1e-6) } "
+    build(check_text(f"{head} layers {{ all: {net} }}"), tmp_path / "m", Options(seed=0))
+    for name, value in {"CHUNKS": 2, "HEADS": 1, "CHUNK": 4, "SEQUENCES": 1}.items():
+        monkeypatch.setattr(fast_bench, name, value)
+    files = sorted(file for file in kernel_texts(tmp_path / "m") if is_fast(file))
+    assert [file.rpartition("_")[0] for file in files] == ["fast_linear", "fast_step"]
+    for file, other in zip(files, ((32, 16, 4, 1), (16, 32, 4, 1)), strict=True):
+        tries = (Try(blocks=(16, 16, 4, 1)), Try(blocks=other))
+        job = TuneJob(
+            folder=str(tmp_path / "m"),
+            file=file,
+            device="cpu",
+            dtype="float32",
+            verified_in=("float32",),
+            rounds=1,
+            tries=tries,
+        )
+        bench = fast_bench.FastBench(job)
+        bench.prepare(lambda: None)
+        assert bench.wrong(other) == ""
+        bench.launch()(other)
 
 
 def test_float64_is_refused() -> None:
