@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import jinja2
 
-from attnc.codegen import applying, attending, composing, condensing, plain, routing, scanning, segmenting, spacing, teaching
+from attnc.codegen import attending, composing, condensing, plain, routing, scanning, segmenting, spacing, teaching
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.parts import Names, Part
 from attnc.compiler import parameters
@@ -89,15 +89,13 @@ class Classes:
 
     def mixing(self, mixer: Mixing, layer: int, scope: str) -> Part:
         """A kind that is a mixer by itself; alone in a layer its weights lie below its own name, as they do beside others."""
-        declared, write = MIXERS[mixer.kind.kind], applying.apply
+        declared, write = MIXERS[mixer.kind.kind], plain.plain
         if declared.scanned is not None:
             write = scanning.scanned
         elif declared.spaced is not None:
             write = spacing.spaced
         elif declared.taught is not None:
             write = teaching.taught
-        elif declared.plain is not None:
-            write = plain.plain
         part = write(self.graph, layer, scope, self.names, self.spec.model)
         return part if scope else self.alone(mixer.kind.kind, mixer, part)
 

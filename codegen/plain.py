@@ -25,7 +25,7 @@ def plain(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> P
     weights = declared.weights(node.kind, node.attributes, model)
     gate = node.attributes.output_gate is not None
     modules = (
-        *made(weights),
+        *made(weights, one.tensors),
         *([f"self.output_gate = nn.Linear({model.dim}, {one.width}, bias=False)"] if gate else []),
         *projecting.out_scale(node.attributes, model),
         launch(one, class_name),
@@ -48,18 +48,25 @@ def plain(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> P
         plans=(plan,),
         slots=1,
         launches={class_name: name},
-        needs=merged([{one.file: {one.name}, "cache": {"LayerPlan", *_words(plan)}}]),
+        needs=merged(
+            [
+                {one.file: {one.name}, "cache": {"LayerPlan", *_words(plan)}},
+                *([{"stateful": {"Weight"}}] if one.tensors else []),
+            ]
+        ),
         chained=node.chained and gate,
     )
 
 
-def made(weights: Iterable[Weight]) -> list[str]:
-    """The lines that make a kind's own tensors: linear maps of x, and tensors by themselves."""
+def made(weights: Iterable[Weight], tensors: tuple[str, ...] = ()) -> list[str]:
+    """The lines that make a kind's own tensors: linear maps of x, and tensors by themselves, `tensors` below names."""
     known = {weight.name for weight in weights}
     lines = []
     for weight in weights:
         name, _, last = weight.name.partition(".")
-        if last == "weight":
+        if weight.name in tensors:
+            lines.append(f"self.{name} = Weight({weight.shape!r})")
+        elif last == "weight":
             lines.append(f"self.{name} = nn.Linear({weight.shape[1]}, {weight.shape[0]}, bias={f'{name}.bias' in known})")
         elif not last:
             still = "" if weight.learned else ", requires_grad=False"
@@ -72,7 +79,9 @@ def given(one: Plain, weights: Iterable[Weight]) -> list[str]:
     found = []
     for weight in weights:
         name, _, last = weight.name.partition(".")
-        if name != one.out and last != "bias":
+        if weight.name in one.tensors:
+            found.append(f"self.{weight.name}")
+        elif name != one.out and last != "bias":
             found.append(f"self.{name}(x)" if last else f"self.{name}")
     return found
 

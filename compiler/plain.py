@@ -40,6 +40,7 @@ class Plain:
     formulas  the reference, functions that import only torch; the last one is given to the class
     width     of what the launch returns
     out       the linear map behind it, empty where there is none
+    tensors   weights of the kind that are handed over as they are; those of other linear maps are applied to x
     stored    what decoding keeps of every token, beside the kind's states
     how       what PyTorch does, in a word or two
     """
@@ -51,5 +52,6 @@ class Plain:
     width: int
     cost: Cost
     out: str = ""
+    tensors: tuple[str, ...] = ()
     stored: Stored | None = None
     how: str = ""

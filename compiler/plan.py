@@ -113,7 +113,7 @@ def launch_of(mix: Mix | Select, cap: bool) -> Launch:
 
 
 def states(node: Apply | Condense | Smooth | RouteTokens, graph: Graph) -> States | ChannelLaunch | Nets | PlainLaunch | None:
-    """What the price of a kind that is a launch depends on; None for all others."""
+    """What the price of a kind depends on; None for routes."""
     if isinstance(node, RouteTokens):
         return None
     if isinstance(node, Smooth):
@@ -131,8 +131,7 @@ def states(node: Apply | Condense | Smooth | RouteTokens, graph: Graph) -> State
     if own is not None:
         plain = own(*given)
         return PlainLaunch(node.kind.kind, plain.how, plain.cost)
-    if declared.scanned is None:
-        return None
+    assert declared.scanned is not None, f"somebody runs {node.kind.kind}"
     scan = declared.scanned(*given)
     return States.of(scan) if scan.channels is None else ChannelLaunch(scan.channels, scan.heads * scan.family.value_width)
 

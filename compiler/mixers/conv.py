@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from attnc.compiler.declare import Bounds, Positional
 from attnc.compiler.mixer import Kind, Mixer, Weight, convolution
+from attnc.compiler.plain import Cost, Plain
 
 
 class Conv(Kind):
@@ -16,26 +17,25 @@ class Conv(Kind):
     expand: Annotated[int, Bounds(1, 8)] = 1
 
 
-def gated_convolution(x: Any, in_proj: Any, conv: Any, out_proj: Any, state: Any = None) -> tuple[Any, Any]:
-    """B, C, u = in_proj(x); y = out_proj(C * conv(B * u)).
+def gated_convolution(given: Any, conv: Any, state: Any = None) -> tuple[Any, Any]:
+    """y = C * conv(B * u), of B, C and u side by side.
 
-    x [batch, tokens, width]; in_proj [3 inner, width]; conv [inner, n], its last column weighs the newest token;
-    out_proj [width, inner]. `state` [batch, n - 1, inner] holds the last n - 1 values of B * u, zeros at the start.
-    Returns y [batch, tokens, width] and the new state.
+    given [tokens, 3 inner] of one sequence; conv [inner, n], its last column weighs the newest token. `state` [n - 1, inner]
+    holds the last n - 1 values of B * u, zeros at the start. Returns y [tokens, inner] and the new state.
     """
     import torch
 
-    before, after, u = torch.nn.functional.linear(x, in_proj).chunk(3, dim=-1)
+    before, after, u = given.chunk(3, dim=-1)
     n = conv.shape[1]
     gated = before * u
     if state is None:
-        state = gated.new_zeros(gated.shape[0], n - 1, gated.shape[2])
-    history = torch.cat((state, gated), dim=1)
-    tokens = gated.shape[1]
+        state = gated.new_zeros(n - 1, gated.shape[1])
+    history = torch.cat((state, gated))
+    tokens = len(gated)
     mixed = torch.zeros_like(gated)
     for tap in range(n):
-        mixed = mixed + history[:, tap : tap + tokens] * conv[:, tap]
-    return torch.nn.functional.linear(after * mixed, out_proj), history[:, tokens:]
+        mixed = mixed + history[tap : tap + tokens] * conv[:, tap]
+    return after * mixed, history[tokens:]
 
 
 def _weights(kind: Conv, _attributes: Any, model: Any) -> tuple[Weight, ...]:
@@ -47,12 +47,30 @@ def _weights(kind: Conv, _attributes: Any, model: Any) -> tuple[Weight, ...]:
     )
 
 
+def _plain(kind: Conv, _attributes: Any, model: Any) -> Plain:
+    """Each input shifted under the next tap, between the linear maps."""
+    inner = kind.expand * model.dim
+    maps = 8 * inner * model.dim
+    return Plain(
+        file="convolution",
+        name="GatedConvolution",
+        options={},
+        formulas=(gated_convolution,),
+        width=inner,
+        cost=Cost(flops=maps + 2 * kind.n * inner, each=(6 + 4 * kind.n) * inner, numbers=maps / 2, launches=2 + 2 * kind.n),
+        out="out_proj",
+        tensors=("conv.weight",),
+        how="shifted inputs",
+    )
+
+
 MIXER = Mixer(
     name="conv",
     type="mixer",
     parameters=Conv,
     make_examples=lambda: (Conv(n=3), Conv(n=4, expand=2)),
     reference=gated_convolution,
+    plain=_plain,
     weights=_weights,
     state=lambda kind, _attributes, model: {"conv": (kind.n - 1, kind.expand * model.dim)},
     looks_back=lambda _kind: True,

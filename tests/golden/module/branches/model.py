@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from . import reference
 from .runtime.cache import Growing, LayerPlan, Ring, Slots, State
 from .runtime.call import Call
+from .runtime.convolution import GatedConvolution
 from .runtime.intervals import FULL, HeadGroup, Near
 from .runtime.layers import FeedForward, ProductGate, RMSNorm
 from .runtime.mix import Mix, Variant
 from .runtime.model import BuiltModel
 from .runtime.rotary import Rope, rotate_by
-from .runtime.stateful import Weight, run_stateful
+from .runtime.stateful import Weight
 
 # How each launch runs, by kind of device and phase; plan.json has the prices, the runners-up and the refusals.
 PROVIDERS = {
     "cuda": {
         "FullAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
+        "ConvMixer": {"train": "torch", "prefill": "torch", "decode": "torch"},
         "FullAttention2": {"train": "triton", "prefill": "triton", "decode": "triton"},
         "WindowAttention": {"train": "triton", "prefill": "triton", "decode": "triton"},
         "FullAttention3": {"train": "triton", "prefill": "triton", "decode": "triton"},
@@ -31,6 +33,7 @@ PROVIDERS = {
     },
     "cpu": {
         "FullAttention": {"train": "torch", "prefill": "torch", "decode": "torch"},
+        "ConvMixer": {"train": "torch", "prefill": "torch", "decode": "torch"},
         "FullAttention2": {"train": "torch", "prefill": "torch", "decode": "torch"},
         "WindowAttention": {"train": "torch", "prefill": "torch", "decode": "torch"},
         "FullAttention3": {"train": "torch", "prefill": "torch", "decode": "torch"},
@@ -87,7 +90,7 @@ class FullAttention(nn.Module):
 
 
 class ConvMixer(nn.Module):
-    """conv: a mixer with projections of its own.
+    """conv: shifted inputs.
 
     branches.attn:5  conv(3)
     """
@@ -95,9 +98,10 @@ class ConvMixer(nn.Module):
     def __init__(self, slot: int) -> None:
         super().__init__()
         self.slot = slot
-        self.in_proj = Weight((72, 24))
+        self.in_proj = nn.Linear(24, 72, bias=False)
         self.conv = Weight((24, 3))
-        self.out_proj = Weight((24, 24))
+        self.out_proj = nn.Linear(24, 24, bias=False)
+        self.scan = GatedConvolution("ConvMixer", formula=reference.gated_convolution)
 
     def plans(self) -> tuple[LayerPlan, ...]:
         """What decoding keeps, one plan a launch."""
@@ -106,7 +110,8 @@ class ConvMixer(nn.Module):
         )
 
     def forward(self, x: Tensor, call: Call) -> Tensor:  # [T, W] -> [T, W]
-        return run_stateful(reference.gated_convolution, x, call, self.slot, ('conv',), self.in_proj, self.conv, self.out_proj)
+        y = self.scan(x, call, self.slot, self.in_proj(x), self.conv.weight)  # [T, 24]
+        return self.out_proj(y)
 
 
 class SumMixer(nn.Module):

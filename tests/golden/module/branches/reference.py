@@ -14,26 +14,25 @@ def share(percent: float, length: int) -> int:
     return max(1, int(length * percent / 100))
 
 
-def gated_convolution(x: Any, in_proj: Any, conv: Any, out_proj: Any, state: Any = None) -> tuple[Any, Any]:
-    """B, C, u = in_proj(x); y = out_proj(C * conv(B * u)).
+def gated_convolution(given: Any, conv: Any, state: Any = None) -> tuple[Any, Any]:
+    """y = C * conv(B * u), of B, C and u side by side.
 
-    x [batch, tokens, width]; in_proj [3 inner, width]; conv [inner, n], its last column weighs the newest token;
-    out_proj [width, inner]. `state` [batch, n - 1, inner] holds the last n - 1 values of B * u, zeros at the start.
-    Returns y [batch, tokens, width] and the new state.
+    given [tokens, 3 inner] of one sequence; conv [inner, n], its last column weighs the newest token. `state` [n - 1, inner]
+    holds the last n - 1 values of B * u, zeros at the start. Returns y [tokens, inner] and the new state.
     """
     import torch
 
-    before, after, u = torch.nn.functional.linear(x, in_proj).chunk(3, dim=-1)
+    before, after, u = given.chunk(3, dim=-1)
     n = conv.shape[1]
     gated = before * u
     if state is None:
-        state = gated.new_zeros(gated.shape[0], n - 1, gated.shape[2])
-    history = torch.cat((state, gated), dim=1)
-    tokens = gated.shape[1]
+        state = gated.new_zeros(n - 1, gated.shape[1])
+    history = torch.cat((state, gated))
+    tokens = len(gated)
     mixed = torch.zeros_like(gated)
     for tap in range(n):
-        mixed = mixed + history[:, tap : tap + tokens] * conv[:, tap]
-    return torch.nn.functional.linear(after * mixed, out_proj), history[:, tokens:]
+        mixed = mixed + history[tap : tap + tokens] * conv[:, tap]
+    return after * mixed, history[tokens:]
 
 
 def full_mask(i: Any, j: Any, *, causal: bool) -> Any:
