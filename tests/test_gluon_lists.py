@@ -114,6 +114,6 @@ def test_a_folder_has_it_where_many_queries_share_a_list_and_launches_ask_it_fir
 def test_it_compiles_for_sm_90() -> None:
     from attnc.codegen.triton.compile import SHARED_LIMIT, compile_ahead
 
-    for used in compile_ahead(emit(families.Listed(PLAIN, 128, False)), "sm_90", "bf16"):
+    for used in compile_ahead(emit(families.Listed(PLAIN, 64, False)), "sm_90", "bf16"):
         assert used.shared <= SHARED_LIMIT["sm_90"]
         assert used.registers == 168
