@@ -112,7 +112,7 @@ BACKWARD_QUERIES: dict[int, Table] = {  # queries, keys, warps, stages
 
 BACKWARD_KEYS: dict[int, Table] = {  # queries, keys, warps, stages
     64: rows_of((32, 64, 8, 2), (16, 16, 4, 1), sm_80_2=(32, 32, 4, 2), gfx942_2=(32, 64, 4, 2)),
-    128: rows_of((32, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(32, 64, 4, 3), gfx942_2=(32, 32, 4, 1)),
+    128: rows_of((32, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(32, 64, 4, 2), gfx942_2=(32, 32, 4, 1)),
     256: rows_of((16, 32, 8, 1), (16, 16, 8, 1), sm_100_2=(32, 32, 8, 1)),
 }
 

@@ -21,6 +21,7 @@ from attnc.compiler.families import BACKWARD, FAMILIES, Softmax
 SKELETONS = Path(__file__).parent / "skeletons"
 
 POSITIVE_FORWARD = {"HIDDEN": "tl.constexpr(0.0)", "FLOOR": "tl.constexpr(1e-30)"}
+PREFILL = FAMILIES["softmax"][0]
 POSITIVE_BACKWARD = {"HIDDEN": "tl.constexpr(0.0)"}
 """Constants where scores are no logarithms but numbers from 0 on."""
 
@@ -29,7 +30,7 @@ def emit(skeleton: str, kernel: Softmax) -> str:
     """The text of a kernel file; `skeleton` is one of the family's. Same arguments, same bytes."""
     assert skeleton in FAMILIES["softmax"], skeleton
     source = (SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")
-    made = made_holes(kernel, by_products=True) | shared_holes(kernel)
+    made = made_holes(kernel, by_products=skeleton == PREFILL) | shared_holes(kernel)
     functions = gather(functions_of(source), made, [read_holes(name) for name in chosen_holes(skeleton, kernel)])
     rows = blocks(skeleton, max(kernel.head_width, kernel.value_width), kernel.exponent is not None)
     constants = {
@@ -142,6 +143,7 @@ def chosen_holes(skeleton: str, kernel: Softmax) -> tuple[str, ...]:
     far = f"far{'_queries' * (skeleton == BACKWARD[1])}{'_both_ways' * (not kernel.causal)}"
     softplus = "softplus" if kernel.exponent else "softplus_masses"
     wanted = (
+        ("far_turns", kernel.far > 0 and kernel.causal and skeleton == PREFILL),
         (far, kernel.far > 0),
         (f"{softplus}{'_gradient' * backward}", kernel.exponent is not None),
         ("softplus_share_gradient", bool(kernel.exponent) and skeleton == BACKWARD[0]),

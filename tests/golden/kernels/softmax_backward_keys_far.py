@@ -42,36 +42,18 @@ MOST_PIECES = 16
 
 
 @triton.jit
-def divider(unit):
-    """(factor, places) with which `divided` divides by a unit: the factor is the next number above 2^(30 + places) / unit."""
-    places = 0
-    while (1 << places) < unit:
-        places += 1
-    one = unit.to(tl.int64) * 0 + NOWHERE
-    return (one << places) // unit + 1, places
-
-
-@triton.jit
-def divided(x, factor, places):
-    """x // unit, exact for 0 <= x < NOWHERE (Granlund and Montgomery, PLDI 1994, theorem 4.2)."""
-    return ((x.to(tl.int64) * factor) >> (30 + places)).to(tl.int32)
-
-
-@triton.jit
 def read_row(row):
     """The numbers of one sequence and KV head."""
-    sink, align, shift, back, ahead, stride, power = (
+    return (
         tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4), tl.load(row + 5),
         tl.load(row + 6),
     )
-    factor, places = divider(tl.maximum(power, 1))
-    return sink, align, shift, back, ahead, stride, power, factor, places
 
 
 @triton.jit
 def lower(numbers, i):
     """The first key near query i that it sees."""
-    sink, align, shift, back, ahead, stride, power, factor, places = numbers
+    sink, align, shift, back, ahead, stride, power = numbers
     return (i + shift) // align * align - shift - back
 
 
@@ -90,12 +72,13 @@ def horizon(i):
 @triton.jit
 def keep(numbers, i, j):
     """Whether the query at i sees the key at j."""
-    sink, align, shift, back, ahead, stride, power, factor, places = numbers
+    sink, align, shift, back, ahead, stride, power = numbers
     seen = j < sink
     seen |= j >= lower(numbers, i)
     step = tl.maximum(stride, 1)
     seen |= (stride > 0) & (i % step == j % step)
-    apart = tl.abs(divided(i, factor, places) - divided(j, factor, places))
+    unit = tl.maximum(power, 1)
+    apart = tl.abs(i // unit - j // unit)
     seen |= (power > 0) & (apart & (apart - 1) == 0)
     return seen & (j <= i)
 
@@ -103,12 +86,12 @@ def keep(numbers, i, j):
 @triton.jit
 def solid(numbers, first, last, begin, end):
     """Whether all queries first..last see all keys from begin up to, not including, end."""
-    sink, align, shift, back, ahead, stride, power, factor, places = numbers
+    sink, align, shift, back, ahead, stride, power = numbers
     whole = end <= numbers[0]
     whole |= (begin >= lower(numbers, last)) & (end <= upper(numbers, first))
-    apart = tl.abs(divided(first, factor, places) - divided(begin, factor, places))
-    alone = (divided(first, factor, places) == divided(last, factor, places))
-    alone &= (divided(begin, factor, places) == divided(end - 1, factor, places))
+    unit = tl.maximum(power, 1)
+    apart = tl.abs(first // unit - begin // unit)
+    alone = (first // unit == last // unit) & (begin // unit == (end - 1) // unit)
     whole |= (power > 0) & alone & (apart & (apart - 1) == 0)
     return whole & (end <= horizon(first))
 
@@ -122,7 +105,7 @@ def seen_from(numbers, j):
 @triton.jit
 def seen_until(numbers, j):
     """One past the last query near key j that sees it."""
-    sink, align, shift, back, ahead, stride, power, factor, places = numbers
+    sink, align, shift, back, ahead, stride, power = numbers
     return ((j + shift + back) // align + 1) * align - shift
 
 
@@ -160,7 +143,7 @@ def product_grad(grad, product, scale, cap):
 @triton.jit
 def far_part(numbers):
     """The far pattern's unit, whether its distances double, and how many patterns there are."""
-    sink, align, shift, back, ahead, stride, power, factor, places = numbers
+    sink, align, shift, back, ahead, stride, power = numbers
     unit = stride + power
     doubling = power > 0
     patterns = (stride > 0).to(tl.int32)
@@ -258,23 +241,17 @@ def keys_kernel(
     turns = tl.where(shared_out | (begin > 0) | (piece == 0), visits[-1] * GROUP, 0)
     from_turn = tl.where(shared_out, turns * piece // pieces, 0)
     to_turn = tl.where(shared_out, turns * (piece + 1) // pieces, turns)
-    member = tl.arange(0, BLOCK_Q)
-    line = member * (kv_heads * GROUP)
-    q_inside = member[:, None] * q_token_stride + d
-    o_inside = line[:, None] * E + e
     k_acc = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     v_acc = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
     for turn in tl.range(from_turn, to_turn):
         head = group * GROUP + turn % GROUP
         block = query_block_of(visits, turn // GROUP, count, BLOCK_Q)
-        token = block * BLOCK_Q + member
+        token = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
         live = token < count
-        row = token_begin + block * BLOCK_Q  # of the block's first query
-        q_here = q + (row * q_token_stride + head * q_head_stride)
-        query = tl.load(q_here + q_inside, mask=live[:, None] & (d < D), other=0.0)
+        row = token_begin + token
         place = row * (kv_heads * GROUP) + head
-        grad = tl.load(o_grad + place * E + o_inside, mask=live[:, None] & (e < E), other=0.0)
-        place = place + line
+        query = tl.load(q + (row * q_token_stride + head * q_head_stride)[:, None] + d, mask=live[:, None] & (d < D), other=0.0)
+        grad = tl.load(o_grad + place[:, None] * E + e, mask=live[:, None] & (e < E), other=0.0)
         sums = load_sums(lse, place[None, :], live[None, :])
         shared = tl.load(delta + place, mask=live, other=0.0)[None, :]
         scale_here = read_scale(scale, head, place[None, :], live[None, :])

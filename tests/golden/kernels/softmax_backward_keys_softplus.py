@@ -253,23 +253,17 @@ def keys_kernel(
     turns = tl.where(shared_out | (begin > 0) | (piece == 0), visits[-1] * GROUP, 0)
     from_turn = tl.where(shared_out, turns * piece // pieces, 0)
     to_turn = tl.where(shared_out, turns * (piece + 1) // pieces, turns)
-    member = tl.arange(0, BLOCK_Q)
-    line = member * (kv_heads * GROUP)
-    q_inside = member[:, None] * q_token_stride + d
-    o_inside = line[:, None] * E + e
     k_acc = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     v_acc = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
     for turn in tl.range(from_turn, to_turn):
         head = group * GROUP + turn % GROUP
         block = query_block_of(visits, turn // GROUP, count, BLOCK_Q)
-        token = block * BLOCK_Q + member
+        token = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
         live = token < count
-        row = token_begin + block * BLOCK_Q  # of the block's first query
-        q_here = q + (row * q_token_stride + head * q_head_stride)
-        query = tl.load(q_here + q_inside, mask=live[:, None] & (d < D), other=0.0)
+        row = token_begin + token
         place = row * (kv_heads * GROUP) + head
-        grad = tl.load(o_grad + place * E + o_inside, mask=live[:, None] & (e < E), other=0.0)
-        place = place + line
+        query = tl.load(q + (row * q_token_stride + head * q_head_stride)[:, None] + d, mask=live[:, None] & (d < D), other=0.0)
+        grad = tl.load(o_grad + place[:, None] * E + e, mask=live[:, None] & (e < E), other=0.0)
         sums = load_sums(lse, place[None, :], live[None, :])
         shared = tl.load(delta + place, mask=live, other=0.0)[None, :]
         scale_here = read_scale(scale, head, place[None, :], live[None, :])

@@ -49,36 +49,18 @@ PIECE = tl.constexpr(16)  # products of fp32 numbers are summed this many at a t
 
 
 @triton.jit
-def divider(unit):
-    """(factor, places) with which `divided` divides by a unit: the factor is the next number above 2^(30 + places) / unit."""
-    places = 0
-    while (1 << places) < unit:
-        places += 1
-    one = unit.to(tl.int64) * 0 + NOWHERE
-    return (one << places) // unit + 1, places
-
-
-@triton.jit
-def divided(x, factor, places):
-    """x // unit, exact for 0 <= x < NOWHERE (Granlund and Montgomery, PLDI 1994, theorem 4.2)."""
-    return ((x.to(tl.int64) * factor) >> (30 + places)).to(tl.int32)
-
-
-@triton.jit
 def read_row(row):
     """The numbers of one sequence and KV head."""
-    sink, align, shift, back, ahead, stride, power = (
+    return (
         tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4), tl.load(row + 5),
         tl.load(row + 6),
     )
-    factor, places = divider(tl.maximum(power, 1))
-    return sink, align, shift, back, ahead, stride, power, factor, places
 
 
 @triton.jit
 def lower(numbers, i):
     """The first key near query i that it sees."""
-    sink, align, shift, back, ahead, stride, power, factor, places = numbers
+    sink, align, shift, back, ahead, stride, power = numbers
     return (i + shift) // align * align - shift - back
 
 
@@ -97,12 +79,13 @@ def horizon(i):
 @triton.jit
 def keep(numbers, i, j):
     """Whether the query at i sees the key at j."""
-    sink, align, shift, back, ahead, stride, power, factor, places = numbers
+    sink, align, shift, back, ahead, stride, power = numbers
     seen = j < sink
     seen |= j >= lower(numbers, i)
     step = tl.maximum(stride, 1)
     seen |= (stride > 0) & (i % step == j % step)
-    apart = tl.abs(divided(i, factor, places) - divided(j, factor, places))
+    unit = tl.maximum(power, 1)
+    apart = tl.abs(i // unit - j // unit)
     seen |= (power > 0) & (apart & (apart - 1) == 0)
     return seen & (j <= i)
 
@@ -141,7 +124,7 @@ def add_sink_logit(best, norm, sink_logit, head):
 @triton.jit
 def far_part(numbers):
     """The far pattern's unit, whether its distances double, and how many patterns there are."""
-    sink, align, shift, back, ahead, stride, power, factor, places = numbers
+    sink, align, shift, back, ahead, stride, power = numbers
     unit = stride + power
     doubling = power > 0
     patterns = (stride > 0).to(tl.int32)
