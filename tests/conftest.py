@@ -56,6 +56,19 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return compare
 
 
+@pytest.fixture
+def attnc_run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command here: (exit code, stdout, stderr)."""
+    from attnc.cli import invoke
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = invoke([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def rooms_are_imported_through_the_front_door() -> Iterator[None]:
     """`import dsl` beside `import attnc.dsl` would make two classes of one name."""

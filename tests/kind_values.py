@@ -13,10 +13,16 @@ from typing import Any, Literal, NamedTuple
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from attnc.compiler import check_text
 from attnc.compiler.fields import Field, fields, is_value, items, tag, takes_keys
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS
+from attnc.compiler.spec import Attention, Mixing, Spec
 from attnc.compiler.value import Share, Value
+from attnc.dsl import Diagnostic, SpecError
+
+HEAD = "model m { vocab = 100, dim = 64, layers = 2, heads = 8, kv_heads = 4, head_dim = 64, ffn = none, norm = rms(1e-6) }\n"
+KINDS = [name for name, mixer in MIXERS.items() if mixer.type != "change"]
 
 
 class Parameter(NamedTuple):
@@ -128,3 +134,21 @@ def _divides(kind: Kind) -> bool:
             if part != 1 and not (isinstance(whole, int) and whole % part == 0):
                 return False
     return True
+
+
+def spec(expression: str, rest: str = "") -> Spec:
+    return check_text(f"{HEAD}{rest}\nlayers {{ 0: full, 1: {expression} }}")
+
+
+def problems(expression: str, rest: str = "") -> list[Diagnostic]:
+    try:
+        spec(expression, rest)
+    except SpecError as error:
+        return list(error.diagnostics)
+    return []
+
+
+def kind_of(found: Spec) -> Kind:
+    mixer = found.layers[1].mixer
+    assert isinstance(mixer, Attention | Mixing)
+    return mixer.kind if isinstance(mixer, Mixing) else mixer.keys[0]

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import attnc
-from attnc import cli
 from attnc.bench import calibrate, tables
 from attnc.bench.launches import launches, open_folder
 from attnc.bench.machine import machine
@@ -30,16 +29,6 @@ CPU = torch.device("cpu")
 SPEC = """model tiny { vocab = 64, dim = 64, layers = 1, heads = 4, norm = rms(1e-6), ffn = swiglu(64) }
 layers { all: full }
 """
-
-
-@pytest.fixture
-def attnc_run(capsys):
-    def invoke(*arguments):
-        code = cli.invoke([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return invoke
 
 
 @pytest.fixture

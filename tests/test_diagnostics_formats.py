@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnc.cli import invoke
 from attnc.cli.fixing import fix_source
 from attnc.cli.formats import fix_title, github, lsp, range_of, uri
 from attnc.compiler import check_text
@@ -20,18 +19,6 @@ from attnc.dsl.fixes import apply_fixes
 
 MODEL = "model m { vocab = 100, dim = 64, layers = 6, heads = 8, kv_heads = 4, ffn = swiglu(64), norm = rms(1e-6) }\n"
 SPECS = Path(__file__).parent.parent / "specs"
-
-
-@pytest.fixture
-def attnc_run(capsys):
-    """Runs a command here: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        code = invoke([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -36,18 +36,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.fixture
-def attnc_run(capsys):
-    """Runs a command here: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        code = cli.invoke([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def trained(folder: Path, **changes: object) -> TrainReport:
     return running.train(folder, settings(**changes), Copy(items=3), lambda _: None, lambda _: None)
 

@@ -85,7 +85,7 @@ def test_who_is_right_is_timed_and_who_is_not_is_not(known, phase):
         assert (ours.name, ours.status) == ("torch", "timed"), row.results
         assert all(error <= ours.timed.allowed[name] for name, error in ours.timed.errors.items())
         assert {result.name for result in row.results} == {"torch", "triton", "planned", "fla"}
-        assert "sdpa" not in {peer.name for peer in fields.field_of(launch).participants(options.device, ("sdpa",))}
+        assert "sdpa" not in {peer.name for peer in fields.field_of(launch).participants(launch, options.device, ("sdpa",))}
     work = made(launch, phase)
     right, prepared = states_exact.answer(work), StatesProvided("torch").prepare(work)
     found = run.outcome(work, prepared, right)
