@@ -154,14 +154,14 @@ def test_lora_merged_is_lora_beside_within_the_dtype_s_rounding(dtype):
 
 
 def test_what_lora_cannot_stand_beside_is_said(tmp_path):
-    one = trainer(tmp_path, GATED, "lora = [attention, norm, router]")
-    names = ", ".join(
-        f"model.layers.1.mixer.{name}" for name in ("conv.conv.weight", "conv.in_proj.weight", "conv.out_proj.weight")
-    )
+    two = GATED.replace("conv(2) +", "conv(2) + conv(3) +")
+    one = trainer(tmp_path, two, "lora = [attention, norm, router]")
+    own = ("conv.conv.weight", "conv_2.conv.weight", "persistent_window.persistent_key")
+    names = ", ".join(f"model.layers.1.mixer.{name}" for name in own)
     assert one.decisions == [
         "`lora` of the recipe names `router`, which this model has not",
         "`lora` of the recipe names `norm`, which has no matrix of a linear map: it stays as it is",
-        f"no LoRA beside {names} and 2 more: what is no linear map stays as it is",
+        f"no LoRA beside {names} and 1 more: what is no linear map stays as it is",
     ]
     assert trainer(tmp_path, GATED, "lora = [q], freeze = [norm]").decisions == []
 

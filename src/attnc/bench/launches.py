@@ -150,9 +150,10 @@ def origin_text(module: Any) -> str:
 
 
 def _others(folder: Folder) -> list[Skipped]:
-    """Mixers that are no launches, each sort once."""
+    """Mixers that are no launches of softmaxes or matrix states, each sort once."""
     found: dict[str, Skipped] = {}
-    of_states = {folder.built.launches[scan.name].rpartition("/")[2] for scan in folder.model.scans()}
+    kind = folder.runtime("scan").MatrixStates
+    of_states = {folder.built.launches[scan.name].rpartition("/")[2] for scan in folder.model.scans() if isinstance(scan, kind)}
     for choice in folder.built.plans["cuda"].choices:
         name = choice.node.rpartition("/")[2]
         if not name.startswith("mix.") and name not in of_states:
