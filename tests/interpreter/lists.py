@@ -164,7 +164,7 @@ def test_the_best_are_exact_among_scores_of_all_sizes_and_ties():
         assert found == sorted(sorted(range(units), key=lambda at: (-float(own[at]), at))[:want])
 
 
-MODEL = """model m { vocab = 32, dim = 32, layers = 4, heads = 4, kv_heads = 2, head_dim = 16, ffn = none, norm = rms(1e-6) }
+MODEL = """model m { vocab = 32, dim = 32, layers = 4, heads = 2, kv_heads = 1, head_dim = 16, ffn = none, norm = rms(1e-6) }
 layers {
   0: block_local(4) | routed(blocks(4), top_k = 2, keys = mean, dense_queries = first(6))
   1: block_local(3) | routed(blocks(4), top_k = 1, keys = mean, from = previous)
@@ -181,7 +181,7 @@ layers {
 
 
 SEVERAL = (
-    MODEL[: MODEL.index("layers {")].replace("layers = 4", "layers = 1").replace("heads = 4, kv_heads = 2", "heads = 1")
+    MODEL[: MODEL.index("layers {")].replace("layers = 4", "layers = 1").replace("heads = 2", "heads = 1")
     + """layers {
   all: when { phase == prefill: sink(1) | window(3) | routed(columns, top_k = 2, queries = last(4), score = softmax, per = head)
     | routed(diagonals, top_k = 3, queries = last(4), score = softmax, per = head),

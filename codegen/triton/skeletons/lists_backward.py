@@ -12,6 +12,7 @@ import triton.language as tl
 from attnc.codegen.triton.skeletons.lists_keys import keys_kernel
 from attnc.codegen.triton.skeletons.lists_parts import lines_of
 from attnc.codegen.triton.skeletons.lists_queries import queries_kernel
+from attnc.codegen.triton.skeletons.lists_units import gathered
 from attnc.codegen.triton.skeletons.scan_parts import architecture, run
 
 FORM = (1, 0, 0, True)  # how many near intervals, strides and powers a row holds, and whether the future is hidden
@@ -69,17 +70,11 @@ def variants(architecture, element_size):
 
 def turned(lists, sequences, units):
     """Which rows list each unit: their numbers in rising order [n], and where those of (sequence, chooser, unit) begin."""
-    choosers, rows, most = lists.index.shape
-    device = lists.index.device
-    row = torch.arange(rows, device=device)
-    sequence = torch.searchsorted(lists.row_begin, row, right=True) - 1
-    owner = (sequence * choosers + torch.arange(choosers, device=device)[:, None]) * units
-    there = torch.arange(most, device=device) < lists.count.unsqueeze(-1)
-    number = torch.where(there, owner.unsqueeze(-1) + lists.index.clamp(0, units - 1), sequences * choosers * units).flatten()
-    ordered, order = torch.sort(number, stable=True)
-    own = (row - lists.row_begin[sequence]).view(1, -1, 1).expand(choosers, -1, most).reshape(-1)
-    begins = torch.searchsorted(ordered, torch.arange(sequences * choosers * units + 1, device=device))
-    return own[order].to(torch.int32), begins.to(torch.int32)
+    _, rows, most = lists.index.shape
+    pairs, begins = gathered(lists.index, lists.count, lists.row_begin, 0, sequences, units)
+    row = torch.arange(rows, device=pairs.device)
+    own = row - lists.row_begin[torch.searchsorted(lists.row_begin, row, right=True) - 1]
+    return own[pairs // most % rows].to(torch.int32), begins
 
 
 def attend_backward(q, part, rows, form, batch, scale, cap, lists, o, lse, o_grad, lse_grad, *, blocks=None):
