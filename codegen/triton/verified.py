@@ -8,32 +8,8 @@ from typing import Literal
 from attnc.compiler.data import from_json
 from attnc.compiler.value import Value
 
-
-class Constants(Value):
-    """What the kernel was emitted for: the constants at the top of its text."""
-
-    FORM: tuple[int, int, int, bool]
-    HEAD_WIDTH: int
-    VALUE_WIDTH: int
-    GROUP: int
-    CAP: bool
-    SINK_LOGIT: bool
-    EXPONENT: float | None = None
-
-
-class StateConstants(Value):
-    """The same of a kernel of matrix states. FORM: decay, update, strengths of erasing and writing, divided by sums."""
-
-    FORM: tuple[str, str, str, str, bool]
-    KEY_WIDTH: int
-    VALUE_WIDTH: int
-
-
-class ChannelConstants(Value):
-    """The same of a kernel of channel states. PARTS: whether there are steps, maps to write and to read, weights."""
-
-    STATE: int
-    PARTS: tuple[bool, bool, bool, bool]
+Constant = bool | int | float | str | None | tuple[bool | int | float | str, ...]
+"""What stands behind a name at the top of a kernel's text."""
 
 
 class Verified(Value):
@@ -42,6 +18,7 @@ class Verified(Value):
     error, torch_error  the largest difference from float64 among the cases, the kernel's and torch's; of states the root mean
                         square of the call that used most of what is allowed, and that of plain torch, or of the formula in the
                         kernel's roundings
+    constants           the names at the top of its text that say what it was emitted for; each family has its own
     sha256              of what a GPU runs of the kernel's text: no blocks of other architectures, no functions of the host
     """
 
@@ -53,7 +30,7 @@ class Verified(Value):
     skeleton: str
     sha256: str
     dtype: Literal["bfloat16", "float16", "float32"]
-    constants: Constants | StateConstants | ChannelConstants
+    constants: dict[str, Constant]
     cases: int
     error: float
     torch_error: float

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from attnc.codegen.triton.verified import Record
+from attnc.compiler.data import from_json
+
 TOP = Path(__file__).parents[2]
 ROWS = TOP / "docs" / "gpu.json"
 GPU = torch.cuda.is_available()
@@ -76,8 +79,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     kept = [row for row in old if (row["device"], row["sha256"]) not in touched]
     kept += rows
     kept.sort(key=lambda row: (row["device"], row["skeleton"], json.dumps(row["constants"]), row["dtype"], row["sha256"]))
+    text = json.dumps({"schema_version": 1, "kernels": kept}, indent=1) + "\n"
+    from_json(Record, text)
     ROWS.parent.mkdir(exist_ok=True)
-    ROWS.write_text(json.dumps({"schema_version": 1, "kernels": kept}, indent=1) + "\n", encoding="utf-8")
+    ROWS.write_text(text, encoding="utf-8")
 
 
 def commit() -> str:

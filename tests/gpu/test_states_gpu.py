@@ -36,6 +36,7 @@ CONSTANTS = {
     "scan": ("FORM", "KEY_WIDTH", "VALUE_WIDTH"),
     "channel": ("STATE", "PARTS"),
     "fast": ("KEY_WIDTH", "VALUE_WIDTH", "MOMENTUM", "NORM", "RESIDUAL"),
+    "fast_step": ("KEY_WIDTH", "VALUE_WIDTH", "UNITS", "MAPS", "NORM", "RESIDUAL", "AFTER_WRITE", "WEIGHT_NORM", "RATES"),
 }
 Member = Channels | FastWeights | Recurrence
 Compared = tuple[list[Row], dict[str, dict[str, Any]]]
@@ -59,7 +60,7 @@ def compared(member: Member, dtype: str) -> Compared:
     folder = Path(tempfile.mkdtemp(prefix="attnc-"))
     texts = {f"{name}_0": text for name, text in kernels.of_states(member).items()}
     files = {name: load(text, folder, name) for name, text in texts.items()}
-    constants = {name: {one: getattr(file, one) for one in CONSTANTS[name.split("_")[0]]} for name, file in files.items()}
+    constants = {name: {one: getattr(file, one) for one in names_of(name)} for name, file in files.items()}
     if isinstance(member, Channels):
         parts = [
             channel_rows(ChannelSubject(name, file, ()), dtype, "cuda", 700, lambda _: True) for name, file in files.items()
@@ -69,6 +70,11 @@ def compared(member: Member, dtype: str) -> Compared:
     else:
         parts = [state_rows(one, dtype, "cuda", lambda _: True) for one in parts_of(files)]
     return [row for part in parts for row in part], constants
+
+
+def names_of(file: str) -> tuple[str, ...]:
+    """The constants that say what a file was emitted for."""
+    return CONSTANTS.get(file.removesuffix("_0")) or CONSTANTS[file.split("_", maxsplit=1)[0]]
 
 
 def test_kernels_of_all_specs_as_attnc_verify_compares(record: Callable[..., None]) -> None:
