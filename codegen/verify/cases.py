@@ -87,6 +87,7 @@ class Case:
     magnitude  factor of the queries; with large ones softmaxes are sharp
     integers   small whole numbers instead of normal ones; with magnitude 0, means over 2^n keys are exact
     found      each query is many times one key that it sees: only that one has a weight, and results are exact
+    own        what each query head sees, where those of a KV head differ; they have its union's numbers
     """
 
     kernel: Softmax
@@ -100,6 +101,7 @@ class Case:
     magnitude: float = 1.0
     integers: bool = False
     found: bool = False
+    own: tuple[KeySet, ...] | None = None
     seed: int = 0
     device: str = "cpu"
 
@@ -189,8 +191,9 @@ def seeking(case: Case, generator: torch.Generator, keys: list[Tensor], begins: 
     for s, size in enumerate(case.sizes):
         heads = []
         for head in range(len(case.unions)):
-            seen = kept(case, s, head, range(begins[s], begins[s] + len(keys[s])), range(case.pasts[s], case.pasts[s] + size))
-            for _ in range(case.kernel.group):
+            places = range(begins[s], begins[s] + len(keys[s])), range(case.pasts[s], case.pasts[s] + size)
+            for member in range(case.kernel.group):
+                seen = kept(case, s, head, *places, member=member)
                 none = seen.new_zeros(size, 1)
                 rank = (torch.rand(seen.shape, generator=generator) * seen).argmax(1) if seen.shape[1] else none[:, 0].long()
                 key = keys[s][rank, head] if seen.shape[1] else keys[s].new_zeros(size, case.kernel.head_width)
@@ -199,11 +202,14 @@ def seeking(case: Case, generator: torch.Generator, keys: list[Tensor], begins: 
     return torch.cat(chosen)
 
 
-def kept(case: Case, sequence: int, head: int, keys: range, queries: range, device: torch.device | None = None) -> Tensor:
-    """[queries, keys] of a KV head: what the union shows of what the storage still holds; both at these positions."""
+def kept(
+    case: Case, sequence: int, head: int, keys: range, queries: range, device: torch.device | None = None, member: int = 0
+) -> Tensor:
+    """[queries, keys] of a query head of a KV head: what it sees of what the storage still holds; both at these positions."""
     i = torch.arange(queries.start, queries.stop, device=device)
     j = torch.arange(keys.start, keys.stop, device=device)
-    seen = case.unions[head].sees(i, j, case.kernel.causal, case.totals[sequence])
+    union = case.unions[head] if case.own is None else case.own[head * case.kernel.group + member]
+    seen = union.sees(i, j, case.kernel.causal, case.totals[sequence])
     keep = (case.keeps or (None,) * len(case.unions))[head]
     if keep is not None:
         seen = seen & ((j < keep[0]) | (j >= keys.stop - keep[1]))[None, :]

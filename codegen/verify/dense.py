@@ -11,11 +11,11 @@ from torch import Tensor
 from attnc.codegen.verify.cases import Inputs, kept
 
 
-def visible(inputs: Inputs, sequence: int, head: int, first: int, last: int) -> Tensor:
-    """[queries first..last of a sequence, its keys] for a KV head."""
+def visible(inputs: Inputs, sequence: int, head: int, member: int, first: int, last: int) -> Tensor:
+    """[queries first..last of a sequence, its keys] for a query head of a KV head."""
     begin, past = inputs.begins[sequence], inputs.case.pasts[sequence]
     keys = range(begin, begin + len(inputs.keys[sequence]))
-    return kept(inputs.case, sequence, head, keys, range(past + first, past + last), inputs.q.device)
+    return kept(inputs.case, sequence, head, keys, range(past + first, past + last), inputs.q.device, member)
 
 
 def logits(inputs: Inputs, q: Tensor, key: Tensor, head: int, seen: Tensor) -> Tensor:
@@ -33,8 +33,9 @@ def rows_of(inputs: Inputs, block: int) -> Iterator[tuple[int, int, int, slice, 
         for first in range(0, size, block):
             last = min(size, first + block)
             for head in range(len(inputs.case.unions)):
-                seen = visible(inputs, s, head, first, last)
                 for member in range(inputs.case.kernel.group):
+                    if member == 0 or inputs.case.own is not None:
+                        seen = visible(inputs, s, head, member, first, last)
                     yield s, head * inputs.case.kernel.group + member, head, slice(offsets[s] + first, offsets[s] + last), seen
 
 

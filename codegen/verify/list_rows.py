@@ -207,29 +207,29 @@ def listed_for(module: ModuleType, rest: Union, many: int, salt: int) -> Listed:
 
 def attended(subject: ListSubject, case: Case) -> Verdict:
     """Of the forward kernels; where every query head has lists of its own, all of them differ."""
-    inputs, module = build(case), subject.module
-    expected, sets = _by_heads(inputs, case) if module.MEMBERS < module.GROUP else (inputs, case.unions)
+    case, sets = by_heads(case, subject.module.GROUP // subject.module.MEMBERS)
+    inputs = build(case)
     with poisoned():
-        o, lse = module.attend(*inputs.arguments, lists_of(case, sets))  # type: ignore[arg-type]
-    return judge(expected, o, lse)
+        o, lse = subject.module.attend(*inputs.arguments, lists_of(case, sets))
+    return judge(inputs, o, lse)
 
 
-def _by_heads(inputs: Inputs, case: Case) -> tuple[Inputs, tuple[Listed, ...]]:
-    """The same as a launch of which every query head is a KV head, with sets of its own."""
-    group, first = case.kernel.group, case.unions[0]
-    assert isinstance(first, Listed)
-    sets = tuple(replace(first, salt=salt) for salt in range(len(case.unions) * group))
-    keys, values = ([x.repeat_interleave(group, 1) for x in part] for part in (inputs.keys, inputs.values))
-    alone = replace(case, kernel=replace(case.kernel, group=1), unions=sets)
-    return replace(inputs, case=alone, keys=keys, values=values), sets
+def by_heads(case: Case, choosers: int) -> tuple[Case, tuple[Listed, ...]]:
+    """The case with different sets for each of so many query heads of a KV head, or one set for all; and these sets."""
+    sets = tuple(one for one in case.unions if isinstance(one, Listed))
+    assert len(sets) == len(case.unions), "lists are read"
+    if choosers == 1:
+        return case, sets
+    own = tuple(replace(one, salt=place * choosers + member) for place, one in enumerate(sets) for member in range(choosers))
+    return replace(case, own=own), own
 
 
 def gone_back(subject: ListSubject, case: Case) -> Verdict:
-    """Of the gradients; query heads of a KV head have equal lists here."""
-    inputs, module, reads = build(case), subject.module, subject.beside
+    """Of the gradients; where every query head has lists of its own, all of them differ."""
+    module, reads = subject.module, subject.beside
     assert reads is not None, "a file that goes back has one that attends beside it"
-    sets = tuple(one for one in case.unions for _ in range(module.GROUP // module.MEMBERS))
-    lists = lists_of(case, sets)  # type: ignore[arg-type]
+    case, sets = by_heads(case, module.GROUP // module.MEMBERS)
+    inputs, lists = build(case), lists_of(case, sets)
 
     def launch(q: Tensor, part, rows, form, batch, scale, cap, sink) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         return attend(q, sink, Call(reads, module, part, rows, form, batch, scale, cap, lists))

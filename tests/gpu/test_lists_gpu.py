@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from kernel_cases import check, check_gradients
 
 import attnc
+from attnc.codegen import kernels
 from attnc.codegen.build import Options
 from attnc.codegen.build import build as build_folder
 from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.lists import emit_choose, emit_lists
 from attnc.codegen.verify.cases import Case, Union, build, poisoned
 from attnc.codegen.verify.gradients import gradients, outer_gradients
+from attnc.codegen.verify.list_rows import by_heads
 from attnc.codegen.verify.lists import Listed, lists_of
 from attnc.compiler import check_text, families
 from attnc.compiler.families import Softmax
@@ -48,45 +51,64 @@ CASES = {  # kernel, keys of a unit, queries of a row, new tokens, past
 }
 
 
+Row = tuple[str, str, dict[str, object], torch.dtype]
+Record = Callable[..., None]
+
+
+def row_of(skeleton: str, text: str, form: Softmax, unit: int, dtype: torch.dtype) -> Row:
+    """What names a kernel file in docs/gpu.json."""
+    constants = {"UNIT": unit, "WIDTH": form.head_width, "VALUE_WIDTH": form.value_width, "GROUP": form.group, "CAP": form.cap}
+    return skeleton, kernels.digest(text, "sm_90"), constants, dtype
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_attention_over_lists_is_as_near_to_float64_as_torch(name, dtype, tmp_path):
+def test_attention_over_lists_is_as_near_to_float64_as_torch(name, dtype, tmp_path, record: Record):
+    """Query by query means of integers are exact; unit by unit parts are rounded, and only a value that is found is."""
     form, unit, many, sizes, pasts = CASES[name]
-    module = load(emit_lists("lists_attend", families.Listed(form, unit, False)), tmp_path, f"lists_{unit}")
+    text = emit_lists("lists_attend", families.Listed(form, unit, False))
+    row = row_of("lists_attend", text, form, unit, dtype)
+    record(*row)
+    module = load(text, tmp_path, f"lists_{unit}")
     module.ROOM = 2**22  # so that lists of single queries go in several chunks
     case = Case(
         form, tuple(Listed(NEAR, unit, many, salt) for salt in range(2)), sizes, pasts, dtype, cache=True, device="cuda"
     )
-    for one in (case, replace(case, integers=True, magnitude=0.0)):
+    parted = module.BY_UNITS and many == 1 and dtype.itemsize == 2 and max(sizes) > module.DECODE_TOKENS
+    for one in (case, replace(case, found=True), replace(case, integers=True, magnitude=0.0)):
         inputs = build(one)
         lists = lists_of(one, one.unions)
-        with poisoned():
-            o, lse = module.attend(*inputs.arguments, lists)
-        check(inputs, o, lse)
-        again, _ = module.attend(*inputs.arguments, lists)
-        assert torch.equal(again, o), "the same twice"
-        if many == 1 and module.BY_UNITS:
-            module.BY_UNITS = False
-            check(inputs, *module.attend(*inputs.arguments, lists))
-            module.BY_UNITS = True
+        for by_units in (True, False) if parted and not one.integers else (False,):
+            module.BY_UNITS = by_units
+            with poisoned():
+                o, lse = module.attend(*inputs.arguments, lists)
+            record(*row, check(inputs, o, lse))
+            again, _ = module.attend(*inputs.arguments, lists)
+            assert torch.equal(again, o), "the same twice"
 
 
-@pytest.mark.parametrize("name", ["blocks", "tokens", "columns", "cap"])
+@pytest.mark.parametrize("name", ["blocks", "tokens", "columns", "cap", "heads"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_gradients_over_lists_are_as_near_to_float64_as_torch(name, dtype, tmp_path):
-    form, unit, many, sizes, pasts = CASES[name]
-    made = families.Listed(form, unit, False)
-    files = [load(emit_lists(skeleton, made), tmp_path, skeleton) for skeleton in ("lists_attend", "lists_backward")]
+def test_gradients_over_lists_are_as_near_to_float64_as_torch(name, dtype, tmp_path, record: Record):
+    each_head = name == "heads"
+    form, unit, many, sizes, pasts = CASES["blocks" if each_head else name]
+    made = families.Listed(form, unit, each_head)
+    texts = {skeleton: emit_lists(skeleton, made) for skeleton in ("lists_attend", "lists_backward")}
+    row = row_of("lists_backward", texts["lists_backward"], form, unit, dtype)
+    record(*row)
+    files = [load(text, tmp_path, skeleton) for skeleton, text in texts.items()]
     unions = tuple(Listed(NEAR, unit, many, salt) for salt in range(2))
     case = Case(form, unions, sizes, pasts, dtype, cache=True, device="cuda")
-    inputs, lists = build(case), lists_of(case, unions)
+    case, sets = by_heads(case, form.group if each_head else 1)
+    inputs, lists = build(case), lists_of(case, sets)
 
     def launch(q, part, rows, form, batch, scale, cap, sink):
         return attend(q, sink, Call(*files, part, rows, form, batch, scale, cap, lists))
 
     given = outer_gradients(inputs)
     found = gradients(launch, inputs, *given)
-    check_gradients(inputs, found, *given)
+    for errors in check_gradients(inputs, found, *given).values():
+        record(*row, errors)
     again = gradients(launch, inputs, *given)
     assert all(torch.equal(found[name], again[name]) for name in found), "the same twice"
 

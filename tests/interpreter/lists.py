@@ -30,7 +30,7 @@ from attnc.codegen.tune.table import Try
 from attnc.codegen.tune.tune import kernel_texts
 from attnc.codegen.verify.cases import Case, Inputs, Union, build, poisoned
 from attnc.codegen.verify.gradients import gradients, outer_gradients
-from attnc.codegen.verify.list_rows import ListSubject, list_rows
+from attnc.codegen.verify.list_rows import ListSubject, by_heads, list_rows
 from attnc.codegen.verify.lists import Listed, lists_of
 from attnc.compiler import check_text, families
 from attnc.compiler.families import FAMILIES, Softmax
@@ -92,16 +92,21 @@ def test_attention_reads_each_listed_and_shown_key_once(name):
     check(*run(case, splits=splits))
 
 
-@pytest.mark.parametrize("name", ["blocks for blocks of queries", "columns for all queries"])
-def test_gradients_over_lists_are_as_near_to_float64_as_torch(name):
+@pytest.mark.parametrize(
+    ("name", "each_head"),
+    [("blocks for blocks of queries", False), ("blocks for blocks of queries", True), ("columns for all queries", True)],
+)
+def test_gradients_over_lists_are_as_near_to_float64_as_torch(name, each_head):
+    """Where a tile of queries stands in one row or is gathered from several; lists for each head differ."""
     form, rest, unit, many, sizes, pasts, _ = CASES[name]
     form = Softmax(1, head_width=16, value_width=16, group=2, sink_logit=unit == 16, cap=unit == 1)
     case = Case(form, tuple(Listed(rest, unit, many, salt) for salt in range(2)), sizes, pasts, cache=True)
-    made, inputs = families.Listed(form, unit, False), build(case)
+    case, sets = by_heads(case, 2 if each_head else 1)
+    made, inputs = families.Listed(form, unit, each_head), build(case)
     files = [kernel(skeleton, made) for skeleton in ("lists_attend", "lists_backward")]
 
     def launch(q, part, rows, form, batch, scale, cap, sink):
-        return attend(q, sink, Call(*files, part, rows, form, batch, scale, cap, lists_of(case, case.unions)))
+        return attend(q, sink, Call(*files, part, rows, form, batch, scale, cap, lists_of(case, sets)))
 
     given = outer_gradients(inputs)
     check_gradients(inputs, gradients(launch, inputs, *given), *given)
