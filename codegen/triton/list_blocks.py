@@ -17,8 +17,8 @@ CHOOSE: dict[int, Table] = {  # lines, runs, warps, stages
 }
 
 BACKWARD: dict[int, Table] = {  # lines, keys, warps, stages; of queries and of keys
-    64: rows_of((64, 32, 4, 2), (16, 16, 4, 1)),
-    128: rows_of((64, 32, 8, 2), (16, 16, 8, 1)),
+    64: rows_of((64, 32, 4, 2), (16, 16, 4, 1), sm_90_2=(64, 64, 4, 2)),
+    128: rows_of((64, 32, 8, 2), (16, 16, 8, 1), sm_90_2=(64, 64, 4, 2)),
     256: rows_of((32, 32, 8, 1), (16, 16, 8, 1), gfx942_2=(32, 16, 8, 1)),
 }
 

@@ -1,8 +1,9 @@
 """The backward pass of softmax attention over keys that content chose, beside key intervals: see lists_attend.
 
 For queries a program walks the keys of its tile again. For keys and values a program has a block of keys of one unit: it walks
-the queries that see them by the intervals, then the rows that list the unit, one after another, from lists that were turned
-round on the device by a sort. Nothing is added by atomics, so the same inputs give the same bits.
+the queries that see them by the intervals, then those of the rows that list the unit, for all heads of the KV head, from lists
+that were turned round on the device by a sort. A tile of queries stands in one row, or where rows are shorter is gathered from
+several. Nothing is added by atomics, so the same inputs give the same bits.
 """
 
 import torch
@@ -26,6 +27,8 @@ BLOCKS = {  # (architecture, bytes of an element): lines and keys of a block, wa
     ("any", 2): (64, 64, 4, 2),
     ("any", 4): (32, 32, 4, 1),
 }
+
+NO_END = 2**30  # queries of a row that all share
 
 KNOWN = {}  # device -> its row of BLOCKS
 READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
@@ -56,25 +59,33 @@ def settings(lines, block_k, warps, stages):
     }
 
 
-def key_settings(most_lines, block_k, warps, stages):
-    """Those of `keys_kernel`: a block holds keys of one unit; two sums beside it leave room for half as many lines."""
-    return settings(max(16, most_lines // 2), max(16, min(block_k, triton.next_power_of_2(UNIT))), warps, stages)
+def key_settings(most_lines, block_k, warps, stages, many):
+    """Those of `keys_kernel`: a block holds keys of one unit; two sums beside it leave room for half as many lines.
+
+    TILES: each tile's lines stand in one row of the lists, else they are gathered from several.
+    """
+    lines = max(16, triton.next_power_of_2(MEMBERS), most_lines // 2)
+    made = settings(lines, max(16, min(block_k, triton.next_power_of_2(UNIT))), warps, stages)
+    return {**made, "TILES": many * MEMBERS >= lines}
 
 
 def variants(architecture, element_size):
     """Kernels that `attend_backward` may launch, with their compile-time arguments: smallest and largest tiles."""
     lines, *rest = BLOCKS[architecture, element_size]
     sizes = sorted({lines_of(1, lines), lines_of(lines, lines)})
-    return (*((queries_kernel, settings(size, *rest)) for size in sizes), (keys_kernel, key_settings(lines, *rest)))
+    of_keys = [key_settings(lines, *rest, many) for many in (1, NO_END)]
+    return (*((queries_kernel, settings(size, *rest)) for size in sizes), *((keys_kernel, one) for one in of_keys))
 
 
 def turned(lists, sequences, units):
-    """Which rows list each unit: their numbers in rising order [n], and where those of (sequence, chooser, unit) begin."""
-    _, rows, most = lists.index.shape
-    pairs, begins = gathered(lists.index, lists.count, lists.row_begin, 0, sequences, units)
+    """Which rows list each unit: row SETS + which of a KV head's lists [n]; where those of sequence, unit and chooser begin."""
+    choosers, rows, most = lists.index.shape
+    assert choosers > 1 or MEMBERS == GROUP
+    pairs, begins = gathered(lists.index, lists.count, lists.row_begin, 0, sequences, units, by_chooser=False)
     row = torch.arange(rows, device=pairs.device)
     own = row - lists.row_begin[torch.searchsorted(lists.row_begin, row, right=True) - 1]
-    return own[pairs // most % rows].to(torch.int32), begins
+    sets = GROUP // MEMBERS
+    return (own[pairs // most % rows] * sets + pairs // (most * rows) % sets).to(torch.int32), begins
 
 
 def attend_backward(q, part, rows, form, batch, scale, cap, lists, o, lse, o_grad, lse_grad, *, blocks=None):
@@ -121,16 +132,18 @@ def attend_backward(q, part, rows, form, batch, scale, cap, lists, o, lse, o_gra
     starts = [(begin + apart * flat.numel()).contiguous() for begin, flat in ((part.k_begin, part.k), (part.v_begin, part.v))]
     units = -(-(max([0, *part.bases]) + part.max_stored) // UNIT) + 1
     readers, begins = turned(lists, sequences, units)
-    block = key_settings(most_lines, *rest)
+    block = key_settings(most_lines, *rest, lists.many)
     pieces = (UNIT + block["BLOCK_K"] - 1) // block["BLOCK_K"]
     tensors = (
         q, part.k, part.v, lse, delta, o_grad, k_grad, v_grad, rows, readers, begins, *places, *starts, scale.contiguous(),
     )  # fmt: skip
+    at_once = min(lists.many, batch.max_new)
+    row_tiles = -(-at_once // max(1, block["BLOCK_R"] // MEMBERS))
     numbers = (
-        bound, sequences, kv_heads, lists.many, min(lists.many, batch.max_new), choosers, units, token_stride, head_stride,
-        part.k_stride, part.v_stride, rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
+        bound, sequences, kv_heads, lists.many, at_once, row_tiles, choosers, units, token_stride, head_stride, part.k_stride,
+        part.v_stride, part.k_stride, part.v_stride, rows.stride(0), part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
     programs = (-(-part.max_stored // UNIT) + 1) * pieces * sequences * kv_heads
-    run(keys_kernel, programs, tensors, numbers, strides, (*key, "k"), lambda: block)
+    run(keys_kernel, programs, tensors, numbers, strides, (*key, "k", block["TILES"]), lambda: block)
     grads = (k_grad.sum(0), v_grad.sum(0)) if part.shared else (k_grad[0], v_grad[0])
     return q_grad, delta, *grads

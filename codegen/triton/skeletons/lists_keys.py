@@ -5,6 +5,7 @@ import triton.language as tl
 
 from attnc.codegen.triton.skeletons.lists_parts import keep, read_row
 from attnc.codegen.triton.skeletons.lists_queries import exponent, load_sums, product_grad
+from attnc.codegen.triton.skeletons.lists_tiles import apart, solid
 
 HIDDEN = tl.constexpr(-1e30)  # logarithm of the weight of a key that is not seen
 NOWHERE = tl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
@@ -41,11 +42,14 @@ def query_block_of(visits, step, count, BLOCK_Q: tl.constexpr):
 
 @triton.jit
 def add_keys(
-    k_acc, v_acc, key, value, j, row, place, i, head, live, listed, numbers, q, o_grad, lse, delta, scale, cap,
+    k_acc, v_acc, key, value, j, whole, row, place, i, head, live, scale_here, numbers, q, o_grad, lse, delta, cap,
     q_token_stride, q_head_stride,
-    D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    LISTED: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of some keys with what a tile of queries adds: lines at positions i, of tokens `row` and heads."""
+    """The gradients of some keys with what a tile of queries adds: lines at positions i, of tokens `row` and heads.
+
+    `whole`: every line sees every key. Lines that are no queries have no weight, whatever they see.
+    """
     SUMS_APART: tl.constexpr = q.dtype.element_ty == tl.float32
     d = tl.arange(0, BLOCK_D)[None, :]
     e = tl.arange(0, BLOCK_E)[None, :]
@@ -53,13 +57,15 @@ def add_keys(
     grad = tl.load(o_grad + place[:, None] * E + e, mask=live[:, None] & (e < E), other=0.0)
     sums = load_sums(lse, place[None, :], live[None, :])
     shared = tl.load(delta + place, mask=live, other=0.0)[None, :]
-    scale_here = tl.load(scale + head, mask=live, other=0.0)[None, :]
     product = tl.dot(key, tl.trans(query), input_precision="ieee")
     weight_grad = tl.dot(value, tl.trans(grad), input_precision="ieee")
     power = exponent(product, scale_here, cap, sums)
-    near_seen = keep(numbers, i[None, :], j)
-    seen = tl.where(listed, (j <= i[None, :]) & (near_seen == 0), near_seen) & live[None, :]
-    weight = tl.exp2(tl.where(seen, power, HIDDEN))
+    if not whole:
+        seen = keep(numbers, i[None, :], j)
+        if LISTED:
+            seen = (j <= i[None, :]) & (seen == 0)
+        power = tl.where(seen, power, HIDDEN)
+    weight = tl.exp2(power)
     change = product_grad(weight * (weight_grad - shared), product, scale_here, cap)
     if SUMS_APART:  # an accumulator of tl.dot would take one product after the other
         v_acc = tl.fma(tl.dot(weight, grad, input_precision="ieee"), 1.0, v_acc)
@@ -70,17 +76,28 @@ def add_keys(
     return k_acc, v_acc
 
 
-@triton.jit(do_not_specialize=["sequences", "kv_heads", "many", "at_once", "choosers", "units", "row_stride", "k_begin_stride",
-                               "v_begin_stride"])  # fmt: skip
+@triton.jit
+def reader_of(readers, begin, line, lines, each, TILES: tl.constexpr):
+    """Who reads the unit at some lines of those that do, `each` of them for a reader; one number where a tile has one."""
+    if TILES:
+        reader = tl.load(readers + begin + line // each, mask=line < lines, other=0)
+    else:
+        reader = tl.load(readers + (begin + line // each), mask=line < lines, other=0)
+    return reader
+
+
+@triton.jit(do_not_specialize=["sequences", "kv_heads", "many", "at_once", "row_tiles", "choosers", "units", "row_stride",
+                               "k_begin_stride", "v_begin_stride"])  # fmt: skip
 def keys_kernel(
     q, k, v, lse, delta, o_grad, k_grad, v_grad, rows, readers, reader_begin, offsets, past, stored, base, k_begin, v_begin,
-    k_grad_begin, v_grad_begin, scale, cap, sequences, kv_heads, many, at_once, choosers, units, q_token_stride, q_head_stride,
-    k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
+    k_grad_begin, v_grad_begin, scale, cap, sequences, kv_heads, many, at_once, row_tiles, choosers, units, q_token_stride,
+    q_head_stride, k_stride, v_stride, k_grad_stride, v_grad_stride, row_stride, k_begin_stride, v_begin_stride,
     ROW: tl.constexpr, GROUP: tl.constexpr, MEMBERS: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, TILES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     PIECES: tl.constexpr = (UNIT + BLOCK_K - 1) // BLOCK_K  # of a unit
     SETS: tl.constexpr = GROUP // MEMBERS
+    QUERIES: tl.constexpr = BLOCK_R // MEMBERS
     program = tl.program_id(0)
     group = program % kv_heads
     sequence = program // kv_heads % sequences
@@ -88,59 +105,80 @@ def keys_kernel(
     base_here = tl.load(base + sequence)
     slots = tl.load(stored + sequence)
     unit = base_here // UNIT + block // PIECES
-    inside = block % PIECES * BLOCK_K + tl.arange(0, BLOCK_K)
-    slot = unit * UNIT + inside - base_here
-    if unit * UNIT + block % PIECES * BLOCK_K - base_here >= slots:
+    begin = unit * UNIT + block % PIECES * BLOCK_K
+    if begin - base_here >= slots:
         return
     token_begin = tl.load(offsets + sequence)
     count = (tl.load(offsets + sequence + 1) - token_begin).to(tl.int32)
     numbers = read_row(rows + sequence * row_stride + group * ROW)
     start = tl.load(past + sequence).to(tl.int32)
 
+    own = tl.arange(0, BLOCK_K)[:, None]
     d = tl.arange(0, BLOCK_D)[None, :]
     e = tl.arange(0, BLOCK_E)[None, :]
-    there = ((slot >= 0) & (slot < slots) & (inside < UNIT))[:, None]
-    at = slot.to(tl.int64)[:, None]
-    k_first = tl.load(k_begin + sequence * k_begin_stride + group)
-    v_first = tl.load(v_begin + sequence * v_begin_stride + group)
-    key = tl.load(k + k_first + at * k_stride + d, mask=there & (d < D), other=0.0)
-    value = tl.load(v + v_first + at * v_stride + e, mask=there & (e < E), other=0.0)
-    j = tl.where(there, (base_here + slot)[:, None], NOWHERE)
+    first = tl.maximum(begin, base_here)
+    last = tl.minimum(base_here + slots, tl.minimum(begin + BLOCK_K, (unit + 1) * UNIT)) - 1
+    full = last - first + 1 == BLOCK_K
+    there = (begin + own >= first) & (begin + own <= last)
+    zero = (begin - base_here).to(tl.int64)  # the slot of the first key, before 0 where the text begins within a unit
+    k_there = k + (tl.load(k_begin + sequence * k_begin_stride + group) + zero * k_stride)
+    v_there = v + (tl.load(v_begin + sequence * v_begin_stride + group) + zero * v_stride)
+    key = tl.load(k_there + (own * k_stride + d), mask=there & (d < D), other=0.0)
+    value = tl.load(v_there + (own * v_stride + e), mask=there & (e < E), other=0.0)
+    j = tl.where(there, begin + own, NOWHERE)
     k_acc = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     v_acc = tl.zeros([BLOCK_K, BLOCK_E], tl.float32)
 
-    first = tl.maximum(unit * UNIT + block % PIECES * BLOCK_K, base_here)
-    last = tl.minimum(base_here + slots, tl.minimum(unit * UNIT + block % PIECES * BLOCK_K + BLOCK_K, (unit + 1) * UNIT)) - 1
     visits = visit_queries(numbers, first, last, start, count, BLOCK_R)
     line = tl.arange(0, BLOCK_R)
     for turn in tl.range(0, visits[-1] * GROUP):
-        head = group * GROUP + turn % GROUP + line * 0
-        token = query_block_of(visits, turn // GROUP, count, BLOCK_R) * BLOCK_R + line
+        head = group * GROUP + turn % GROUP
+        tile = query_block_of(visits, turn // GROUP, count, BLOCK_R) * BLOCK_R
+        token = tile + line
         row = token_begin + token
-        place = row * (kv_heads * GROUP) + head
+        whole = full & solid(numbers, start + tile, start + tile + BLOCK_R - 1, first, last + 1)
         k_acc, v_acc = add_keys(
-            k_acc, v_acc, key, value, j, row, place, start + token, head, token < count, False, numbers, q, o_grad, lse, delta,
-            scale, cap, q_token_stride, q_head_stride, D, E, BLOCK_D, BLOCK_E,
+            k_acc, v_acc, key, value, j, whole, row, row * (kv_heads * GROUP) + head, start + token, head, token < count,
+            tl.load(scale + head), numbers, q, o_grad, lse, delta, cap, q_token_stride, q_head_stride, False, D, E, BLOCK_D,
+            BLOCK_E,
         )  # fmt: skip
-    for member in tl.static_range(0, SETS):
-        chooser = tl.where(choosers > 1, group * SETS + member, 0)
-        own = reader_begin + ((sequence * choosers + chooser).to(tl.int64) * units + unit)
-        begin = tl.load(own)
-        lines = (tl.load(own + 1) - begin) * at_once * MEMBERS
-        for step in tl.range(0, tl.cdiv(lines, BLOCK_R)):
-            one = step * BLOCK_R + line
-            list_row = tl.load(readers + begin + one // (at_once * MEMBERS), mask=one < lines, other=0)
-            row_from = (start // many + list_row) * many
-            i = tl.maximum(start, row_from) + (one // MEMBERS % at_once).to(tl.int32)
-            live = (one < lines) & (i < tl.minimum(start + count, row_from + many))
-            head = group * GROUP + member * MEMBERS + (one % MEMBERS).to(tl.int32)
-            row = token_begin + i - start
-            place = row * (kv_heads * GROUP) + head
-            k_acc, v_acc = add_keys(
-                k_acc, v_acc, key, value, j, row, place, i, head, live, True, numbers, q, o_grad, lse, delta, scale, cap,
-                q_token_stride, q_head_stride, D, E, BLOCK_D, BLOCK_E,
-            )  # fmt: skip
-    k_there = k_grad + tl.load(k_grad_begin + sequence * kv_heads + group) + at * k_stride
-    v_there = v_grad + tl.load(v_grad_begin + sequence * kv_heads + group) + at * v_stride
-    tl.store(k_there + d, k_acc.to(k_grad.dtype.element_ty), mask=there & (d < D))
-    tl.store(v_there + e, v_acc.to(v_grad.dtype.element_ty), mask=there & (e < E))
+
+    # The readers of a unit lie side by side: by KV head, then by heads with a list of their own, then by rows.
+    of_unit = reader_begin + ((sequence.to(tl.int64) * units + unit) * choosers + tl.where(choosers > 1, group * SETS, 0))
+    first_line = tl.load(of_unit)
+    last_line = tl.load(of_unit + tl.where(choosers > 1, SETS, 1))
+    each = row_tiles if TILES else at_once * MEMBERS
+    lines = (last_line - first_line) * each
+    step_lines: tl.constexpr = 1 if TILES else BLOCK_R
+    ahead = reader_of(readers, first_line, 0 if TILES else line, lines, each, TILES)
+    for step in tl.range(0, tl.cdiv(lines, step_lines)):
+        reader = ahead
+        one = step if TILES else step * BLOCK_R + line
+        ahead = reader_of(readers, first_line, one + step_lines, lines, each, TILES)
+        row_from = (start // many + reader // SETS) * many
+        end = tl.minimum(start + count, row_from + many)
+        if TILES:  # no query before the first key sees any
+            i = tl.maximum(tl.maximum(start, row_from), first) + one % row_tiles * QUERIES + line // MEMBERS
+            live = (line < QUERIES * MEMBERS) & (i < end)
+            member = line % MEMBERS if MEMBERS > 1 else 0
+        else:
+            i = tl.maximum(start, row_from) + one // MEMBERS % at_once
+            live = (one < lines) & (i < end)
+            member = one % MEMBERS
+        head = group * GROUP + reader % SETS * MEMBERS + member
+        scale_here = tl.load(scale + head)
+        if not TILES or MEMBERS > 1:
+            scale_here = scale_here[None, :]
+        row = token_begin + i - start
+        earliest = tl.min(tl.where(live, i, NOWHERE), 0)
+        whole = full & (last <= earliest) & apart(numbers, earliest, first, last + 1)
+        k_acc, v_acc = add_keys(
+            k_acc, v_acc, key, value, j, whole, row, row * (kv_heads * GROUP) + head, i, head, live, scale_here, numbers, q,
+            o_grad, lse, delta, cap, q_token_stride, q_head_stride, True, D, E, BLOCK_D, BLOCK_E,
+        )  # fmt: skip
+    # Strides and a mask of their own, so that no address of above stays in a register all the while.
+    stays = (own >= tl.maximum(base_here - begin, 0)) & (own < last + 1 - begin)
+    k_there = k_grad + (tl.load(k_grad_begin + sequence * kv_heads + group) + zero * k_grad_stride)
+    v_there = v_grad + (tl.load(v_grad_begin + sequence * kv_heads + group) + zero * v_grad_stride)
+    tl.store(k_there + (own * k_grad_stride + d), k_acc.to(k_grad.dtype.element_ty), mask=stays & (d < D))
+    tl.store(v_there + (own * v_grad_stride + e), v_acc.to(v_grad.dtype.element_ty), mask=stays & (e < E))

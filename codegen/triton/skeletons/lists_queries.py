@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from attnc.codegen.triton.skeletons.lists_parts import block_of, chosen, keep, read_row, visit
+from attnc.codegen.triton.skeletons.lists_tiles import apart, solid
 
 LOG2E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1e30)  # logarithm of the weight of a key that is not seen
@@ -97,9 +98,15 @@ def queries_kernel(
         listed = step >= near_steps
         near = block_of(visits, step, base_here, slots, BLOCK_K) * BLOCK_K
         if WHOLE_BLOCKS:
-            slot = tl.where(listed, ahead, near) + tl.arange(0, BLOCK_K)
+            begin = tl.where(listed, ahead, near)
+            slot = begin + tl.arange(0, BLOCK_K)
+            begins = base_here + begin
+            solid_near = solid(numbers, first, last, begins, begins + BLOCK_K)
+            solid_listed = (begins + BLOCK_K <= first + 1) & apart(numbers, first, begins, begins + BLOCK_K)
+            whole = (begin >= 0) & (begin + BLOCK_K <= slots) & tl.where(listed, solid_listed, solid_near)
         else:
             slot = tl.where(listed, ahead, near + tl.arange(0, BLOCK_K))
+            whole = False
         ahead = chosen(index_here, count, step + 1 - near_steps, base_here, UNIT, BLOCK_K)
         here = (slot >= 0) & (slot < slots)
         at = slot.to(tl.int64)[:, None]
@@ -108,9 +115,10 @@ def queries_kernel(
         product = tl.dot(query, tl.trans(key), input_precision="ieee")
         weight_grad = tl.dot(grad, tl.trans(value), input_precision="ieee")
         power = exponent(product, scale_here, cap, sums)
-        j = tl.where(here, base_here + slot, NOWHERE)[None, :]
-        near_seen = keep(numbers, i, j)
-        power = tl.where(tl.where(listed, (j <= i) & (near_seen == 0), near_seen), power, HIDDEN)
+        if not whole:
+            j = tl.where(here, base_here + slot, NOWHERE)[None, :]
+            near_seen = keep(numbers, i, j)
+            power = tl.where(tl.where(listed, (j <= i) & (near_seen == 0), near_seen), power, HIDDEN)
         change = tl.exp2(power) * (weight_grad - shared[:, None])
         change = product_grad(change, product, scale_here, cap)
         if SUMS_APART:  # an accumulator of tl.dot would take one product after the other

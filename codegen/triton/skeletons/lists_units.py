@@ -117,15 +117,18 @@ def join_kernel(
     tl.store(lse + place, result, mask=live)
 
 
-def gathered(index, counts, row_begin, row_from, sequences, units):
-    """Who lists each unit, of some rows: (chooser, row, place in its list) as a number, ordered by unit; where each begins."""
+def gathered(index, counts, row_begin, row_from, sequences, units, by_chooser=True):
+    """Who lists each unit, of some rows: (chooser, row, place in its list) as a number, by sequence, chooser and unit, or by
+    sequence, unit and chooser; and where those of each begin.
+    """
     choosers, rows, most = index.shape
     device = index.device
+    chooser_apart, unit_apart = (units, 1) if by_chooser else (1, choosers)
     row = torch.arange(row_from, row_from + rows, device=device)
     sequence = torch.searchsorted(row_begin, row, right=True) - 1
-    owner = (sequence * choosers + torch.arange(choosers, device=device)[:, None]).to(torch.int32) * units
+    owner = sequence * (choosers * units) + torch.arange(choosers, device=device)[:, None] * chooser_apart
     there = torch.arange(most, device=device) < counts.unsqueeze(-1)
-    number = torch.where(there, owner.unsqueeze(-1) + index.clamp(0, units - 1), sequences * choosers * units).flatten()
-    ordered, order = torch.sort(number, stable=True)
+    own = owner.to(torch.int32).unsqueeze(-1) + index.clamp(0, units - 1) * unit_apart
+    ordered, order = torch.sort(torch.where(there, own, sequences * choosers * units).flatten(), stable=True)
     begins = torch.searchsorted(ordered, torch.arange(sequences * choosers * units + 1, dtype=torch.int32, device=device))
     return order.to(torch.int32), begins.to(torch.int32)
