@@ -1,12 +1,14 @@
 """The text of a mask for flex_attention: the predicate of intervals.py with what all heads share written as constants.
 
 The compiler of PyTorch keeps what it compiled beside a function's code, a few versions of each; so every distinct text has code
-of its own. A text holds numbers and the words of this file, nothing else.
+of its own, and a place in linecache: PyTorch 2.11 runs functions without a source inside one frame that all of them share, and
+its few versions are soon used up. Tracebacks show the text too. A text holds numbers and the words of this file, nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
+import linecache
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -67,7 +69,9 @@ def mask_code(text: str) -> Any:
 
 def _run(text: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
-    exec(compile(text, f"<flex {_digest(text)}>", "exec"), names)  # noqa: S102
+    name = f"<flex {_digest(text)}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    exec(compile(text, name, "exec"), names)  # noqa: S102
     return names
 
 

@@ -6,6 +6,7 @@ that visits the listed blocks and nothing else, in float64, with gradients.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from test_runtime_attention import (
     with_mask,
     without_shares,
 )
+from torch._dynamo import trace_rules
 
 from attnc.runtime import attention_flex, flex_text
 from attnc.runtime import block_lists as runtime_lists
@@ -277,6 +279,13 @@ def test_equal_numbers_and_lengths_share_a_mask_and_other_lengths_share_the_code
         attend(flex, q, k, v, packed(sizes), None, groups, Form.of(groups, True), 0.5)
     assert attention_flex._mask.cache_info().misses == 3
     assert flex_text.mask_code.cache_info().misses == 1
+
+
+def test_the_code_of_a_mask_has_a_source_without_which_pytorch_compiles_all_masks_in_one_frame():
+    code = flex_text.attend_code("(k <= q)", 0.5, None)
+    assert inspect.getsourcefile(code) == code.__code__.co_filename
+    assert "scale=0.5" in inspect.getsource(code)
+    assert not trace_rules.check(code)
 
 
 def test_a_launch_is_compiled_for_its_first_length_and_once_for_all_others(monkeypatch):
