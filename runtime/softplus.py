@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,9 @@ from .keys import KeyPart
 from .launch import Kernels
 from .sizes import UNBOUNDED
 from .softmax import Form, HeadGroup, head_scale, rows
+
+Counts = tuple[Tensor, Tensor, Tensor]
+"""How many keys each query sees, the logarithm of that, and zeros; [T, H] float32 each."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,18 @@ class SoftplusKernels:
         """q [T, H, D] -> [T, H, E]."""
         assert sink_logit is None, "a sink logit has no meaning among softplus masses"
         factor = head_scale(scale, q.shape[1], q.device).expand(q.shape[:2])
-        return self.attend(q, parts, factor, (rows(groups, form, batch), form, batch, cap))
+        call = (rows(groups, form, batch), form, batch, cap)
+        known = batch.once(("softplus", groups, form, lengths_of(parts)), lambda: self.counts(q, parts, factor, call))
+        return self.attend(q, parts, factor, call, known)
 
-    def attend(self, q: Tensor, parts: tuple[KeyPart, ...], factor: Tensor, call: tuple[Any, ...]) -> Tensor:
+    def attend(
+        self, q: Tensor, parts: tuple[KeyPart, ...], factor: Tensor, call: tuple[Any, ...], known: Counts | None = None
+    ) -> Tensor:
         """The same with a factor of the logits for each query, [T, H] float32, and (rows [S, G, R], form, batch, cap)."""
-        count = self.counts(q, parts, factor, call)
-        logs = count.clamp(min=1).log()
-        total = self.sums(q, parts, torch.stack((factor, logs, torch.zeros_like(logs)), dim=-1), call)
-        scales = torch.stack((factor, logs, count / torch.where(total > 0, total, 1.0)), dim=-1)
+        count, logs, zeros = known or self.counts(q, parts, factor, call)
+        total = self.sums(q, parts, torch.stack((factor, logs, zeros), dim=-1), call)
+        share = count / total.clamp(min=torch.finfo(total.dtype).tiny)
+        scales = torch.stack((factor, logs, share), dim=-1)
         table, form, batch, cap = call
         o, sums = self.weights(q, parts[0], table, form, batch, scales, cap)
         for part in parts[1:]:
@@ -73,16 +81,19 @@ class SoftplusKernels:
             o, sums = merge(o, sums, *more, self.weights.exponent or 1.0)
         return o
 
-    def counts(self, q: Tensor, parts: tuple[KeyPart, ...], factor: Tensor, call: tuple[Any, ...]) -> Tensor:
-        """How many keys each query sees, [T, H] float32: by arithmetic, or where that is hard as the sum of masses log 2."""
+    def counts(self, q: Tensor, parts: tuple[KeyPart, ...], factor: Tensor, call: tuple[Any, ...]) -> Counts:
+        """How many keys each query sees: by arithmetic, or where that is hard as the sum of masses log 2."""
         table, form, batch, _ = call
+        zeros = torch.zeros_like(factor)
         if not form.strides and not form.powers:
             heads = sum(count_near(part, table, form, batch) for part in parts)
             assert isinstance(heads, Tensor), "there is a part"
-            return heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1).to(torch.float32)
-        zeros = torch.zeros_like(factor)
-        with torch.no_grad():
-            return torch.round(self.sums(q, parts, torch.stack((factor, zeros, zeros), dim=-1), call) / math.log(2))
+            count = heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1).to(torch.float32)
+        else:
+            with torch.no_grad():
+                masses = self.sums(q, parts, torch.stack((factor, zeros, zeros), dim=-1), call)
+            count = torch.round(masses / math.log(2))
+        return count, count.clamp(min=1).log(), zeros
 
     def sums(self, q: Tensor, parts: tuple[KeyPart, ...], scales: Tensor, call: tuple[Any, ...]) -> Tensor:
         """The sum of each query's masses over all parts, [T, H] float32."""
@@ -91,7 +102,15 @@ class SoftplusKernels:
         for part in parts:
             peak, norm = self.masses(q, keys_alone(part), table, form, batch, scales, cap)[1].unbind(-1)
             found.append(peak.detach() * norm)
-        return torch.stack(found).sum(0)
+        return reduce(torch.add, found)
+
+
+def lengths_of(parts: tuple[KeyPart, ...]) -> tuple[object, ...]:
+    """What counts depend on of the parts, as the host knows it: layers where it is the same count once a call."""
+    return tuple(
+        (part.counts, part.bases, tuple((band.first, band.last, band.pinned, band.ring) for band in part.bands))
+        for part in parts
+    )
 
 
 def keys_alone(part: KeyPart) -> KeyPart:

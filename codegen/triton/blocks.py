@@ -129,8 +129,7 @@ SOFTPLUS: dict[tuple[str, int], Table] = {
     ("softmax_decode", 64): {
         ("sm_100", 2): (64, 4, 8, 4),
         ("sm_80", 4): (16, 8, 8, 1),
-        ("sm_90", 4): (16, 4, 8, 2),
-        ("sm_100", 4): (16, 8, 8, 1),
+        ("sm_90", 4): (16, 8, 8, 1),
     },
     ("softmax_backward_queries", 64): {("sm_90", 2): (64, 32, 4, 2)},
     ("softmax_backward_keys", 64): {("sm_90", 2): (32, 32, 4, 2)},

@@ -105,13 +105,13 @@ def read_scale(scale, head, place, live):
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)), without losing what is small: log(1 + u) is log((1 + t) / (1 - t)), a series in t."""
+    """log(1 + exp(x)), without losing what is small: log(1 + u) is u times the polynomial of degree 9 whose largest relative
+    error for u in [0, 1] is least (found by Lawson's reweighted least squares; 5e-9), without a division.
+    """
     u = tl.exp(-tl.abs(x))
-    t = u / (2.0 + u)
-    y = t * t
-    series = 1.0 / 9 + y * (1.0 / 11 + y * (1.0 / 13 + y * (1.0 / 15 + y * (1.0 / 17))))
-    series = 1.0 + y * (1.0 / 3 + y * (1.0 / 5 + y * (1.0 / 7 + y * series)))
-    return tl.where(x < 0.0, 0.0, x) + 2.0 * t * series
+    series = -0.15305594 + u * (0.10603656 + u * (-0.05695954 + u * (0.019851463 + u * -0.0032440247)))
+    series = 1.0 + u * (-0.499999 + u * (0.33329964 + u * (-0.24954134 + u * (0.1967594 + u * series))))
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + u * series
 
 
 @triton.jit
@@ -132,32 +132,32 @@ def tanh(x):
 
 
 @triton.jit
-def logit(product, factor, cap):
-    """The logit of a query and a key, under the soft cap."""
-    return tanh(product * (factor / cap)) * cap
+def logit(product, factor, count, cap):
+    """The logit of a query and a key, under the soft cap, times log N."""
+    return tanh(product * (factor / cap)) * (cap * count)
 
 
 @triton.jit
 def above(product, scale, cap):
     """x of a query and a key; NaN stays."""
     factor, count, share = scale
-    difference = softplus(logit(product, factor, cap) * count) * share - tl.where(count > 1.25, 1.0, 0.0)  # log 3 is 1.1
-    return tl.where(difference < 0.0, 0.0, difference)
+    difference = softplus(logit(product, factor, count, cap)) * share - tl.where(count > 1.25, 1.0, 0.0)  # log 3 is 1.1
+    return tl.maximum(difference, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def load_sums(sums, place, live):
-    """What the forward pass left of a query: its largest x, and one over the sum of weights beside that."""
+    """What the forward pass left of a query: one over its largest x, and over the sum of weights beside that."""
     peak = tl.load(sums + 2 * place, mask=live, other=1.0)
     norm = tl.load(sums + 2 * place + 1, mask=live, other=1.0)
-    return peak, 1.0 / tl.where(norm != 0.0, norm, 1.0)
+    return tl.div_rn(1.0, peak), 1.0 / tl.where(norm != 0.0, norm, 1.0)
 
 
 @triton.jit
 def exponent(product, scale, cap, sums):
     """x over the largest of its query's."""
-    peak, norm = sums
-    return tl.div_rn(above(product, scale, cap), peak)
+    over_peak, over_norm = sums
+    return above(product, scale, cap) * over_peak
 
 
 @triton.jit
@@ -170,8 +170,8 @@ def power(x1):
 @triton.jit
 def weight_of(exponent, sums):
     """The weight of a key, 0 where it is not seen."""
-    peak, norm = sums
-    return power(exponent) * norm
+    over_peak, over_norm = sums
+    return power(exponent) * over_norm
 
 
 @triton.jit
@@ -181,18 +181,18 @@ def root_grad(grad, x):
 
 
 @triton.jit
-def logit_grad(grad, product, factor, cap):
-    """The gradient of a query's and a key's product, from that of their logit: the cap's slope is 1 - tanh^2."""
+def logit_grad(grad, product, factor, count, cap):
+    """The gradient of a query's and a key's product, from that of `logit`: the cap's slope is 1 - tanh^2."""
     bent = tanh(product * (factor / cap))
-    return grad * (1.0 - bent * bent) * factor
+    return grad * (1.0 - bent * bent) * (factor * count)
 
 
 @triton.jit
 def product_grad(grad, product, scale, cap):
     """The gradient of a query's and a key's product, from that of the logarithm of x^p."""
     factor, count, share = scale
-    slope = share * count * sigmoid(logit(product, factor, cap) * count)
-    return logit_grad(root_grad(grad, above(product, scale, cap)) * slope, product, factor, cap)
+    slope = share * sigmoid(logit(product, factor, count, cap))
+    return logit_grad(root_grad(grad, above(product, scale, cap)) * slope, product, factor, count, cap)
 
 
 @triton.jit

@@ -129,23 +129,22 @@ def sigmoid(x):
 
 
 @triton.jit
-def logit(product, factor, cap):
-    """The logit of a query and a key."""
-    return product * factor
+def logit(product, factor, count, cap):
+    """The logit of a query and a key times log N."""
+    return product * (factor * count)
 
 
 @triton.jit
-def logit_grad(grad, product, factor, cap):
-    """The gradient of a query's and a key's product, from that of their logit."""
-    return grad * factor
+def logit_grad(grad, product, factor, count, cap):
+    """The gradient of a query's and a key's product, from that of `logit`."""
+    return grad * (factor * count)
 
 
 @triton.jit
 def product_grad(grad, product, scale, cap):
     """The gradient of a query's and a key's product, from that of the mass."""
     factor, count, share = scale
-    slope = count * sigmoid(logit(product, factor, cap) * count)
-    return logit_grad(grad * slope, product, factor, cap)
+    return logit_grad(grad * sigmoid(logit(product, factor, count, cap)), product, factor, count, cap)
 
 
 @triton.jit

@@ -94,13 +94,13 @@ def solid(numbers, first, last, begin, end):
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)), without losing what is small: log(1 + u) is log((1 + t) / (1 - t)), a series in t."""
+    """log(1 + exp(x)), without losing what is small: log(1 + u) is u times the polynomial of degree 9 whose largest relative
+    error for u in [0, 1] is least (found by Lawson's reweighted least squares; 5e-9), without a division.
+    """
     u = tl.exp(-tl.abs(x))
-    t = u / (2.0 + u)
-    y = t * t
-    series = 1.0 / 9 + y * (1.0 / 11 + y * (1.0 / 13 + y * (1.0 / 15 + y * (1.0 / 17))))
-    series = 1.0 + y * (1.0 / 3 + y * (1.0 / 5 + y * (1.0 / 7 + y * series)))
-    return tl.where(x < 0.0, 0.0, x) + 2.0 * t * series
+    series = -0.15305594 + u * (0.10603656 + u * (-0.05695954 + u * (0.019851463 + u * -0.0032440247)))
+    series = 1.0 + u * (-0.499999 + u * (0.33329964 + u * (-0.24954134 + u * (0.1967594 + u * series))))
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + u * series
 
 
 @triton.jit
@@ -114,17 +114,17 @@ def tanh(x):
 
 
 @triton.jit
-def logit(product, factor, cap):
-    """The logit of a query and a key, under the soft cap."""
-    return tanh(product * (factor / cap)) * cap
+def logit(product, factor, count, cap):
+    """The logit of a query and a key, under the soft cap, times log N."""
+    return tanh(product * (factor / cap)) * (cap * count)
 
 
 @triton.jit
 def above(product, scale, cap):
     """x of a query and a key; NaN stays."""
     factor, count, share = scale
-    difference = softplus(logit(product, factor, cap) * count) * share - tl.where(count > 1.25, 1.0, 0.0)  # log 3 is 1.1
-    return tl.where(difference < 0.0, 0.0, difference)
+    difference = softplus(logit(product, factor, count, cap)) * share - tl.where(count > 1.25, 1.0, 0.0)  # log 3 is 1.1
+    return tl.maximum(difference, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -142,8 +142,10 @@ def power(x1):
 
 @triton.jit
 def weigh(score, peak):
-    """The weight of a key beside the largest so far."""
-    return power(tl.div_rn(score, peak))
+    """The weight of a key beside the largest so far. A quotient for each key, correctly rounded, would leave the fast path of
+    its division for every x of 0.
+    """
+    return power(score * tl.div_rn(1.0, peak))
 
 
 @triton.jit

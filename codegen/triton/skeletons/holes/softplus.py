@@ -15,9 +15,9 @@ def softplus(x):
 
 
 @triton.jit
-def logit(product, factor, cap):
-    """A hole: the logit of a query and a key."""
-    return product * factor
+def logit(product, factor, count, cap):
+    """A hole: the logit of a query and a key times log N."""
+    return product * (factor * count)
 
 
 @triton.jit
@@ -40,8 +40,10 @@ def power(x):
 
 @triton.jit
 def weigh(score, peak):
-    """The weight of a key beside the largest so far."""
-    return power(tl.div_rn(score, peak))
+    """The weight of a key beside the largest so far. A quotient for each key, correctly rounded, would leave the fast path of
+    its division for every x of 0.
+    """
+    return power(score * tl.div_rn(1.0, peak))
 
 
 @triton.jit

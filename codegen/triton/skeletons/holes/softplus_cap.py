@@ -10,13 +10,13 @@ def tanh(x):
 
 
 @triton.jit
-def logit(product, factor, cap):
-    """The logit of a query and a key, under the soft cap."""
-    return tanh(product * (factor / cap)) * cap
+def logit(product, factor, count, cap):
+    """The logit of a query and a key, under the soft cap, times log N."""
+    return tanh(product * (factor / cap)) * (cap * count)
 
 
 @triton.jit
-def logit_grad(grad, product, factor, cap):
-    """The gradient of a query's and a key's product, from that of their logit: the cap's slope is 1 - tanh^2."""
+def logit_grad(grad, product, factor, count, cap):
+    """The gradient of a query's and a key's product, from that of `logit`: the cap's slope is 1 - tanh^2."""
     bent = tanh(product * (factor / cap))
-    return grad * (1.0 - bent * bent) * factor
+    return grad * (1.0 - bent * bent) * (factor * count)

@@ -21,9 +21,9 @@ def sigmoid(x):
 
 
 @triton.jit
-def logit(product, factor, cap):
-    """A hole: the logit of a query and a key."""
-    return product * factor
+def logit(product, factor, count, cap):
+    """A hole: the logit of a query and a key times log N."""
+    return product * (factor * count)
 
 
 @triton.jit
@@ -34,17 +34,17 @@ def above(product, scale, cap):
 
 @triton.jit
 def load_sums(sums, place, live):
-    """What the forward pass left of a query: its largest x, and one over the sum of weights beside that."""
+    """What the forward pass left of a query: one over its largest x, and over the sum of weights beside that."""
     peak = tl.load(sums + 2 * place, mask=live, other=1.0)
     norm = tl.load(sums + 2 * place + 1, mask=live, other=1.0)
-    return peak, 1.0 / tl.where(norm != 0.0, norm, 1.0)
+    return tl.div_rn(1.0, peak), 1.0 / tl.where(norm != 0.0, norm, 1.0)
 
 
 @triton.jit
 def exponent(product, scale, cap, sums):
     """x over the largest of its query's."""
-    peak, norm = sums
-    return tl.div_rn(above(product, scale, cap), peak)
+    over_peak, over_norm = sums
+    return above(product, scale, cap) * over_peak
 
 
 @triton.jit
@@ -56,8 +56,8 @@ def power(x):
 @triton.jit
 def weight_of(exponent, sums):
     """The weight of a key, 0 where it is not seen."""
-    peak, norm = sums
-    return power(exponent) * norm
+    over_peak, over_norm = sums
+    return power(exponent) * over_norm
 
 
 @triton.jit
@@ -67,14 +67,14 @@ def root_grad(grad, x):
 
 
 @triton.jit
-def logit_grad(grad, product, factor, cap):
-    """A hole: the gradient of a query's and a key's product, from that of their logit."""
-    return grad * factor
+def logit_grad(grad, product, factor, count, cap):
+    """A hole: the gradient of a query's and a key's product, from that of `logit`."""
+    return grad * (factor * count)
 
 
 @triton.jit
 def product_grad(grad, product, scale, cap):
     """The gradient of a query's and a key's product, from that of the logarithm of x^p."""
     factor, count, share = scale
-    slope = share * count * sigmoid(logit(product, factor, cap) * count)
-    return logit_grad(root_grad(grad, above(product, scale, cap)) * slope, product, factor, cap)
+    slope = share * sigmoid(logit(product, factor, count, cap))
+    return logit_grad(root_grad(grad, above(product, scale, cap)) * slope, product, factor, count, cap)

@@ -14,22 +14,22 @@ def softplus(x):
 
 
 @triton.jit
-def logit(product, factor, cap):
-    """A hole: the logit of a query and a key."""
-    return product * factor
+def logit(product, factor, count, cap):
+    """A hole: the logit of a query and a key times log N."""
+    return product * (factor * count)
 
 
 @triton.jit
 def adjust_score(product, scale, cap):
     """The mass of a query and a key."""
     factor, count, share = scale
-    return softplus(logit(product, factor, cap) * count)
+    return softplus(logit(product, factor, count, cap))
 
 
 @triton.jit
 def weigh(score, peak):
     """A mass beside the largest so far."""
-    return score * (1.0 / peak)
+    return score * tl.div_rn(1.0, peak)
 
 
 @triton.jit

@@ -11,9 +11,9 @@ def softplus(x):
 
 
 @triton.jit
-def logit(product, factor, cap):
-    """A hole: the logit of a query and a key."""
-    return product * factor
+def logit(product, factor, count, cap):
+    """A hole: the logit of a query and a key times log N."""
+    return product * (factor * count)
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def root_grad(grad, x):
 def add_scale_grad(total, grad, product, scale, cap):
     """The gradient of a query's share."""
     factor, count, share = scale
-    mass = softplus(logit(product, factor, cap) * count)
+    mass = softplus(logit(product, factor, count, cap))
     return total + tl.sum(root_grad(grad, above(product, scale, cap)) * mass, 1)
 
 
