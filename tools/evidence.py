@@ -1,7 +1,8 @@
 """`make evidence`: trains the mixes of docs/evidence on recall, asks them, and writes docs/evidence.md.
 
-Each mix learns from one seed at every learning rate; the rate that left the least loss then trains it from the other seeds.
-Every run is written down when it is done. A command that was stopped goes on with the runs that are missing.
+Each mix learns from one seed at every learning rate; the rate that recalls most then trains it from the other seeds.
+Every run is written down when it is done, with the commit that made it. A command that was stopped goes on with the runs that
+are missing, also at another commit: change a setting (or remove the numbers) to have all of them anew.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from attnc.bench.machine import commit
 from attnc.compiler.data import from_json, to_json
 from attnc.dsl import SpecError
 from attnc.evaluate import run as asking
-from attnc.evaluate.evidence import Evidence, Trained, best, page
+from attnc.evaluate.evidence import Evidence, Trained, best, missing, page
 from attnc.evaluate.evidence_chosen import PARTS
 from attnc.evaluate.subject import Subject
 from attnc.tasks.recall import Mqar
@@ -45,7 +46,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rates", default="0.005,0.015", help="learning rates that the first seed tries")
-    parser.add_argument("--trials", type=int, default=500)
+    parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, default=AT_ONCE, help="runs at a time")
     parser.add_argument("--out", type=Path, default=TOP / "docs", help="where evidence.md and evidence/mqar.json go")
@@ -57,36 +58,52 @@ def arguments(words: list[str]) -> argparse.Namespace:
 def main(command_line: list[str]) -> None:
     """All runs that are missing, then the page."""
     words = arguments(command_line)
-    record = words.out / "evidence" / "mqar.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    known = measured(words, begun(words, record), record)
-    order = sorted(known.runs, key=lambda run: (run.seed, SPECS.index(run.spec), run.lr))
-    known = replace(known, runs=tuple(order))
-    write(record, to_json(known, indent=1) + "\n")
-    written = words.out / "evidence.md"
+    known = measured(words, begun(words))
+    written = put(words, known)
+    lacking = missing(known)
+    print(f"wrote {written}" + (f"; not run: {', '.join(lacking)}" if lacking else ""))
+
+
+def record_of(words: argparse.Namespace) -> Path:
+    """Where the numbers are written down."""
+    place: Path = words.out / "evidence" / "mqar.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def put(words: argparse.Namespace, known: Evidence) -> Path:
+    """Writes numbers and page down."""
+    runs = sorted(known.runs, key=lambda run: (SPECS.index(run.spec), run.seed, run.lr))
+    known = replace(known, runs=tuple(runs))
+    write(record_of(words), to_json(known, indent=1) + "\n")
+    written: Path = words.out / "evidence.md"
+    if all(run.report is None for run in known.runs):
+        return written  # which stays as it was: nothing was asked yet
     before = written.read_text("utf-8") if written.exists() else ""
     places = [before.index(mark) for mark in PARTS if mark in before]  # of other commands
     write(written, page(known, COMMAND) + (f"\n{before[min(places) :]}" if places else ""))
-    print(f"wrote {words.out / 'evidence.md'}")
+    return written
 
 
-def begun(words: argparse.Namespace, record: Path) -> Evidence:
-    """What is written down already, if it was measured in the same way."""
-    empty = Evidence(steps=words.steps, batch=words.batch, length=words.length, rates=words.rates, commit=commit(), runs=())
+def begun(words: argparse.Namespace) -> Evidence:
+    """What is written down already, if it was measured in the same way; seeds may have become more or fewer."""
+    names = ("steps", "batch", "length", "rates", "seeds", "trials")
+    empty = Evidence(**{name: getattr(words, name) for name in names}, runs=())
+    record = record_of(words)
     if not record.exists():
         return empty
-    found = from_json(Evidence, record.read_text("utf-8"))
+    found = replace(from_json(Evidence, record.read_text("utf-8")), seeds=words.seeds)
     same = replace(found, runs=()) == empty
     if not same:
-        print(f"{record} is of another commit or other settings: all runs anew")
+        print(f"{record} is of other settings: all runs anew")
     return found if same else empty
 
 
-def measured(words: argparse.Namespace, known: Evidence, record: Path) -> Evidence:
+def measured(words: argparse.Namespace, known: Evidence) -> Evidence:
     """With those of the runs that are missing, each written down when it is done."""
     asked: set[Wanted] = {(run.spec, run.seed, run.lr) for run in known.runs}
 
-    def missing() -> list[Wanted]:
+    def wanted() -> list[Wanted]:
         """What is wanted by now, and was not before: other seeds of a mix when its first one has tried all rates."""
         tried = {(run.spec, run.lr) for run in known.runs if run.seed == 0}
         found: list[Wanted] = [(spec, 0, rate) for spec in words.specs.split(",") for rate in words.rates]
@@ -94,11 +111,12 @@ def measured(words: argparse.Namespace, known: Evidence, record: Path) -> Eviden
         found += [(spec, seed, rate) for seed in range(1, words.seeds) for spec, rate in rates.items()]
         new = [one for one in found if one not in asked]
         asked.update(new)
+        print(f"{len(asked)} runs are done or wanted, {len(known.runs)} of them are done", flush=True)
         return new
 
-    for run in side_by_side(words.processes, partial(trained, words), missing(), missing):
+    for run in side_by_side(words.processes, partial(trained, words), wanted(), wanted):
         known = replace(known, runs=(*known.runs, run))
-        write(record, to_json(known, indent=1) + "\n")
+        put(words, known)
     return known
 
 
@@ -116,13 +134,14 @@ def trained(words: argparse.Namespace, wanted: Wanted) -> Trained:
             report = train(place, settings(words.device, task="mqar", **chosen), task, partial(say, name), lambda _: None)
         except SpecError as error:
             diverged(name, error)
-            return Trained(spec=spec, seed=seed, lr=lr, loss=None, seconds=0.0, report=None)
+            return Trained(spec=spec, seed=seed, lr=lr, seconds=0.0, commit=commit(), report=None)
         subject = Subject.of(place, words.device, None, reference=False)
         options = asking.Options(("mqar",), (words.length,), trials=words.trials, batch=100, pairs=tuple(pairs), noise=False)
         answers = asking.evaluate(subject, options, lambda *_: None)
     shares = ", ".join(f"{row.value:.1%} of {count}" for row, count in zip(answers.rows, pairs, strict=True))
-    print(f"{name}: {report.seconds:.0f} s, loss {report.held:.4f}, {shares}", flush=True)
-    return Trained(spec=spec, seed=seed, lr=lr, loss=report.held, seconds=report.seconds, report=replace(answers, folder=spec))
+    print(f"{name}: {report.seconds:.0f} s, {shares}", flush=True)
+    answered = replace(answers, folder=spec)
+    return Trained(spec=spec, seed=seed, lr=lr, seconds=report.seconds, commit=commit(), report=answered)
 
 
 if __name__ == "__main__":
