@@ -15,7 +15,8 @@ from .autocast import cast, word
 from .batch import Batch
 from .intervals import Form
 from .keys import KeyPart
-from .operators import Functions, define, name_of, undifferentiated
+from .operators import Functions, at_once, define, dense, device_of, name_of
+from .sizes import DECODE_TOKENS
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -39,7 +40,7 @@ class Kernels:
     ) -> None:
         self.dtypes = dtypes
         self.form, self.q_width, self.v_width, self.group, self.exponent = form, q_width, v_width, group, exponent
-        self.operators = define(name, functions, form, v_width, exponent)
+        self.functions, self.operators = functions, define(name, functions, form, v_width, exponent)
 
     @classmethod
     def of(cls, prefill: ModuleType, decode: ModuleType, queries: ModuleType, keys: ModuleType) -> Kernels:
@@ -66,10 +67,15 @@ class Kernels:
         assert form == self.form, "rows are made for the kernel's form"
         q, k, v = cast(q, part.k, part.v)
         self.check(q, k, v, part, rows, scale, sink_logit)
+        if at_once(q, k, v):
+            q, k, v = dense(q), k.contiguous(), v.contiguous()
+            part = part if k is part.k and v is part.v else part.holding(k, v)
+            run = self.functions.decode if batch.max_new <= DECODE_TOKENS else self.functions.prefill
+            with device_of(q):
+                return run(q, part, rows, form, batch, scale, cap, sink_logit)
         places = [batch.offsets, batch.past, part.k_begin, part.v_begin, part.stored, part.base, part.pinned, part.ring]
         sizes = [part.k_stride, part.v_stride, batch.max_new, part.max_stored]
-        with undifferentiated():
-            o, lse = self.operators.attend(q, k, v, scale, rows, places, sizes, part.rings, part.shared, cap, sink_logit)
+        o, lse = self.operators.attend(q, k, v, scale, rows, places, sizes, part.rings, part.shared, cap, sink_logit)
         return o, lse
 
     def check(
@@ -77,7 +83,8 @@ class Kernels:
     ) -> None:
         """Raises ValueError unless these are what the kernels are made for."""
         heads = rows.shape[1] * self.group
-        if q.dim() != 3 or q.shape[1] != heads or q.shape[2] != self.q_width:
+        shape = q.shape
+        if len(shape) != 3 or shape[1] != heads or shape[2] != self.q_width:
             raise ValueError(f"q is [T, {heads}, {self.q_width}], got {list(q.shape)}")
         if (part.k_width, part.v_width) != (self.q_width, self.v_width):
             raise ValueError(f"k and v are {self.q_width} and {self.v_width} wide, got {part.k_width} and {part.v_width}")

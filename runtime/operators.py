@@ -139,14 +139,13 @@ def _implementations(functions: Functions, form: Form, v_width: int) -> dict[str
     }
 
 
-def undifferentiated() -> AbstractContextManager[Any]:
-    """Where no gradients are taken: the context in which an operator runs at once, not by PyTorch's look for who needs some.
-
-    That look, written in Python, takes as long as the rest of an operator.
+def at_once(*tensors: Tensor) -> bool:
+    """Whether nothing but numbers is asked of a launch, so that its function may run by itself: no gradients, no compiler, no
+    mode that looks at operators, plain tensors. PyTorch's way to an operator of so many arguments takes as long as the launch.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return nullcontext()
-    return torch._C._AutoDispatchBelowAutograd()
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(type(x) is Tensor for x in tensors)
 
 
 def dense(q: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnc.runtime.batch import Batch
 from attnc.runtime.intervals import Form
@@ -56,6 +58,37 @@ def test_a_few_queries_run_decode_and_many_prefill() -> None:
         assert not call(kernels, tokens, wanted="")[0].requires_grad
         with torch.no_grad():
             assert not call(kernels, tokens)[0].requires_grad
+
+
+class Watch(TorchDispatchMode):
+    """Notes which operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ran.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_operator_runs_for_gradients_and_for_who_watches_operators() -> None:
+    kernels = launch(decode=plain)
+    operator, ran = kernels.operators.attend, []
+    with torch.no_grad(), Watch() as watch:
+        call(kernels)
+    assert operator in watch.ran
+
+    def noted(*arguments: Any) -> Any:
+        ran.append(operator)
+        return operator(*arguments)
+
+    kernels.operators = kernels.operators._replace(attend=noted)
+    with torch.no_grad():
+        call(kernels)
+    assert not ran
+    call(kernels)
+    assert ran
 
 
 def test_gradients_through_a_ring_of_cached_keys_are_refused() -> None:

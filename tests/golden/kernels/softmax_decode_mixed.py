@@ -363,8 +363,9 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     assert (cap is not None, sink_logit is not None) == (CAP, SINK_LOGIT)
     assert q.dtype == part.k.dtype == part.v.dtype
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
-    block_r = min(MOST_ROWS, max(16, power_of_2(GROUP * batch.max_new)))
-    tiles = -(-GROUP * batch.max_new // block_r)
+    lines = GROUP * batch.max_new
+    block_r = min(MOST_ROWS, max(16, power_of_2(lines)))
+    tiles = -(-lines // block_r)
     most = -(-part.max_stored // chosen[0])
     splits = splits or count_splits(sequences * kv_heads * tiles, most, q.device, sequences)
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)

@@ -331,7 +331,7 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     assert q.dtype == part.k.dtype == part.v.dtype
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, *([] if EXPONENT is None else [2]), dtype=torch.float32, device=q.device)
-    chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]
+    chosen, rings = blocks or BLOCKS[architecture(q.device), q.element_size()], part.rings
     sink_logit = scale if sink_logit is None else sink_logit
     tensors = (
         q, part.k, part.v, o, lse, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin, part.v_begin,
@@ -343,6 +343,6 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     )  # fmt: skip
     programs = -(-batch.max_new // chosen[0]) * sequences * heads
     strides = token_stride | head_stride | part.k_stride | part.v_stride
-    key = (q.device, q.dtype, sink_logit.dtype, part.rings, chosen)
-    run(attend_kernel, programs, tensors, numbers, strides, key, lambda: settings(part.rings, *chosen))
+    key = (q.device, q.dtype, sink_logit.dtype, rings, chosen)
+    run(attend_kernel, programs, tensors, numbers, strides, key, lambda: settings(rings, *chosen))
     return o, lse
