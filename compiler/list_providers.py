@@ -9,14 +9,20 @@ from attnc.compiler.cost import Launch, Seen, Work, Workload, choosing, tiled
 from attnc.compiler.families import Listed, Selector, Softmax
 from attnc.compiler.spec import Phase
 
+UNCOMPARED = "which no GPU has compared yet"
+"""How kernels run what `uncompared` names: after every other provider that can, whatever they would cost."""
+
 MOST_MEMBERS = 64
 """Query heads that share a list: all of them stand in one tile."""
 
 BLOCK = 64
 """Keys, and queries, of the blocks in which kernels read keys at chosen distances."""
 
-SCORED = 48
-"""Bytes that take as long as one head's score of a run: an H200 took 374 ms for 3.4e10 of them."""
+SCORED = 7
+"""Bytes that take as long as one head's score of a run: an H200 took 2.6 ms for 5.4e8 of them, and 1.1 for 2.7e8."""
+
+GATHERING = 15
+"""Launches that turn lists round, units to queries."""
 
 MADE = ("own", "mean", "bounds", "summary")
 NUMBERS = frozenset({"unit", "span", "step", "lse", "many", "every", "top_k", "at_least", "at_most", "all_seen"})
@@ -72,6 +78,23 @@ def ungraded(groups: tuple[Seen, ...]) -> str | None:
         if len(choices) > 1 or any(one.diagonals for one in choices):
             return "its kernels go back over one choice of units, not over distances nor several choices"
     return None
+
+
+def uncompared(groups: tuple[Seen, ...], phase: Phase) -> str:
+    """What of the kernels that these groups need no GPU has compared in 16 bits, as words behind a provider; or nothing."""
+    selectors = [one for group in groups for one in group.selectors]
+    kinds = {
+        "gradients over lists": phase == "train",
+        "several choices in a union": any(len(group.selectors) > 1 for group in groups),
+        "distances": any(one.diagonals for one in selectors),
+        "keys that stand for chunks": any(one.keys == "chunks" for one in selectors),
+        "queries that see everything": any(one.all_seen is not None for one in selectors),
+        "far patterns beside lists": any(
+            group.intervals and (group.intervals.strides or group.intervals.powers) for group in groups
+        ),
+    }
+    found = [kind for kind, asked in kinds.items() if asked and selectors]
+    return f"{UNCOMPARED}: {', '.join(found)}" if found else ""
 
 
 def chosen(selectors: Iterable[Selector]) -> list[Selector]:
@@ -152,17 +175,19 @@ def reading(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Worklo
     """What kernels do over lists: the kept share of the keys, and where each query has a list of its own, keys read for every
     list, or queries gathered and results left for every unit of one, whichever is less.
     """
-    work, moved = tiled(launch, groups, phase, load), 0.0
+    work, moved, gathered = tiled(launch, groups, phase, load), 0.0, phase == "train"
     for group in groups:
         for one in group.selectors if phase != "decode" else ():
             if one.asks == "each":
+                gathered = True
                 members = 1 if one.shared == "head" else launch.ratio
                 lists = group.kv_heads * launch.ratio // members * load.length
                 keys = one.unit * (launch.head_dim + launch.value_dim)
                 queries = members * (launch.head_dim + 2 * launch.value_dim)
                 moved += lists * one.kept(load.length) / one.unit * min(keys, queries)
     passes = 3 if phase == "train" else 1
-    return replace(work, bytes=work.bytes + passes * load.batch * load.width * moved)
+    launches = work.launches + GATHERING * gathered
+    return replace(work, bytes=work.bytes + passes * load.batch * load.width * moved, launches=launches)
 
 
 def scoring(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:

@@ -33,7 +33,16 @@ from attnc.compiler.cost import (
     tiled,
 )
 from attnc.compiler.device import Device
-from attnc.compiler.list_providers import reading, scoring, ungraded, unmade, unread, unread_in_gluon
+from attnc.compiler.list_providers import (
+    UNCOMPARED,
+    reading,
+    scoring,
+    uncompared,
+    ungraded,
+    unmade,
+    unread,
+    unread_in_gluon,
+)
 from attnc.compiler.planned import HeadPart, Price, Refusal
 from attnc.compiler.spec import Phase
 
@@ -48,9 +57,6 @@ GLUON_ARCHITECTURE = "sm_90"
 FLEX_WIDTHS = (16, 256)
 FLEX_TILES = (128, 128)
 SOFTMAX = "its weights are a softmax's"
-UNCOMPARED = "over lists, which no GPU has compared yet"
-"""How generated kernels run what content chooses: after every other provider that can, whatever they would cost. Empty, once a
-GPU has compared them: then their price decides."""
 NO_GPU = "generated kernels need a GPU"
 NO_LISTS = "none of its kernels reads lists of chosen keys"
 UNMEASURED = "the table of this device has no efficiency for it"
@@ -109,7 +115,7 @@ def candidates(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple
 
 def _rank(price: Price) -> tuple[bool, float]:
     """The less, the sooner chosen."""
-    return bool(UNCOMPARED) and price.how == UNCOMPARED, price.seconds or 0.0
+    return price.how.startswith(UNCOMPARED), price.seconds or 0.0
 
 
 def choosers(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple[Refusal, ...]]:
@@ -123,7 +129,8 @@ def choosers(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple[R
         refused = () if reason is None else (Refusal(provider="triton", reason=reason),)
         return [*([] if gone else [torch]), reference], refused
     efficiency = task.device.efficiency["triton"][task.phase]
-    triton = Price(provider="triton", seconds=seconds(scoring(*task.counted), task.device, efficiency), how=UNCOMPARED)
+    how = uncompared(task.groups, task.phase)  # of what reads the lists, too: both run, or neither
+    triton = Price(provider="triton", seconds=seconds(scoring(*task.counted), task.device, efficiency), how=how)
     fast = sorted([triton, *([] if gone else [torch])], key=_rank)
     return [*fast, reference], ()
 
@@ -173,7 +180,7 @@ def _triton(task: Task) -> Price | str:
         return reason
     if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
         return f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"
-    work, how = (reading(*task.counted), UNCOMPARED) if task.lists else (tiled(*task.counted), "")
+    work, how = reading(*task.counted) if task.lists else tiled(*task.counted), uncompared(task.groups, task.phase)
     return Price(provider="triton", seconds=seconds(work, device, device.efficiency["triton"][task.phase]), how=how)
 
 
@@ -191,7 +198,7 @@ def _gluon(task: Task) -> Price | str:
         return "its tiles of queries are for prefill and training"
     if task.lists and (reason := unread_in_gluon(launch, task.groups)) is not None:
         return reason
-    work, how = (reading(*task.counted), UNCOMPARED) if task.lists else (tiled(*task.counted), "")
+    work, how = reading(*task.counted) if task.lists else tiled(*task.counted), uncompared(task.groups, task.phase)
     return Price(provider="gluon", seconds=seconds(work, device, device.efficiency["gluon"][task.phase]), how=how)
 
 

@@ -268,7 +268,7 @@ class BuiltModel(nn.Module):
         """Who runs a launch where content chooses keys; `planned` for the choice, `reads`: who reads its lists."""
         if planned == "reference":
             return mix.reference
-        generated = self.kernels is not None and not {planned, reads}.isdisjoint(("triton", "gluon"))
+        generated = self.kernels is not None and reads in ("triton", "gluon")
         found = self.kernels(f"{mix.name}.choice", gluon=reads == "gluon") if generated and self.kernels is not None else None
         return lists_attention if found is None else found.provider(makes=planned == "triton")
 

@@ -14,13 +14,14 @@ from test_table import STATIC
 
 from attnc.cli import verified
 from attnc.codegen.build import Options, build
-from attnc.compiler import check_path, check_text, graph, passes, providers
+from attnc.compiler import check_path, check_text, graph, passes
 from attnc.compiler import device as devices
 from attnc.compiler.cost import Workload
 from attnc.compiler.graph import Apply, Mix, RouteTokens
+from attnc.compiler.list_providers import UNCOMPARED
 from attnc.compiler.plan import choose
 from attnc.compiler.planned import HeadPart
-from attnc.compiler.providers import OPTIONAL, UNCOMPARED, absent
+from attnc.compiler.providers import OPTIONAL, absent
 from attnc.compiler.reduce import reduce
 from attnc.compiler.show import plan_text
 from attnc.compiler.spec import PHASES
@@ -299,19 +300,25 @@ def test_kernels_of_states_that_no_gpu_has_compared_are_said(monkeypatch):
     assert verified.unverified(plan, layers, spec.model) == []
 
 
-def test_kernels_over_lists_wait_until_a_gpu_has_compared_them(monkeypatch):
-    """Whatever they would cost, and then they are taken by their price; a launch whose lists they cannot read says why."""
-    lists = "block_local(64) | routed(blocks(64), top_k = 8)"
-    for choice in planned(rule(lists), length=32768).choices:
-        (triton,) = (price for price in choice.others if price.provider == "triton")
-        assert choice.provider == "torch"
-        assert triton.seconds < choice.seconds
-    without = planned(rule(lists), length=32768, without=("torch",))
-    assert {(choice.provider, choice.how) for choice in without.choices} == {("triton", UNCOMPARED)}
-    monkeypatch.setattr(providers, "UNCOMPARED", "")  # what remains to be done once a GPU has compared them
-    for text, length in ((lists, 32768), ("block_local(64) | routed(blocks(64), top_k = 8, queries = block(64))", 131072)):
-        found = planned(rule(text), length=length).choices
-        assert {(choice.provider, choice.how) for choice in found} == {("triton", "")}
+def test_kernels_over_lists_are_taken_by_their_price_but_for_what_no_gpu_has_compared():
+    """That waits behind every other provider, whatever it would cost; a launch whose lists they cannot read says why."""
+    lists = "block_local(64) | routed(blocks(64), top_k = 8{})"
+    queries = lists.format(", queries = block(64)")
+    for text, length in ((lists.format(""), 32768), (queries, 131072)):
+        found = [one for one in planned(rule(text), length=length).choices if one.phase != "train"]
+        assert [(choice.provider, choice.how) for choice in found] == [("triton", "")] * 4
+    for text, phases, what in (
+        (lists.format(""), {"train"}, "gradients over lists"),
+        (lists.format("") + " | routed(tokens, top_k = 8)", {"prefill", "decode"}, "several choices in a union"),
+        (lists.format(", dense_queries = last(40)"), {"prefill", "decode"}, "queries that see everything"),
+        (lists.format("") + " | stride(9)", {"prefill", "decode"}, "far patterns beside lists"),
+    ):
+        for choice in (one for one in planned(rule(text), length=32768).choices if one.phase in phases):
+            (triton,) = (price for price in choice.others if price.provider == "triton")
+            assert (choice.provider, triton.how) == ("torch", f"{UNCOMPARED}: {what}")
+            assert triton.seconds < choice.seconds
+    without = planned(rule(lists.format("")), length=32768, without=("torch",))
+    assert {choice.provider for choice in without.choices} == {"triton"}
     little, much = (
         planned(rule(f"block_local(64) | routed(blocks(64), top_k = {share}, queries = block(64))"), length=32768).choices
         for share in ("5%", "80%")
@@ -329,4 +336,19 @@ def test_kernels_over_lists_wait_until_a_gpu_has_compared_them(monkeypatch):
     assert refused == {
         "its kernels score for one query, or for a block's mean",
         "its kernels go back over one choice of units, not over distances nor several choices",
+    }
+
+
+def test_kernels_over_lists_that_no_gpu_has_compared_are_said(monkeypatch):
+    """Those that read lists where the mix is, those that make them where the choice is; variants without a choice need none."""
+    spec = rule("when { phase == decode: full, else: block_local(64) | routed(blocks(64), top_k = 8) }")
+    layers = passes.run(graph.build(spec))
+    plan = choose(layers, devices.shipped("h100"), Workload(length=8192), absent(without=("torch", "flex")))
+    monkeypatch.setattr(verified, "record", lambda _: frozenset())
+    found = verified.unverified(plan, layers, spec.model)
+    names = {phase: {row.kernel for row in found if row.phase == phase} for phase in PHASES}
+    assert names == {
+        "train": {"lists_attend", "lists_backward", "lists_choose"},
+        "prefill": {"lists_attend", "lists_choose"},
+        "decode": {"softmax_decode"},
     }

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from attnc.codegen import kernels
 from attnc.codegen.gluon import files as gluon
-from attnc.codegen.triton import verified
+from attnc.codegen.gluon import lists as gluon_lists
+from attnc.codegen.triton import lists, verified
 from attnc.compiler.device import device, device_names
 from attnc.compiler.families import BACKWARD, FAMILIES, Channels, FastWeights, Recurrence, Softmax
-from attnc.compiler.graph import Apply, Graph, Mix, Smooth
+from attnc.compiler.graph import Apply, Graph, Mix, Select, Smooth
 from attnc.compiler.plain_providers import PlainLaunch
-from attnc.compiler.plan import states
+from attnc.compiler.plan import meets, states
 from attnc.compiler.planned import Choice, Plan
 from attnc.compiler.show import numbers_text
 from attnc.compiler.spec import Model, Phase
@@ -22,10 +23,11 @@ from attnc.compiler.value import Value
 
 FORWARD = ("scan_chunks", "scan_forward", "channel_scan", *FAMILIES["fast"][:-1])
 TRAINED = ("softmax_prefill", *BACKWARD, *gluon.IN_GLUON.values(), *FORWARD)
+OVER_LISTS = (lists.ATTEND, lists.CHOOSE)
 RUN: dict[Phase, tuple[str, ...]] = {
-    "train": (*TRAINED, "scan_backward", "scan_gradients", "scan_flows"),
-    "prefill": ("softmax_prefill", gluon.IN_GLUON["softmax_prefill"], *FORWARD),
-    "decode": ("softmax_decode", "scan_step", "channel_scan", FAMILIES["fast"][-1]),
+    "train": (*TRAINED, "scan_backward", "scan_gradients", "scan_flows", *OVER_LISTS, lists.BACKWARD, gluon_lists.PREFILL),
+    "prefill": ("softmax_prefill", gluon.IN_GLUON["softmax_prefill"], *FORWARD, *OVER_LISTS, gluon_lists.PREFILL),
+    "decode": ("softmax_decode", "scan_step", "channel_scan", FAMILIES["fast"][-1], *OVER_LISTS),
 }
 """The kernels that a phase runs."""
 
@@ -68,7 +70,17 @@ def unverified(plan: Plan, graph: Graph, model: Model) -> list[Unverified]:
 def _digests(choice: Choice, graph: Graph, model: Model, architecture: str) -> Iterator[tuple[str, str]]:
     """(skeleton, digest) of every kernel of a choice's node, whatever the phase."""
     node = graph.network.nodes[choice.node]["node"]
-    if isinstance(node, Mix):
+    if isinstance(node, Select):
+        (mix,) = (graph.network.nodes[after]["node"] for after in graph.network.successors(choice.node))
+        yield from _of_lists(mix, model, architecture, {lists.CHOOSE})
+    elif isinstance(node, Mix):
+        met = [variant for variant in node.variants if meets(variant.guards, choice.phase)]
+        choosing = [any(group.choices for group in variant.groups) for variant in met]
+        if any(choosing):
+            files = {lists.ATTEND, lists.BACKWARD} | ({gluon_lists.PREFILL} if "gluon" in choice.providers else set())
+            yield from _of_lists(node, model, architecture, files)
+        if all(choosing):
+            return
         family = kernels.family(node, model)
         assert family is not None, "the plan takes a kernel only where the family says the mix"
         own = FAMILIES["softmax"] if "triton" in choice.providers else ()
@@ -87,6 +99,15 @@ def unverified_text(rows: list[Unverified]) -> str:
     """A line for each, or nothing."""
     lines = [f"  {row.kernel} {row.sha256[:12]}  {row.phase}, {numbers_text(row.layers)}\n" for row in rows]
     return "\nnot yet compared with the reference on a GPU\n" + "".join(lines) if lines else ""
+
+
+def _of_lists(mix: Mix, model: Model, architecture: str, files: set[str]) -> Iterator[tuple[str, str]]:
+    for text, skeleton in kernels.list_texts(mix, model).items():
+        if skeleton in files:
+            yield skeleton, _digest_of(text, architecture)
+
+
+_digest_of = cache(kernels.digest)
 
 
 @cache
