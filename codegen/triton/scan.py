@@ -50,6 +50,7 @@ def constants(skeleton: str, kernel: Recurrence) -> dict[str, str]:
         "FADES": kernel.decay == "scalar",
         "DELTA": kernel.update == "delta",
         "NORMALIZE": kernel.normalize,
+        "WIDE": kernel.normalize and kernel.decay in ("head", "scalar"),  # what is read less what is divided by is little
     }
     source = (SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")
     return {name: repr(value) for name, value in every.items() if f"\n{name} = " in source}

@@ -28,11 +28,12 @@ GATES = (0.0, -0.01, -0.1, -1.0, -50.0)
 @functools.cache
 def provider(form: Recurrence, chunk: int | None = None, least: int = 16) -> Scan:
     """The launch's kernels; with other chunks than the tables' in 16 bits, and other least chunks of a segment."""
+    numbers = rf"\g<1>{chunk},\g<2> " + ("1" if chunk and chunk > 64 else r"\g<3>")  # long ones have no room for more stages
     made = []
     for name, source in files(form).items():
         text = source.replace("span = max(16, ", f"span = max({least}, ")
         if chunk is not None and name != "scan_step":
-            text, found = re.subn(r'(\("sm_\d+", 2\): \()\d+,', rf"\g<1>{chunk},", text)
+            text, found = re.subn(r'(\("sm_\d+", 2\): \()\d+,( \d+, \d+,) (\d+)', numbers, text)
             assert found, f"{name} has no table of chunks"
         made.append(load(text, FOLDER, f"{name}_{chunk}_{least}_{abs(hash(form))}"))
     return scan_kernels(made)

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from attnc.codegen.triton.skeletons.scan_parts import (
+    add_product,
     architecture,
     between_turned,
     bits,
@@ -41,6 +42,7 @@ KEY_WIDTH = 64
 VALUE_WIDTH = 64
 DELTA = False  # the delta rule
 NORMALIZE = False  # outputs are divided by the sum of their weights
+WIDE = False  # gradients of states are left in fp32
 BLOCKS = {  # (architecture, bytes of an element): tokens of a chunk, value channels of a block, warps, pipeline stages
     ("any", 2): (16, 16, 4, 1),
     ("any", 4): (16, 16, 4, 1),
@@ -120,18 +122,18 @@ def back_kernel(
         share = output_share(norms, factor, row, head, heads, index, left, NORMALIZE)
         held = grad.to(key.dtype)
         if not ENDS:
-            tl.store(states_grad + slot * (K * V) + tile, held, mask=inside)
+            tl.store(states_grad + slot * (K * V) + tile, grad.to(states_grad.dtype.element_ty), mask=inside)
         if DELTA or not ENDS:
             turned = turned_weights(query, key, gates, pairs, row, head, heads, index, left, C) * share[None, :]
             value_grad = tl.dot(key, held, input_precision="ieee") * until_end(gates)
-            value_grad += tl.dot(turned.to(key.dtype), out_grad, input_precision="ieee")
+            value_grad = add_product(value_grad, turned.to(key.dtype), out_grad)
         lead = (out_grad.to(tl.float32) * (since_start(gates) * share[:, None])).to(key.dtype)
         if NORMALIZE:
             if block == 0 and not ENDS:
                 tl.store(sums_grad + slot * K + c, total, mask=c < K)
             change = tl.load(deltas + (row + index) * heads + head, mask=here, other=0.0)[:, None] * since_start(gates)
             total = fade_sum(total, gates) + tl.sum(query.to(tl.float32) * change, 0)
-        grad = tl.dot(tl.trans(query), lead, fade(grad, gates), input_precision="ieee")
+        grad = add_product(fade(grad, gates), tl.trans(query), lead)
         to = (row * heads + head) * V + (index[:, None] * (heads * V) + d[None, :])
         mask = here[:, None] & (d < V)[None, :]
         if DELTA:
@@ -215,7 +217,7 @@ def sweep_back(steps, made, norms, deltas, o_grad, after_grad, sum_after_grad, e
 
     before_grad = new(True, begins, heads, KEY_WIDTH, VALUE_WIDTH)
     sum_before_grad = new(NORMALIZE, begins, heads, KEY_WIDTH)
-    states_grad = new(not ends, number, heads, KEY_WIDTH, VALUE_WIDTH, dtype=q.dtype)
+    states_grad = new(not ends, number, heads, KEY_WIDTH, VALUE_WIDTH, dtype=torch.float32 if WIDE else q.dtype)
     sums_grad = new(NORMALIZE and not ends, number, heads, KEY_WIDTH)
     values_grad = new(DELTA and not ends, tokens, heads, VALUE_WIDTH, dtype=q.dtype)
     v_grad = new(not ends, tokens, heads, VALUE_WIDTH, dtype=q.dtype if v.shape[1] == heads else torch.float32)

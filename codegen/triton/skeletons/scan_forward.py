@@ -43,6 +43,7 @@ KEY_WIDTH = 64
 VALUE_WIDTH = 64
 DELTA = False  # the delta rule
 NORMALIZE = False  # outputs are divided by the sum of their weights
+WIDE = False  # states before chunks are left in fp32
 BLOCKS = {  # (architecture, bytes of an element): tokens of a chunk, value channels of a block, warps, pipeline stages
     ("any", 2): (16, 16, 4, 1),
     ("any", 4): (16, 16, 4, 1),
@@ -108,7 +109,7 @@ def sweep_kernel(
         gates = read_gates(decay, row, head, heads, index, left, slot, c, K)
         held = state.to(key.dtype)
         if KEEPS:
-            tl.store(states + slot * (K * V) + tile, held, mask=inside)
+            tl.store(states + slot * (K * V) + tile, state.to(states.dtype.element_ty), mask=inside)
             if NORMALIZE and block == 0:
                 tl.store(sums + slot * K + c, total, mask=c < K)
         if DELTA:
@@ -223,7 +224,7 @@ def sweep(steps, made, before, sum_before, leaves, split, chosen):
     after = new(leaves != "states", ends, heads, KEY_WIDTH, columns)
     sum_after = new(leaves != "states" and NORMALIZE, ends, heads, KEY_WIDTH)
     rest = new(leaves == "ends" and not DELTA, ends, heads, KEY_WIDTH)
-    states = new(leaves == "states", number, heads, KEY_WIDTH, VALUE_WIDTH, dtype=q.dtype)
+    states = new(leaves == "states", number, heads, KEY_WIDTH, VALUE_WIDTH, dtype=torch.float32 if WIDE else q.dtype)
     sums = new(leaves == "states" and NORMALIZE, number, heads, KEY_WIDTH)
     values = new(leaves == "states" and DELTA, tokens, heads, VALUE_WIDTH, dtype=q.dtype)
     q, k = made.get("q", q), made.get("k", k)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from attnc.codegen.triton.skeletons.scan_parts import (
+    add_product,
     architecture,
     between,
     bits,
@@ -132,10 +133,14 @@ def gradients_kernel(
         inside = (c < K)[:, None] & (d < V)[None, :]
         state = tl.load(states + tile, mask=inside, other=0.0)
         state_grad = tl.load(states_grad + tile, mask=inside, other=0.0)
-        turned = tl.trans(state)
+        turned = tl.trans(state.to(value.dtype))
+        upper = state_grad.to(value.dtype)
         pair_grad = tl.dot(out_grad, tl.trans(value), pair_grad, input_precision="ieee")
         query_grad = tl.dot(out_grad, turned, query_grad, input_precision="ieee")
-        key_grad = tl.dot(state_grad, tl.trans(value), key_grad, input_precision="ieee")
+        key_grad = tl.dot(upper, tl.trans(value), key_grad, input_precision="ieee")
+        if state_grad.dtype != value.dtype:  # the rest of its digits, for what decays
+            rest = (state_grad - upper.to(tl.float32)).to(value.dtype)
+            key_grad = tl.dot(rest, tl.trans(value), key_grad, input_precision="ieee")
         if DELTA:
             right = read_rows(values_grad, row, heads * V, head * V, index, left, d, V)
             erased_pair_grad = tl.dot(right, tl.trans(value), erased_pair_grad, input_precision="ieee")
@@ -189,9 +194,9 @@ def gradients_kernel(
             flows = pair_grad * tl.dot(query, key_turned, input_precision="ieee")
             found = tl.sum(query.to(tl.float32) * query_grad, 1)
             kept = tl.sum(key_turned.to(tl.float32) * key_grad, 0)
-        query_grad += tl.dot(pair_grad.to(key.dtype), key, input_precision="ieee")
+        query_grad = add_product(query_grad, pair_grad.to(key.dtype), key)
         tl.store(q_grad + to_rows, query_grad.to(q_grad.dtype.element_ty), mask=row_mask)
-        key_grad += tl.dot(tl.trans(query), pair_grad.to(key.dtype), input_precision="ieee")
+        key_grad = add_product(key_grad, tl.trans(query), pair_grad.to(key.dtype))
         if DELTA:
             erased, strength = read_eraser(key, e, row, head, heads, index, left, c, K)
             erased_pair_grad = erased_pair_grad * alive
@@ -199,9 +204,9 @@ def gradients_kernel(
             if DECAYS:
                 flows += erased_pair_grad * strength * tl.dot(erased, key_turned, input_precision="ieee")
                 found += tl.sum(erased.to(tl.float32) * strength * erased_grad, 1)
-            erased_grad += tl.dot(erased_pair_grad.to(key.dtype), key, input_precision="ieee")
+            erased_grad = add_product(erased_grad, erased_pair_grad.to(key.dtype), key)
             leads = (erased_pair_grad * strength).to(key.dtype)
-            key_grad += tl.dot(tl.trans(erased), leads, input_precision="ieee")
+            key_grad = add_product(key_grad, tl.trans(erased), leads)
             key_grad += tl.trans(
                 store_erased(erased_grad, key, e, erase_grad, block, tokens, row, head, heads, index, left, c, K)
             )
