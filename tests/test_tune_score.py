@@ -23,7 +23,7 @@ from attnc.compiler.policy import Machine, Policy, policy_text
 from attnc.compiler.tuning import TrainedGate
 from attnc.compiler.units import FULL, Units
 from attnc.dsl import SpecError
-from attnc.tune import gate, watch
+from attnc.tune import gate, refine, watch
 from attnc.tune import prove as proving
 from attnc.tune.around import Around
 from attnc.tune.jobs import Work
@@ -331,7 +331,8 @@ def bad_policy(run):
     return Around(run, picks), made
 
 
-def test_a_policy_loses_less_for_the_same_cost_by_losses_that_are_measured_around_it(place, tmp_path, capsys):
+def test_a_policy_loses_less_for_the_same_cost_by_losses_that_are_measured_around_it(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(refine.COARSER, "head", ())
     shutil.copytree(place / "run", tmp_path / "run")
     run = Run.open(tmp_path / "run")
     around, made = bad_policy(run)
@@ -363,3 +364,11 @@ def test_a_policy_loses_less_for_the_same_cost_by_losses_that_are_measured_aroun
     assert read_policy(tmp_path / "p.json").settings == found.policy.settings
     (tmp_path / "p.json").write_text(policy_text(replace(made, probe="output")))
     assert invoke(given) == 2
+
+    monkeypatch.undo()  # refining begins with what is decided alike, where that is better
+    decided, there, step = refiner.alike(around, found.begun, made.limits)
+    assert step.loss["passkey"] == refiner.whole(there)["passkey"] < found.begun["passkey"]
+    assert all(len(set(own)) == 1 for own in decided.picks.values())
+    assert step.moved == around.apart(there)
+    assert refiner.alike(there, step.loss, made.limits) is None, "nothing is better than the best of them"
+    assert refiner.alike(around, found.begun, {"kv_bytes": 0.0}) is None, "nothing keeps such a limit"

@@ -76,7 +76,8 @@ def _print(made: Refined) -> None:
     rows.append(("", "", *(f"{made.begun[task]:.4g}" for task in tasks), ""))
     for number, one in enumerate(made.steps, 1):
         foretold = ", ".join(f"{one.foretold[task]:.4g}" for task in tasks)
-        rows.append((str(number), str(one.moved), *(f"{one.loss[task]:.4g}" for task in tasks), foretold))
+        name = {"layer": "layers alike", "all": "all alike"}.get(one.alike or "", str(number - bool(made.steps[0].alike)))
+        rows.append((name, str(one.moved), *(f"{one.loss[task]:.4g}" for task in tasks), foretold))
     typer.echo("\n".join(aligned(rows, frozenset(rows[0]))))
     typer.echo()
     least = "nothing better was found" if not made.steps else "the whole model, on the texts of the run"

@@ -1,8 +1,9 @@
 """A policy with less loss for the same cost: losses of single sites do not add up, so they are measured again around it.
 
-A round measures what each candidate of each site adds to the loss of the whole model, and solves with these numbers for several
-numbers of sites that may move: the fewer move, the more the sum is worth. The best of the models found, each measured as a
-whole, is where the next round begins; one that is no better than the last is never taken.
+First the same budget is spent alike, in each layer and in all of them, since a policy that is worse than these is no place to
+begin. Then a round measures what each candidate of each site adds to the loss of the whole model, and solves with these numbers
+for several numbers of sites that may move: the fewer move, the more the sum is worth. The best of the models found, each
+measured as a whole, is where the next round begins; one that is no better than the last is never taken.
 
 Source: a trust region (Conn, Gould, Toint, "Trust-Region Methods", 2000), where the region is a number of exchanges.
 """
@@ -17,6 +18,7 @@ import torch
 
 from attnc.compiler.policy import Policy
 from attnc.compiler.value import Value
+from attnc.dsl import SpecError
 from attnc.tune.around import Around
 from attnc.tune.jobs import Job, Work
 from attnc.tune.journal import Row
@@ -25,20 +27,27 @@ from attnc.tune.score import Scorer
 from attnc.tune.solve import Decided, Per, Wanted, policy, solve
 from attnc.tune.table import Table
 
+COARSER: dict[Per, tuple[Per, ...]] = {"head": ("layer", "all"), "layer": ("all",), "all": ()}
+"""What else is decided alike before the first round."""
+
 FEWER = 3
 """By how much the number of sites that may move falls from one try to the next."""
 
 
 class Step(Value):
-    """A round: KV groups that moved, and by task the loss of the whole model, as the sum foretold it and as it is."""
+    """A round, or a better beginning than the policy given, `alike` for all KV groups of a `layer`, or `all` of the model.
 
+    moved  how many KV groups; `foretold`, `loss`: by task that of the whole model, as the sum said and as it is
+    """
+
+    alike: Per | None = None
     moved: int
     foretold: dict[str, float]
     loss: dict[str, float]
 
 
 class Refined(Value):
-    """What `attnc tune refine` says. `begun`: by task the loss of the policy that it began with."""
+    """What `attnc tune refine` says. `begun`: by task the loss of the policy that was given."""
 
     schema_version: int = 1
     probe: str
@@ -61,10 +70,12 @@ class Refiner:
         limits = self.held(around, first)
         begun = loss = self.whole(around)
         steps, now = list[Step](), first
-        for _ in range(rounds):
-            found = self.better(around, loss, limits)
-            if found is None:
+        for number in range(rounds + 1):
+            found = self.better(around, loss, limits) if number else self.alike(around, loss, limits)
+            if found is None and number:
                 break
+            if found is None:
+                continue
             decided, around, step = found
             steps.append(step)
             loss = step.loss
@@ -80,6 +91,26 @@ class Refiner:
             own = (self.table.costs_of(site, around.picks[site.unit.place][site.first])[what] for site in self.table.sites)
             found[what] = max(self.table.rest(what) + sum(own), first.limits.get(what, 0.0))
         return found
+
+    def alike(
+        self, around: Around, loss: Mapping[str, float], limits: Mapping[str, float]
+    ) -> tuple[Decided, Around, Step] | None:
+        """The best of what is decided alike within the limits; None where nothing is better."""
+        best, value = None, self.counted(loss)
+        for per in COARSER[self.per]:
+            try:
+                decided = solve(replace(self.table, notes=[]), Wanted("loss", limits, per=per))
+            except SpecError as error:
+                if error.diagnostics[0].code != "A614":
+                    raise
+                continue  # nothing keeps the limits alike
+            there = Around(self.table.run, decided.picks)
+            found = self.whole(there)
+            if self.counted(found) < value:
+                value = self.counted(found)
+                step = Step(alike=per, moved=around.apart(there), foretold=decided.solution.loss, loss=found)
+                best = decided, there, step
+        return best
 
     def better(
         self, around: Around, loss: Mapping[str, float], limits: Mapping[str, float]
