@@ -17,7 +17,8 @@ class Verified(Value):
 
     error, torch_error  the largest difference from float64 among the cases, the kernel's and torch's; of states the root mean
                         square of the call that used most of what is allowed, and that of plain torch, or of the formula in the
-                        kernel's roundings
+                        kernel's roundings; of choices the share of rows that keep other units than plain torch, whose scores
+                        differ by a rounding
     constants           the names at the top of its text that say what it was emitted for; each family has its own
     sha256              of what a GPU runs of the kernel's text: no blocks of other architectures, no functions of the host
     """

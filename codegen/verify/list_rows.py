@@ -69,7 +69,7 @@ def list_subjects(folder: Path) -> list[ListSubject]:
     for name, module in found.items():
         beside = None
         if name.startswith(GOES_BACK):
-            alike = [one for other, one in found.items() if other.startswith(READS) and _sort(one) == _sort(module)]
+            alike = [one for other, one in found.items() if other.startswith(READS) and made_alike(one, module)]
             beside = alike[0]
         subjects.append(ListSubject(name, module, tuple(served[name]), beside))
     return [*subjects, *_summaries(package, getattr(index, "SUMMARIES", {}))]
@@ -89,8 +89,10 @@ def _summaries(package: str, launches: Mapping[str, Sequence[Sequence[str] | Non
     return found
 
 
-def _sort(module: ModuleType) -> tuple[object, ...]:
-    return module.FORM, module.HEAD_WIDTH, module.VALUE_WIDTH, module.GROUP, module.MEMBERS, module.UNIT, module.CAP
+def made_alike(one: ModuleType, other: ModuleType) -> bool:
+    """Whether two files were made for the same launch."""
+    names = ("FORM", "HEAD_WIDTH", "VALUE_WIDTH", "GROUP", "MEMBERS", "UNIT", "CAP")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def list_rows(subject: ListSubject, dtype: str, device: str, begin: Callable[[tuple[str, str, str]], bool]) -> Iterator[Row]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,10 +19,11 @@ from attnc.codegen.triton.compile import load
 from attnc.codegen.triton.lists import emit_choose, emit_lists
 from attnc.codegen.verify.cases import Case, Union, build, poisoned
 from attnc.codegen.verify.gradients import gradients, outer_gradients
-from attnc.codegen.verify.list_rows import by_heads
+from attnc.codegen.verify.list_rows import GOES_BACK, READS, ListSubject, by_heads, list_rows, made_alike
 from attnc.codegen.verify.lists import Listed, lists_of
-from attnc.compiler import check_text, families
+from attnc.compiler import check_path, check_text, families, graph, passes
 from attnc.compiler.families import Softmax
+from attnc.compiler.graph import Mix
 from attnc.runtime.asking import asking
 from attnc.runtime.batch import lay_out
 from attnc.runtime.cache import Cache, Growing, LayerPlan, Slots
@@ -55,10 +58,16 @@ Row = tuple[str, str, dict[str, object], torch.dtype]
 Record = Callable[..., None]
 
 
-def row_of(skeleton: str, text: str, form: Softmax, unit: int, dtype: torch.dtype) -> Row:
+def constants(module: ModuleType) -> dict[str, object]:
+    """What a kernel file was made for."""
+    names = ("HEAD_WIDTH", "VALUE_WIDTH", "GROUP", "MEMBERS", "UNIT", "CAP", "SINK_LOGIT", "DISTANCES", "BESIDE")
+    found = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    return found | ({"SELECTOR": repr(module.SELECTOR)} if hasattr(module, "SELECTOR") else {})
+
+
+def row_of(skeleton: str, text: str, module: ModuleType, dtype: torch.dtype) -> Row:
     """What names a kernel file in docs/gpu.json."""
-    constants = {"UNIT": unit, "WIDTH": form.head_width, "VALUE_WIDTH": form.value_width, "GROUP": form.group, "CAP": form.cap}
-    return skeleton, kernels.digest(text, "sm_90"), constants, dtype
+    return skeleton, kernels.digest(text, "sm_90"), constants(module), dtype
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -67,9 +76,9 @@ def test_attention_over_lists_is_as_near_to_float64_as_torch(name, dtype, tmp_pa
     """Query by query means of integers are exact; unit by unit parts are rounded, and only a value that is found is."""
     form, unit, many, sizes, pasts = CASES[name]
     text = emit_lists("lists_attend", families.Listed(form, unit, False))
-    row = row_of("lists_attend", text, form, unit, dtype)
-    record(*row)
     module = load(text, tmp_path, f"lists_{unit}")
+    row = row_of("lists_attend", text, module, dtype)
+    record(*row)
     module.ROOM = 2**22  # so that lists of single queries go in several chunks
     case = Case(
         form, tuple(Listed(NEAR, unit, many, salt) for salt in range(2)), sizes, pasts, dtype, cache=True, device="cuda"
@@ -94,9 +103,9 @@ def test_gradients_over_lists_are_as_near_to_float64_as_torch(name, dtype, tmp_p
     form, unit, many, sizes, pasts = CASES["blocks" if each_head else name]
     made = families.Listed(form, unit, each_head)
     texts = {skeleton: emit_lists(skeleton, made) for skeleton in ("lists_attend", "lists_backward")}
-    row = row_of("lists_backward", texts["lists_backward"], form, unit, dtype)
-    record(*row)
     files = [load(text, tmp_path, skeleton) for skeleton, text in texts.items()]
+    row = row_of("lists_backward", texts["lists_backward"], files[1], dtype)
+    record(*row)
     unions = tuple(Listed(NEAR, unit, many, salt) for salt in range(2))
     case = Case(form, unions, sizes, pasts, dtype, cache=True, device="cuda")
     case, sets = by_heads(case, form.group if each_head else 1)
@@ -165,11 +174,14 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_what_is_kept_has_the_best_scores(name, tmp_path):
+def test_what_is_kept_has_the_best_scores(name, tmp_path, record: Record):
     """Of integers the units themselves; of others scores that differ by no more than rounding from those that torch keeps."""
     selector, sizes = CHOICES[name], (1500, 700)
     words = {field.name: getattr(selector, field.name) for field in fields(families.Selector)}
-    module = load(emit_choose(families.Selector(**words), WIDE), tmp_path, f"choose_{name}")
+    text = emit_choose(families.Selector(**words), WIDE)
+    module = load(text, tmp_path, f"choose_{name}")
+    row = row_of("lists_choose", text, module, torch.bfloat16)
+    record(*row)
     module.MOST_UNITS = 64 if name == "passes" else module.MOST_UNITS
     group = HeadGroup(0, 1, 5, (Near(back=90),))
     case = Case(WIDE, (NEAR,) * 2, sizes, (0, 0), torch.bfloat16, integers=selector.score == "dot", device="cuda")
@@ -189,6 +201,31 @@ def test_what_is_kept_has_the_best_scores(name, tmp_path):
         differ += int(((own != lists.index) & inside).any(-1).sum())
         total += count.numel()
     assert differ <= (0 if case.integers else 0.01 * total), f"{differ} of {total} rows"
+    record(*row, (differ / total, 0.0))
+
+
+SPECS = Path(__file__).parents[2] / "specs"
+SHIPPED = ("nsa", "sala", "moba", "quest", "xattention", "seer", "dsa", "recycled", "minference", "sparse-frontier")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_kernels_of_a_shipped_spec_are_right(name, tmp_path, record: Record):
+    """As `attnc verify` compares those of a built folder, in bf16."""
+    spec = check_path(SPECS / f"{name}.attn")
+    mixes = [node for _, node in passes.run(graph.build(spec)).nodes() if isinstance(node, Mix)]
+    texts = {}
+    for mix in mixes:
+        texts |= kernels.list_texts(mix, spec.model) if kernels.reads_lists(mix, spec.model) else {}
+    modules = {text: load(text, tmp_path, f"{file}_{number}") for number, (text, file) in enumerate(texts.items())}
+    assert modules
+    for number, (text, file) in enumerate(texts.items()):
+        alike = (modules[one] for one in texts if texts[one] == READS and made_alike(modules[one], modules[text]))
+        subject = ListSubject(f"{file}_{number}", modules[text], (), next(alike) if file == GOES_BACK else None)
+        row = row_of(file, text, modules[text], torch.bfloat16)
+        record(*row)
+        for one in list_rows(subject, "bfloat16", "cuda", lambda _: True):
+            assert one.verdict == "right", (one, constants(modules[text]))
+            record(*row, (one.error, one.torch_error))
 
 
 MODEL = """model m { vocab = 64, dim = 64, layers = 4, heads = 8, kv_heads = 2, head_dim = 64, ffn = none, norm = rms(1e-6) }
