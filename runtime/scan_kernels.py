@@ -22,7 +22,7 @@ from .operators import NAMESPACE, dense, device_of
 from .recurrence import Scan, States, Steps
 from .sizes import DECODE_TOKENS
 
-FILES = ("scan_chunks", "scan_forward", "scan_step", "scan_backward", "scan_gradients", "scan_flows")
+FILES = ("scan_chunks", "scan_forward", "scan_outputs", "scan_step", "scan_backward", "scan_gradients", "scan_flows")
 """A launch's kernel files; `scan_chunks` is there for the delta rule and tokens' decays, `scan_flows` where channels decay."""
 
 GIVEN = (
@@ -123,7 +123,10 @@ def _scan(modules: Modules) -> Callable[..., tuple[Tensor, ...]]:
                 o, after, sum_after = modules["scan_step"].step(given, *held)
                 norms = None
             else:
-                o, after, sum_after, norms = modules["scan_forward"].scan(given, _prepared(modules, given), *held)
+                made = _prepared(modules, given)
+                kept = modules["scan_forward"].scan(given, made, *held)
+                o, norms = modules["scan_outputs"].outputs(given, made, kept)
+                after, sum_after = kept[-2:]
         found = (sum_after, norms if keep else None)
         return o, after, *(after.new_empty(0) if x is None else x for x in found)
 
@@ -141,7 +144,7 @@ def _scan_backward(modules: Modules) -> Callable[..., list[Tensor]]:
         norms, deltas = (norms, of_norms(o, norms, grads[0])) if norms.numel() else (None, None)
         with device_of(given.q):
             made = _prepared(modules, given)
-            kept = modules["scan_forward"].scan(given, made, *held, True)
+            kept = modules["scan_forward"].scan(given, made, *held)
             back = modules["scan_backward"].go_back(given, made, norms, deltas, *grads, kept[3])
             found = modules["scan_gradients"].gradients(given, made, norms, deltas, grads[0], held[0], grads[1], kept, back)
             before_grad, sum_grad, _, _, v_grad, write_grad, _ = back

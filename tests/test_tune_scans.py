@@ -52,7 +52,7 @@ def test_a_launch_takes_the_chunks_that_all_its_kernels_have_right(wrong, expect
     path = tmp_path / "table.json"
     report = tune(folder, HERE, ["bfloat16"], path, lambda *_: None, measurer(wrong), rounds=2)
     rows = {one.file: one.row for one in report.kernels}
-    assert set(rows) == {f"scan_{name}_0" for name in ("step", "chunks", "forward", "backward", "gradients")}
+    assert set(rows) == {f"scan_{name}_0" for name in ("step", "chunks", "forward", "outputs", "backward", "gradients")}
     assert {row.blocks[0] for file, row in rows.items() if file != "scan_step_0"} == {expected}
     assert rows["scan_step_0"].blocks == rows["scan_step_0"].default  # nothing is clearly faster
     table = tables.read(path)

@@ -58,7 +58,7 @@ def constants(skeleton: str, kernel: Recurrence) -> dict[str, str]:
 
 def chosen_holes(skeleton: str, kernel: Recurrence) -> tuple[str, ...]:
     """Which files of skeletons/holes a kernel needs, later ones before earlier ones."""
-    delta, sweeps = kernel.update == "delta", skeleton in ("scan_forward", "scan_backward")
+    delta, sweeps = kernel.update == "delta", skeleton in ("scan_forward", "scan_outputs", "scan_backward")
     folded = kernel.decay == "vector" and skeleton not in ("scan_step", "scan_flows")
     wanted = (
         ("scan_none", kernel.decay == "none"),

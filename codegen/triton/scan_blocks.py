@@ -10,8 +10,14 @@ from attnc.compiler.families import Recurrence
 
 FORWARD: dict[int, Table] = {  # tokens of a chunk, value channels, warps, stages
     64: rows_of((64, 64, 4, 2), (16, 32, 4, 1), sm_80_2=(64, 32, 8, 2)),
-    128: rows_of((64, 32, 8, 3), (16, 16, 8, 1), sm_80_2=(32, 32, 4, 2), sm_100_2=(64, 64, 8, 2), gfx942_2=(64, 32, 4, 1)),
-    256: rows_of((32, 16, 4, 2), (16, 16, 8, 1)),
+    128: rows_of((64, 32, 4, 3), (16, 16, 8, 1), sm_80_2=(32, 32, 4, 2), sm_100_2=(64, 64, 8, 2), gfx942_2=(64, 32, 4, 1)),
+    256: rows_of((32, 16, 8, 2), (16, 16, 8, 1)),
+}
+
+OUTPUTS: dict[int, Table] = {  # tokens of a chunk, value channels, warps, stages
+    64: rows_of((64, 64, 4, 1), (16, 32, 4, 1)),
+    128: rows_of((64, 64, 4, 1), (16, 32, 4, 1), sm_80_2=(32, 64, 4, 1)),
+    256: rows_of((32, 64, 4, 1), (16, 32, 8, 1)),
 }
 
 BACKWARD: dict[int, Table] = {  # tokens of a chunk, value channels, warps, stages
@@ -46,6 +52,7 @@ STEP: dict[int, Table] = {  # tokens at a time, value channels, warps, stages
 
 TABLES = {
     "scan_forward": FORWARD,
+    "scan_outputs": OUTPUTS,
     "scan_chunks": CHUNKS,
     "scan_step": STEP,
     "scan_backward": BACKWARD,
@@ -56,12 +63,13 @@ TABLES = {
 DELTA: dict[tuple[str, int], Table] = {
     ("scan_chunks", 64): {("sm_80", 2): (32, 4, 4, 1)},
     ("scan_forward", 64): {("sm_80", 2): (32, 32, 4, 2), **dict.fromkeys((("sm_80", 4), ("sm_90", 4)), (16, 16, 4, 1))},
+    ("scan_outputs", 64): {("sm_80", 2): (32, 64, 4, 1)},
     ("scan_backward", 64): {("sm_80", 2): (32, 32, 4, 2)},
     ("scan_gradients", 64): {("sm_80", 2): (32, 32, 8, 1), ("sm_90", 2): (64, 32, 8, 1), ("gfx942", 2): (64, 32, 4, 1)},
     ("scan_flows", 64): {("sm_80", 2): (32, 32, 4, 1)},
     ("scan_forward", 128): {
         ("sm_80", 2): (32, 32, 8, 2),
-        ("sm_90", 2): (64, 64, 8, 2),
+        ("sm_100", 2): (64, 32, 8, 2),
         ("gfx942", 2): (64, 32, 4, 1),
         ("gfx942", 4): (16, 16, 4, 1),
     },

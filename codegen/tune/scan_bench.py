@@ -130,13 +130,16 @@ def chain(files: dict[str, ModuleType], given: Given, held: tuple[Tensor, Tensor
     left: dict[str, Any] = {"made": made}
     if last in ("scan_chunks", FORWARD):
         return left
-    o, after, sum_after, norms = files[FORWARD].scan(given, made, *held)
+    left["kept"] = files[FORWARD].scan(given, made, *held)
+    if last == "scan_outputs":
+        return left
+    o, norms = files["scan_outputs"].outputs(given, made, left["kept"])
+    after, sum_after = left["kept"][-2:]
     grads = (torch.randn_like(o), torch.randn_like(after), torch.randn_like(after[..., 0] if sum_after is None else sum_after))
     deltas = None if norms is None else of_norms(o, norms, grads[0])
     left |= {"norms": norms, "deltas": deltas, "grads": grads}
     if last == BACKWARD:
         return left
-    left["kept"] = files[FORWARD].scan(given, made, *held, True)
     left["back"] = files[BACKWARD].go_back(given, made, norms, deltas, *grads, left["kept"][3])
     if last == "scan_flows":
         left["found"] = gradients(files["scan_gradients"], given, held[0], left)
@@ -152,6 +155,8 @@ def once(
         return file.prepare(given, blocks=blocks)
     if skeleton == FORWARD:
         return file.scan(given, made, *held, blocks=blocks)
+    if skeleton == "scan_outputs":
+        return file.outputs(given, made, left["kept"], blocks=blocks)
     numbers = left["norms"], left["deltas"]
     if skeleton == BACKWARD:
         return file.go_back(given, made, *numbers, *left["grads"], blocks=blocks)

@@ -268,7 +268,7 @@ def gradients(steps, made, norms, deltas, o_grad, before, after_grad, kept, back
     [N, H, K]: what passes through a chunk, and of pairs, pairs and strengths [T, H, C].
     """
     q, k = steps.q, steps.k
-    states, sums, values, _ = kept
+    states, sums, values, *_ = kept
     v = steps.v if values is None else values
     heads, sequences, tokens = steps.heads, len(steps.offsets) - 1, len(q)
     chosen = blocks or BLOCKS[architecture(q.device), q.element_size()]

@@ -21,7 +21,7 @@ from attnc.compiler.show import numbers_text
 from attnc.compiler.spec import Model, Phase
 from attnc.compiler.value import Value
 
-FORWARD = ("scan_chunks", "scan_forward", "channel_scan", *FAMILIES["fast"][:-1])
+FORWARD = ("scan_chunks", "scan_forward", "scan_outputs", "channel_scan", *FAMILIES["fast"][:-1])
 TRAINED = ("softmax_prefill", *BACKWARD, *gluon.IN_GLUON.values(), *FORWARD)
 OVER_LISTS = (lists.ATTEND, lists.CHOOSE)
 RUN: dict[Phase, tuple[str, ...]] = {

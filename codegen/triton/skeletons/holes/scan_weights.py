@@ -5,7 +5,8 @@ import triton.language as tl
 
 
 @triton.jit
-def pair_weights(query, key, gates, pairs, row, head, heads, index, left, C: tl.constexpr):
+def pair_weights(query, k, gates, pairs, row, token_stride, offset, head, heads, index, left, channel,
+                 K: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """What the output of token i takes of what token j wrote [C, C]; 0 for j > i."""
     to = pairs + (row * heads + head) * C + (index[:, None] * (heads * C) + index[None, :])
     return tl.load(to, mask=(index < left)[:, None] & (index[:, None] >= index[None, :]), other=0.0).to(tl.float32)
