@@ -361,7 +361,7 @@ def allocate(dtype: torch.dtype, shape: Sequence[int], layout: object) -> Any:
     if dtype == torch.int64:
         barriers = [Barrier() for _ in range(shape[0])]
         return SimpleNamespace(index=lambda i: barriers[int(i)])
-    return Buffer(torch.full(tuple(shape), math.nan, dtype=dtype))
+    return Buffer(torch.full(tuple(shape), math.nan if dtype.is_floating_point else -(2**31), dtype=dtype))
 
 
 def init(barrier: Barrier, count: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from attnc.codegen.gluon.blocks import Row, blocks
+from attnc.codegen.gluon.far import far_holes
 from attnc.codegen.gluon.joining import joined
 from attnc.codegen.triton.emit import fill, functions_of, gather, read_holes, table
 from attnc.codegen.triton.holes import made_holes
@@ -29,7 +30,7 @@ def emit(kernel: Softmax) -> str:
     return filled(
         SKELETON,
         kernel,
-        blocks(kernel.head_width, kernel.value_width, kernel.far > 0),
+        blocks(kernel.head_width, kernel.value_width, kernel.far),
         [name for name, is_wanted in wanted if is_wanted],
         {"SINK_LOGIT": repr(kernel.sink_logit)},
     )
@@ -47,7 +48,7 @@ def filled(
     `constants` and `functions` those beside what every skeleton of the family has.
     """
     source = joined(skeleton)
-    made = {name: renamed(text) for name, text in made_holes(kernel).items()} | dict(functions)
+    made = {name: renamed(text) for name, text in made_holes(kernel).items()} | far_holes(kernel) | dict(functions)
     files = [{name: renamed(text) for name, text in read_holes(name).items()} for name in holes]
     every = {
         "FORM": repr((kernel.nears, kernel.strides, kernel.powers, kernel.causal)),

@@ -182,18 +182,15 @@ def test_what_comes_to_lie_at_an_address_is_read() -> None:
 
 @pytest.mark.parametrize("name", ["full", "mixed"])
 def test_other_blocks_give_what_the_chosen_ones_give(name: str) -> None:
-    """Values added early or late, pinned or not, and tiles of three parties."""
+    """Values pinned or not, results from registers, and tiles of three parties."""
     inputs = inputs_of(Case(SERVED[name], sorts(SERVED[name], 64), (1, 0, 700, 129), (0,) * 4, torch.bfloat16, device="cuda"))
-    _, keys, warps, slots, tiles, registers, pin, early = module(name).BLOCKS["sm_90", 2]
-    rows = [
-        (128, keys, warps, slots, tiles, registers, pin, 1 - early),
-        (128, keys, warps, slots, tiles, registers, 1 - pin, early),
-    ]
+    *row, pin, direct = module(name).BLOCKS["sm_90", 2]
+    others: list[tuple[int, ...]] = [(*row, 1 - pin, direct), (*row, pin, 1 - direct)]
     if name == "full":
-        rows.append((192, keys, warps, slots, tiles, 160, 0, 1))
-    for row in rows:
+        others.append((192, *row[1:-1], 160, 0, 0))
+    for other in others:
         with poisoned():
-            found = module(name).attend(*inputs.arguments, blocks=row)
+            found = module(name).attend(*inputs.arguments, blocks=other)
         check(inputs, *found)
 
 

@@ -11,8 +11,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from attnc.codegen.gluon.names import block_barrier, tma_store
-from attnc.codegen.gluon.skeletons.seeing import HIDDEN, NOWHERE, SHARE, hide, key_begin, read_row, walk
-from attnc.codegen.gluon.skeletons.tiles import next_slot, next_tile, tile
+from attnc.codegen.gluon.skeletons.seeing import HIDDEN, SHARE, hide
+from attnc.codegen.gluon.skeletons.telling import HEAD_AT, LEFT_AT, MASKED, ROW_AT, STEPS_AT, WORDS, told
+from attnc.codegen.gluon.skeletons.tiles import slot_after
 from attnc.codegen.gluon.skeletons.weighing import LOG2E, add_sink_logit, adjust_score, narrow, thread_sums, weigh
 
 LN2 = gl.constexpr(0.6931471805599453)
@@ -57,35 +58,34 @@ def finish(
 
 @gluon.jit
 def seen(
-    product, visits, step, begin, scale, cap, text,
-    CAP: gl.constexpr, RINGS: gl.constexpr, FAR: gl.constexpr, BLOCK_K: gl.constexpr, SCORES: gl.constexpr,
+    product, step, masked, party, scale, cap, rows, words, at, spread, place,
+    CAP: gl.constexpr, FAR: gl.constexpr, SCORES: gl.constexpr,
 ):  # fmt: skip
-    """The scores of a step's keys, which begin at slot `begin`; HIDDEN where a key is not seen. text: the query's row of
-    numbers, the party's first query, the position of slot 0, and what says where a ring stands.
-    """
-    numbers, first, base, stored, pinned, ring, slots = text
+    """The scores of a step's keys, HIDDEN where a key is not seen."""
     score = product
     if CAP:
         score = adjust_score(product, scale, cap)
-    return hide(score, visits, step, numbers, first, begin, base, stored, pinned, ring, slots, RINGS, FAR, BLOCK_K, SCORES)
+    if masked == MASKED:
+        score = hide(score, step, party, rows, words, at, spread, place, FAR, SCORES)
+    return score
 
 
 @gluon.jit
 def consume(
-    party: gl.constexpr, q_ring, k_ring, v_ring, batch, keys, outputs, scale, sink_logit, cap,
-    ROW: gl.constexpr, FAR: gl.constexpr, GROUP: gl.constexpr, E: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_E: gl.constexpr,
-    CAP: gl.constexpr, RINGS: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr, SLOTS: gl.constexpr,
-    Q_SLOTS: gl.constexpr, PIN: gl.constexpr, EARLY: gl.constexpr, DIRECT: gl.constexpr,
+    party: gl.constexpr, tile_ring, steps_told, q_ring, k_ring, v_ring, kv_heads, rows, outputs, scale, sink_logit, cap,
+    FAR: gl.constexpr, GROUP: gl.constexpr, E: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_E: gl.constexpr, CAP: gl.constexpr,
+    BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr, SLOTS: gl.constexpr, Q_SLOTS: gl.constexpr, AHEAD: gl.constexpr,
+    PIN: gl.constexpr, DIRECT: gl.constexpr,
 ):  # fmt: skip
     """Attends 64 of each tile's queries. Scores of a block and values of the one before are multiplied at once; the block
-    before a tile's first one is the last one of the tile before, which is written only then. EARLY: its values are added while
-    the next tile's numbers are found; else while its first weights are.
+    before a tile's first one is the last one of the tile before, which is written only then. A step's mark is there when its
+    keys are: who copies them has read it.
     """
+    words, tile_full = tile_ring
+    marks, spread = steps_told
     q_slots, q_full, q_empty = q_ring
     k_slots, k_full, k_empty = k_ring
     v_slots, v_full, v_empty = v_ring
-    kv_heads, tiles = batch[3], batch[5]
-    rows, row_stride, stored, base, pinned, ring = keys
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_K, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_E, 16])
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
@@ -95,12 +95,8 @@ def consume(
     EXACT: gl.constexpr = dtype == gl.float16
     PARTIES: gl.constexpr = BLOCK_Q // SHARE
     nothing = gl.zeros([SHARE, BLOCK_K], gl.float32, SCORES)
-    slot = 0  # of the block whose values are added next
-    phase = 0
-    k_slot = 0  # of the block whose scores are made next
-    k_phase = 0
-    q_slot = 0
-    q_phase = 0
+    done = 0  # steps whose scores have been made
+    done_tiles = 0
     open_tiles = 0  # one at most, whose last values are not added yet
     row = 0
     head = 0
@@ -110,29 +106,19 @@ def consume(
     sums = thread_sums(nothing, BLOCK_K)
     out = gl.zeros([SHARE, BLOCK_E], gl.float32, OUT)
     p = gl.zeros([SHARE, BLOCK_K], dtype, OPERAND)
-    t = next_tile(gl.program_id(0), batch, GROUP, BLOCK_Q)
-    while t < tiles:
-        if EARLY:
-            mbarrier.wait(v_full.index(slot), phase, pred=open_tiles > 0)
-            v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
-            adding = warpgroup_mma(p, v, out, is_async=True)  # where no tile is open, of anything: nobody reads it
-        sequence, group, next_head, next_row, query, count, start, slots = tile(t, batch, keys, GROUP, BLOCK_Q)
-        numbers = read_row(rows + sequence * row_stride + group * ROW)
-        base_here = gl.load(base + sequence)
-        stored_here = gl.load(stored + sequence)
-        pinned_here = gl.load(pinned + group)
-        ring_here = gl.load(ring + group)
-        scale_here = gl.load(scale + next_head)
+    mbarrier.wait(tile_full.index(0), 0)
+    steps = told(words, STEPS_AT, 4)
+    while steps > 0:
+        q_slot, q_phase = slot_after(done_tiles, Q_SLOTS)
+        k_slot, k_phase = slot_after(done, SLOTS)
+        slot, phase = slot_after(gl.maximum(done - 1, 0), SLOTS)  # of the block whose values are added next
+        told_at = done % AHEAD
+        at = q_slot * WORDS
+        scale_here = gl.load(scale + told(words, at + HEAD_AT, 4))
         if CAP:
             next_factor = 1.0
         else:
             next_factor = gl.maximum(scale_here * LOG2E, LEAST)
-        first = start + query
-        last = start + gl.minimum(count, query + BLOCK_Q) - 1
-        whole = RINGS and ring_here < NOWHERE
-        visits = walk(numbers, first, last, base_here, slots, whole, batch, sequence, next_head, start, BLOCK_K)
-        text = numbers, first + party * SHARE, base_here, stored_here, pinned_here, ring_here, slots
-        steps = gl.maximum(visits[-1], 1)
         place = q_slot * PARTIES + party
         q = q_slots.index(place).reshape([SHARE, BLOCK_D])
         mbarrier.wait(q_full.index(place), q_phase)
@@ -140,37 +126,32 @@ def consume(
         mbarrier.wait(k_full.index(k_slot), k_phase)
         k = k_slots.index(k_slot).reshape([BLOCK_K, BLOCK_D]).permute((1, 0))
         product = warpgroup_mma(q, k, nothing, use_acc=False, is_async=True)
-        begin = key_begin(visits, 0, base_here, slots, BLOCK_K)
-        if EARLY:
-            score, out, p = warpgroup_mma_wait(0, deps=[product, adding, p])
-        else:
-            mbarrier.wait(v_full.index(slot), phase, pred=open_tiles > 0)
-            v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
-            adding = warpgroup_mma(p, v, out, is_async=True)
-            score = warpgroup_mma_wait(1, deps=[product])
+        masked = told(marks, told_at * (PARTIES + 1) + 1 + party, 4)
+        mbarrier.wait(v_full.index(slot), phase, pred=open_tiles > 0)
+        v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
+        adding = warpgroup_mma(p, v, out, is_async=True)  # where no tile is open, of anything: nobody reads it
+        score = warpgroup_mma_wait(1, deps=[product])
         mbarrier.arrive(k_empty.index(k_slot), count=1)
-        score = seen(score, visits, 0, begin, scale_here, cap, text, CAP, RINGS, FAR, BLOCK_K, SCORES)
+        score = seen(
+            score, 0, masked, party, scale_here, cap, rows, words, at, spread, told_at * (FAR + 1), CAP, FAR,
+            SCORES,
+        )  # fmt: skip
         unseen = gl.full([SHARE], HIDDEN, gl.float32, LINES)
         weight, fade, next_best, next_sums = weigh(score, unseen, thread_sums(nothing, BLOCK_K), next_factor, EXACT, BLOCK_K)
         p_next = narrow(weight, dtype, OPERAND)
-        v_slot = slot
-        slot = k_slot
-        phase = k_phase
-        k_slot, k_phase = next_slot(slot, phase, SLOTS)
-        if not EARLY:
-            mbarrier.wait(q_full.index(place), q_phase)  # over long since; ends the basic block, as below
-            out, p = warpgroup_mma_wait(0, deps=[adding, p])
+        done += 1
+        mbarrier.wait(q_full.index(place), q_phase)  # over long since; ends the basic block, as below
+        out, p = warpgroup_mma_wait(0, deps=[adding, p])
         if open_tiles > 0:
-            mbarrier.arrive(v_empty.index(v_slot), count=1)
+            mbarrier.arrive(v_empty.index(slot), count=1)
             finish(
                 party, out, best, sums, factor, row, head, left, outputs, sink_logit, kv_heads,
                 GROUP, E, BLOCK_E, DIRECT, LINES, OUT,
             )  # fmt: skip
-        q_slot, q_phase = next_slot(q_slot, q_phase, Q_SLOTS)
         open_tiles = 1
-        row = next_row
-        head = next_head
-        left = count - query
+        row = told(words, at + ROW_AT, 4)
+        head = told(words, at + HEAD_AT, 4)
+        left = told(words, at + LEFT_AT, 4)
         factor = next_factor
         best = next_best
         sums = next_sums
@@ -178,36 +159,45 @@ def consume(
         p = p_next
 
         if PIN:
+            k_slot, k_phase = slot_after(done, SLOTS)
             mbarrier.wait(k_full.index(k_slot), k_phase, pred=steps > 1)
         for step in range(1, steps):
+            k_slot, k_phase = slot_after(done, SLOTS)
+            slot, phase = slot_after(done - 1, SLOTS)
+            told_at = done % AHEAD
             if not PIN:
                 mbarrier.wait(k_full.index(k_slot), k_phase)
             k = k_slots.index(k_slot).reshape([BLOCK_K, BLOCK_D]).permute((1, 0))
             product = warpgroup_mma(q, k, nothing, use_acc=False, is_async=True)
-            begin = key_begin(visits, step, base_here, slots, BLOCK_K)
+            masked = told(marks, told_at * (PARTIES + 1) + 1 + party, 4)
             mbarrier.wait(v_full.index(slot), phase)
             v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
             adding = warpgroup_mma(p, v, out, is_async=True)
             score = warpgroup_mma_wait(1, deps=[product])
             mbarrier.arrive(k_empty.index(k_slot), count=1)
-            score = seen(score, visits, step, begin, scale_here, cap, text, CAP, RINGS, FAR, BLOCK_K, SCORES)
+            score = seen(
+                score, step, masked, party, scale_here, cap, rows, words, at, spread, told_at * (FAR + 1), CAP, FAR,
+                SCORES,
+            )  # fmt: skip
             weight, fade, best, sums = weigh(score, best, sums, factor, EXACT, BLOCK_K)
             p_next = narrow(weight, dtype, OPERAND)
-            v_slot = slot
-            slot = k_slot
-            phase = k_phase
-            k_slot, k_phase = next_slot(slot, phase, SLOTS)
+            done += 1
             if PIN:
                 # ends the basic block: else ptxas puts the wait for the values above the weights, and nothing overlaps
+                k_slot, k_phase = slot_after(done, SLOTS)
                 mbarrier.wait(k_full.index(k_slot), k_phase, pred=step + 1 < steps)
             out, p = warpgroup_mma_wait(0, deps=[adding, p])  # with p, whose registers are read until then
-            mbarrier.arrive(v_empty.index(v_slot), count=1)
+            mbarrier.arrive(v_empty.index(slot), count=1)
             out = out * gl.convert_layout(fade, OUT_LINES)[:, None]
             p = p_next
         mbarrier.arrive(q_empty.index(place), count=1)
-        t = next_tile(t + gl.num_programs(0), batch, GROUP, BLOCK_Q)
+        done_tiles += 1
+        q_slot, q_phase = slot_after(done_tiles, Q_SLOTS)
+        mbarrier.wait(tile_full.index(q_slot), q_phase)
+        steps = told(words, q_slot * WORDS + STEPS_AT, 4)
 
     if open_tiles > 0:
+        slot, phase = slot_after(done - 1, SLOTS)
         mbarrier.wait(v_full.index(slot), phase)
         v = v_slots.index(slot).reshape([BLOCK_K, BLOCK_E])
         adding = warpgroup_mma(p, v, out, is_async=True)

@@ -11,7 +11,8 @@ from triton.experimental.gluon import language as gl
 
 from attnc.codegen.gluon.skeletons.attending import attend_tiles
 from attnc.codegen.gluon.skeletons.launching import architecture, packed_view, run, slots_view, width_of
-from attnc.codegen.gluon.skeletons.seeing import HIDDEN, NOWHERE, SHARE, block_of, keep, lower, solid, visit
+from attnc.codegen.gluon.skeletons.seeing import HIDDEN, SHARE, block_of, lower, read_row, shown, solid, visit
+from attnc.codegen.gluon.skeletons.telling import FIRST_AT, LISTED_AT, NUMBERS_AT, told
 
 FORM = (1, 0, 0, True)  # how many near intervals, strides and powers a row holds, and whether the future is hidden
 HEAD_WIDTH = 64  # of queries and keys
@@ -22,8 +23,8 @@ UNIT = 64  # keys
 BESIDE = 0  # units of an earlier choice of the same union that are left out: it knows none
 CAP = False
 SINK_LOGIT = False
-BLOCKS = {  # (architecture, bytes of an element): queries, keys, warps, slots for keys, for queries, registers, PIN, EARLY
-    ("sm_90", 2): (128, 64, 12, 3, 2, 240, 0, 0),
+BLOCKS = {  # (architecture, bytes of an element): queries, keys, warps, slots of both, AHEAD, registers, PIN, DIRECT
+    ("sm_90", 2): (128, 64, 12, 3, 2, 8, 232, 0, 0),
 }
 
 PROCESSORS = {}  # device -> how many multiprocessors it has
@@ -74,25 +75,38 @@ def key_begin(visits, step, base, slots, BLOCK_K: gl.constexpr):
 
 
 @gluon.jit
-def hide(
-    score, visits, step, numbers, first, begin, base, stored, pinned, ring, slots, RINGS: gl.constexpr, FAR: gl.constexpr,
-    BLOCK_K: gl.constexpr, SCORES: gl.constexpr,
-):  # fmt: skip
-    """HIDDEN for keys that are not seen, and for listed ones that intervals show; where no list could be made, UNKNOWN."""
+def listed(visits):
+    """Steps of a list, which are walked first; below 0 where none could be made."""
     near, index, unit, count, steps = visits
-    listed = steps - 1 - step >= near[-1]
+    return gl.where(count < 0, -1, steps - near[-1])
+
+
+@gluon.jit
+def sees_all(
+    visits, step, numbers, first, begin, base, ring, slots, RINGS: gl.constexpr, BLOCK_K: gl.constexpr
+):  # fmt: skip
+    """Whether the party whose first query stands at `first` sees all keys of a step, listed ones by the list alone."""
+    near, index, unit, count, steps = visits
     begins = base + begin
     solid_near = solid(numbers, first, first + SHARE - 1, begins, begins + BLOCK_K)
     solid_listed = (begins + BLOCK_K <= first + 1) & apart(numbers, first, begins, begins + BLOCK_K)
-    whole = gl.where(listed, solid_listed, solid_near) & (begin >= 0) & (begin + BLOCK_K <= slots) & (count >= 0)
-    if not whole:
-        i = first + gl.arange(0, SHARE, layout=gl.SliceLayout(1, SCORES))[:, None]
-        slot = begin + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, SCORES))[None, :]
-        j = gl.where((slot >= 0) & (slot < slots), base + slot, NOWHERE)
-        shown = keep(numbers, i, j)
-        score = gl.where(gl.where(listed, (j <= i) & (shown == 0), shown), score, HIDDEN)
-        score = gl.where(count >= 0, score, UNKNOWN)
-    return score
+    whole = gl.where(steps - 1 - step >= near[-1], solid_listed, solid_near)
+    return whole & (begin >= 0) & (begin + BLOCK_K <= slots) & (count >= 0)
+
+
+@gluon.jit
+def hide(
+    score, step, party, rows, words, at, spread, place, FAR: gl.constexpr, SCORES: gl.constexpr
+):  # fmt: skip
+    """HIDDEN for keys that are not seen, and for listed ones that intervals show; where no list could be made, UNKNOWN."""
+    KEYS: gl.constexpr = gl.SliceLayout(0, SCORES)
+    numbers = read_row(rows + told(words, at + NUMBERS_AT, 4))
+    many = told(words, at + LISTED_AT, 4)
+    i = told(words, at + FIRST_AT, 4) + party * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(1, SCORES))[:, None]
+    j = spread.index(place).load(KEYS)[None, :]
+    near = shown(numbers, i, j, spread, place + 1, FAR, KEYS)
+    score = gl.where(gl.where(step < many, (j <= i) & (near == 0), near), score, HIDDEN)
+    return gl.where(many >= 0, score, UNKNOWN)
 
 
 @gluon.jit(do_not_specialize=["sequences", "kv_heads", "blocks", "tiles", "k_stride", "v_stride", "row_stride",
@@ -104,7 +118,7 @@ def lists_kernel(
     v_begin_stride, row_tiles, many, unit, list_rows, width, sharing,
     ROW: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, E: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_E: gl.constexpr,
     FAR: gl.constexpr, CAP: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr, SLOTS: gl.constexpr,
-    Q_SLOTS: gl.constexpr, PIN: gl.constexpr, EARLY: gl.constexpr, DIRECT: gl.constexpr, REGISTERS: gl.constexpr,
+    Q_SLOTS: gl.constexpr, AHEAD: gl.constexpr, PIN: gl.constexpr, DIRECT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     lists = row_tiles, many, unit, index, counts, row_begin, list_rows, width, sharing
     batch = (offsets, past, sequences, kv_heads, blocks, tiles) + lists  # noqa: RUF005
@@ -113,11 +127,11 @@ def lists_kernel(
     v_place = v_begin, v_begin_stride, v_stride
     attend_tiles(
         (q_desc, k_desc, v_desc), (o_desc, o, lse), batch, keys, k_place, v_place, scale, sink_logit, cap, ROW, GROUP, D, E,
-        BLOCK_D, BLOCK_E, FAR, CAP, False, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT, REGISTERS,
+        BLOCK_D, BLOCK_E, FAR, CAP, False, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, AHEAD, PIN, DIRECT, REGISTERS,
     )  # fmt: skip
 
 
-def settings(queries, keys, warps, slots, q_slots, registers, pin, early):
+def settings(queries, keys, warps, slots, q_slots, ahead, registers, pin, direct):
     """The kernel's compile-time arguments; the party that is launched makes the others."""
     nears, strides, powers, _ = FORM
     return {
@@ -127,15 +141,15 @@ def settings(queries, keys, warps, slots, q_slots, registers, pin, early):
         "E": VALUE_WIDTH,
         "BLOCK_D": width_of(HEAD_WIDTH),
         "BLOCK_E": width_of(VALUE_WIDTH),
-        "FAR": strides + powers > 0,
+        "FAR": strides + powers,
         "CAP": CAP,
         "BLOCK_Q": queries,
         "BLOCK_K": keys,
         "SLOTS": slots,
         "Q_SLOTS": q_slots,
+        "AHEAD": ahead,
         "PIN": bool(pin),
-        "EARLY": bool(early),
-        "DIRECT": q_slots == 1 and width_of(HEAD_WIDTH) == width_of(VALUE_WIDTH),
+        "DIRECT": bool(direct),
         "REGISTERS": registers,
         "num_warps": 4,
         "num_stages": 1,

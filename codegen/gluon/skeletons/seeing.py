@@ -6,6 +6,9 @@ Most are holes, filled from the numbers that a row holds, by the texts of Triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from attnc.codegen.gluon.skeletons.spreading import far_seen
+from attnc.codegen.gluon.skeletons.telling import FIRST_AT, NUMBERS_AT, told
+
 HIDDEN = gl.constexpr(float("-inf"))  # score of a key that is not seen
 NOWHERE = gl.constexpr(2**30)  # position of a slot that holds no key; also "no bound"
 SHARE = gl.constexpr(64)  # queries of one party that attends
@@ -78,7 +81,7 @@ def position(slot, base, stored, pinned, ring, slots, RINGS: gl.constexpr):
         turns = gl.maximum(stored - 1 - pinned, 0) // ring * ring
         older = gl.where(slot > stored - 1 - turns, ring, 0)
         j = gl.where(slot < pinned, slot, slot + turns - older)
-    return gl.where(slot < slots, base + j, NOWHERE)
+    return gl.where((slot >= 0) & (slot < slots), base + j, NOWHERE)
 
 
 @gluon.jit
@@ -95,27 +98,40 @@ def key_begin(visits, step, base, slots, BLOCK_K: gl.constexpr):
 
 
 @gluon.jit
-def hide(
-    score, visits, step, numbers, first, begin, base, stored, pinned, ring, slots, RINGS: gl.constexpr, FAR: gl.constexpr,
-    BLOCK_K: gl.constexpr, SCORES: gl.constexpr,
-):  # fmt: skip
-    """HIDDEN for keys that are not seen; blocks in which there are none skip it as a whole. `begin` is a block's first slot.
+def listed(visits):
+    """Steps of a list; there is none."""
+    return 0
 
-    Where slots stand in the order of the text and nothing far is seen, a query sees slots below one bound and between two.
-    """
+
+@gluon.jit
+def sees_all(
+    visits, step, numbers, first, begin, base, ring, slots, RINGS: gl.constexpr, BLOCK_K: gl.constexpr
+):  # fmt: skip
+    """Whether the party whose first query stands at `first` sees all keys of a step, which begin at this slot."""
     whole = solid(numbers, first, first + SHARE - 1, base + begin, base + begin + BLOCK_K) & (begin + BLOCK_K <= slots)
     if RINGS:
         whole &= ring == NOWHERE
-    if not whole:
-        i = first + gl.arange(0, SHARE, layout=gl.SliceLayout(1, SCORES))[:, None]
-        slot = begin + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, SCORES))[None, :]
-        if RINGS or FAR:
-            j = position(slot, base, stored, pinned, ring, slots, RINGS)
-            seen = keep(numbers, i, j)
-        else:
-            few = gl.minimum(gl.minimum(numbers[0], horizon(i)) - base, slots)
-            low = lower(numbers, i) - base
-            high = gl.minimum(gl.minimum(upper(numbers, i), horizon(i)) - base, slots)
-            seen = (slot < few) | ((slot >= low) & (slot < high))
-        score = gl.where(seen, score, HIDDEN)
-    return score
+    return whole
+
+
+@gluon.jit
+def shown(numbers, i, j, spread, place, FAR: gl.constexpr, KEYS: gl.constexpr):
+    """Whether the query at i sees the key at j, of which far patterns know what is told from `place` on."""
+    seen = (j < numbers[0]) | ((j >= lower(numbers, i)) & (j < upper(numbers, i)))
+    if FAR:
+        seen |= far_seen(numbers, i, j, spread, place, KEYS)
+    return seen & (j < horizon(i))
+
+
+@gluon.jit
+def hide(
+    score, step, party, rows, words, at, spread, place, FAR: gl.constexpr, SCORES: gl.constexpr
+):  # fmt: skip
+    """HIDDEN for keys that are not seen. A tile's words stand from `at` on, and what is told of keys from `place` on. All are
+    read here alone: blocks all of whose keys are seen come by without them, and nothing of them stays in registers.
+    """
+    KEYS: gl.constexpr = gl.SliceLayout(0, SCORES)
+    numbers = read_row(rows + told(words, at + NUMBERS_AT, 4))
+    i = told(words, at + FIRST_AT, 4) + party * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(1, SCORES))[:, None]
+    j = spread.index(place).load(KEYS)[None, :]
+    return gl.where(shown(numbers, i, j, spread, place + 1, FAR, KEYS), score, HIDDEN)

@@ -1,10 +1,11 @@
 """Softmax attention over key intervals, for many queries, on sm_90: what softmax_prefill.py in Triton computes, by its rules.
 
 A program stays on its multiprocessor and walks tiles: 128 queries of one head each, those that see most first. Parties work at
-once: one warp copies queries, keys and values into shared memory (TMA), and two groups of four warps attend 64 queries each
-(three, where tiles have 192). What is full and what may be overwritten they tell each other by barriers (mbarriers): every
-`_full` one is arrived at by the copies, every `_empty` one by the readers, once a group. A party counts through the slots of a
-ring; a barrier's phase flips each time around.
+once: one warp finds what there is to do, tiles and which keys each walks, and tells the others in shared memory; one copies
+queries, keys and values there (TMA); and two groups of four warps attend 64 queries each (three, where tiles have 192). What is
+full and what may be overwritten they tell each other by barriers (mbarriers): every `_full` one is arrived at by who writes or
+by the copies, every `_empty` one by the readers, once a group. A party counts through the slots of a ring; a barrier's phase
+flips each time around.
 
 Rows behind a sequence's last key belong to someone else, and hold anything: scores against them are hidden, and their values
 are overwritten with zeros before anyone reads them.
@@ -24,8 +25,8 @@ GROUP = 1  # query heads for each KV head
 CAP = False
 SINK_LOGIT = False
 EXPONENT = None
-BLOCKS = {  # (architecture, bytes of an element): queries, keys, warps, slots for keys, for queries, registers, PIN, EARLY
-    ("sm_90", 2): (128, 128, 12, 3, 2, 240, 0, 0),
+BLOCKS = {  # (architecture, bytes of an element): queries, keys, warps, slots of both, AHEAD, registers, PIN, DIRECT
+    ("sm_90", 2): (128, 128, 12, 3, 2, 8, 232, 0, 0),
 }
 
 PROCESSORS = {}  # device -> how many multiprocessors it has
@@ -38,7 +39,7 @@ def attend_kernel(
     sink_logit, cap, sequences, kv_heads, blocks, tiles, k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
     ROW: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, E: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_E: gl.constexpr,
     FAR: gl.constexpr, CAP: gl.constexpr, RINGS: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_K: gl.constexpr,
-    SLOTS: gl.constexpr, Q_SLOTS: gl.constexpr, PIN: gl.constexpr, EARLY: gl.constexpr, DIRECT: gl.constexpr,
+    SLOTS: gl.constexpr, Q_SLOTS: gl.constexpr, AHEAD: gl.constexpr, PIN: gl.constexpr, DIRECT: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):  # fmt: skip
     batch = offsets, past, sequences, kv_heads, blocks, tiles
@@ -48,11 +49,11 @@ def attend_kernel(
     outputs = o_desc, o, lse
     attend_tiles(
         (q_desc, k_desc, v_desc), outputs, batch, keys, k_place, v_place, scale, sink_logit, cap, ROW, GROUP, D, E, BLOCK_D,
-        BLOCK_E, FAR, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, PIN, EARLY, DIRECT, REGISTERS,
+        BLOCK_E, FAR, CAP, RINGS, BLOCK_Q, BLOCK_K, SLOTS, Q_SLOTS, AHEAD, PIN, DIRECT, REGISTERS,
     )  # fmt: skip
 
 
-def settings(rings, queries, keys, warps, slots, q_slots, registers, pin, early):
+def settings(rings, queries, keys, warps, slots, q_slots, ahead, registers, pin, direct):
     """The kernel's compile-time arguments; the party that is launched makes the others."""
     nears, strides, powers, _ = FORM
     return {
@@ -62,16 +63,16 @@ def settings(rings, queries, keys, warps, slots, q_slots, registers, pin, early)
         "E": VALUE_WIDTH,
         "BLOCK_D": width_of(HEAD_WIDTH),
         "BLOCK_E": width_of(VALUE_WIDTH),
-        "FAR": strides + powers > 0,
+        "FAR": strides + powers,
         "CAP": CAP,
         "RINGS": rings,
         "BLOCK_Q": queries,
         "BLOCK_K": keys,
         "SLOTS": slots,
         "Q_SLOTS": q_slots,
+        "AHEAD": ahead,
         "PIN": bool(pin),
-        "EARLY": bool(early),
-        "DIRECT": q_slots == 1 and width_of(HEAD_WIDTH) == width_of(VALUE_WIDTH),
+        "DIRECT": bool(direct),
         "REGISTERS": registers,
         "num_warps": 4,
         "num_stages": 1,

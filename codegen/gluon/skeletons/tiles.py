@@ -32,20 +32,6 @@ def tile(t, batch, keys, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr):
 
 
 @gluon.jit
-def next_tile(t, batch, GROUP: gl.constexpr, BLOCK_Q: gl.constexpr):
-    """The first tile from t on, of this program's, that has queries: shorter sequences have fewer than there are tiles."""
-    sequences, kv_heads, blocks, tiles = batch[2], batch[3], batch[4], batch[5]
-    empty = t < tiles
-    while empty:
-        sequence = t // (GROUP * kv_heads) % sequences
-        query, count = queries_of(blocks - 1 - t // (GROUP * kv_heads * sequences), sequence, batch, BLOCK_Q)
-        empty = count <= query
-        t = gl.where(empty, t + gl.num_programs(0), t)
-        empty = empty & (t < tiles)
-    return t
-
-
-@gluon.jit
 def next_slot(slot, phase, SLOTS: gl.constexpr):
     """The slot after this one in a ring, and its phase."""
     slot += 1
@@ -53,6 +39,12 @@ def next_slot(slot, phase, SLOTS: gl.constexpr):
         slot = 0
         phase ^= 1
     return slot, phase
+
+
+@gluon.jit
+def slot_after(count, SLOTS: gl.constexpr):
+    """The slot in a ring of what comes after so many, and its phase: one number to keep in place of two."""
+    return count % SLOTS, count // SLOTS & 1
 
 
 @gluon.jit
