@@ -104,7 +104,9 @@ def _gathered(reach: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
     carried = None
     for begin in reversed(range(0, reach.shape[-1], BLOCK)):
         own = momentum[..., begin : begin + BLOCK]
-        c = (reach[..., begin : begin + BLOCK].unsqueeze(-2) @ between(own)).squeeze(-2)
+        c = (reach[..., begin : begin + BLOCK].unsqueeze(-1) * between(own)).sum(
+            -2
+        )  # no product of matrices: nothing rounds it
         if carried is not None:
             c = c + passed(own.unsqueeze(-1)).squeeze(-1).exp() * carried.unsqueeze(-1)
         carried = own[..., 0].exp() * c[..., 0]

@@ -19,7 +19,7 @@ FORMS = {
 
 
 def check(case: Case, teach: Teach) -> None:
-    """Errors are at most LIMIT times plain PyTorch's."""
+    """Errors are at most LIMIT times the measure's."""
     errors = compared(case, teach)
     wrong = {name: pair for name, pair in errors.items() if not pair[0] <= LIMIT * pair[1]}
     assert not wrong, wrong

@@ -7,17 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from fast_cases import FORMS
 
 from attnc.codegen.triton.emit import functions_of
 from attnc.codegen.triton.fast import emit_fast, files, skeleton_of
 from attnc.codegen.triton.fast_blocks import blocks
+from attnc.codegen.verify.net_cases import Case, expected, inputs, run, settled
+from attnc.codegen.verify.net_roundings import Draws, Expected, tf32
 from attnc.compiler import check_path, fast_providers, graph, passes
 from attnc.compiler.cost import Workload
 from attnc.compiler.device import device
 from attnc.compiler.families import FastWeights
 from attnc.compiler.fast_providers import unkept
 from attnc.compiler.plan import choose
+from attnc.runtime.fast_torch import torch_teach
 
 TEXTS = {f"{name} {part}": text for name, form in FORMS.items() for part, text in files(form).items()}
 
@@ -39,6 +43,41 @@ def test_an_emitted_file_stands_alone(name: str) -> None:
 
 def test_products_can_be_rounded_otherwise() -> None:
     assert "PRODUCTS = {2: 'bf16', 4: 'ieee'}" in emit_fast(FORMS["titans"], "bf16")
+
+
+@pytest.mark.parametrize(("name", "chunk"), [("linear", 100), ("ttt_linear", 64), ("titans", 64)])
+def test_drawn_rates_settle_at_any_size(name: str, chunk: int) -> None:
+    """At the widths and chunks that a GPU compares; others do not, where no layer norm holds them."""
+    form = replace(FORMS[name], key_width=64, value_width=64, hidden=FORMS[name].hidden and 256)
+    case = Case(form, (450,), (5,), chunk, 1)
+    assert expected(case).expected(0).want
+    if not form.norm:
+        given = inputs(case)
+        given["lr"] *= 40
+        with pytest.raises(AssertionError, match="rates that settle"):
+            settled(case, run(case, torch_teach, given, torch.float64))
+
+
+def test_operands_are_rounded_to_the_nearest_number_of_tf32() -> None:
+    x = torch.tensor([1 + 2.0**-11 + 2.0**-20, 1 + 2.0**-11 - 2.0**-20, -3e-5, 7e19])
+    assert torch.equal(tf32(x)[:2], torch.tensor([1 + 2.0**-10, 1.0]))
+    wide = x * 8193  # as kernels round
+    assert torch.equal(tf32(x), wide - (wide - x))
+
+
+def test_errors_that_are_too_large_are_judged_by_all_draws() -> None:
+    """Of both sides; the first draw alone where it is right."""
+    zero = {"o": torch.zeros(1, dtype=torch.float64)}
+    draws, asked = Draws(lambda draw: Expected(draw, zero, {"o": 1.0})), []
+
+    def by(*errors: float) -> tuple[float, float]:
+        asked.clear()
+        return draws.compared(lambda draw: asked.append(draw) or {"o": torch.tensor([errors[draw]])})["o"]
+
+    assert by(1.0) == (1.0, 1.0)
+    assert by(2.0, 1.0, 1.0) == (pytest.approx(2**0.5), 1.0)
+    assert asked == [0, 0, 1, 2]
+    assert by(float("nan"), 1.0, 1.0)[0] != 1.0
 
 
 def test_who_has_no_kernels_is_told_why() -> None:

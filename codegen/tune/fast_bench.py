@@ -11,7 +11,8 @@ import torch
 from attnc.codegen.tune.messages import TuneJob
 from attnc.codegen.tune.table import Blocks
 from attnc.codegen.tune.taking import kept_in_memory, taking
-from attnc.codegen.verify.net_cases import Expected, on_a_text
+from attnc.codegen.verify.net_cases import on_a_text
+from attnc.codegen.verify.net_roundings import Draws
 from attnc.codegen.verify.nets import Trial, expected_of, judged, made_for, net_subjects, trials
 from attnc.codegen.verify.step_cases import one_step
 
@@ -25,7 +26,7 @@ class FastBench:
     def __init__(self, job: TuneJob) -> None:
         self.job = job
         self.module: ModuleType = next(one.module for one in net_subjects(Path(job.folder)) if one.file == job.file)
-        self.trials: list[tuple[Trial, Expected]] = []
+        self.trials: list[tuple[Trial, Draws]] = []
 
     def prepare(self, alive: Callable[[], None]) -> None:
         """In every dtype."""

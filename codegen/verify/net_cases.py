@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnc.codegen.verify.cases import poisoned
+from attnc.codegen.verify.net_roundings import Draws, Errors, Expected, Found, measure_of, rms
 from attnc.compiler.families import FastWeights
 from attnc.runtime.batch import lay_out
 from attnc.runtime.fast import Learned, Lessons, Rule, Stream, Teach
 from attnc.runtime.fast_kernels import Given
 from attnc.runtime.fast_torch import torch_teach
 
-DRAWS = 3
-"""Draws of which plain PyTorch's error is the worst: in one it may be lucky."""
+MOST = 1e3
+"""Larger than any number where rates settle, but for gradients of rates, which are as large as rates are small: where they do
+not settle, rounding is all there is.
+"""
 
-MOST = 1e4
-"""Larger than any number where rates settle: where they do not, rounding is all there is."""
-
-RATES = (("lr", 0.2), ("momentum", 0.9), ("decay", 0.2))
-STEEP = 10
-"""By how much smaller steps are where a layer norm divides by little."""
-
-Found = dict[str, Tensor]
+MOMENTUM, LEAST = 0.9, 0.1
+"""The largest momentum; the part of the largest that a rate at least is: gradients by logarithms are divided by rates, so tiny
+ones would make all of an error.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,30 @@ def shapes(family: FastWeights) -> dict[str, tuple[int, int]]:
     return {"map_0": (family.hidden, family.key_width), "map_1": (family.value_width, family.hidden)}
 
 
+def rates(family: FastWeights, chunk: int) -> dict[str, float]:
+    """The largest lr, momentum and decay with which nets settle in chunks of so many tokens, whose keys have length 1.
+
+    A chunk is one step of gradient descent on the sum of its tokens' errors, which settles where lr times the curvature is less
+    than 2. The curvature of one map is twice the largest eigenvalue of sum k k^T, about (1 + sqrt(chunk / D))^2 (Marchenko and
+    Pastur, 1967). Of more maps it is that of the map outwards, whose inputs squared add up to about hidden / D / 2, and of
+    those inwards, seen through the one outwards. A layer norm divides by deviations, of about sqrt(1 / D), or half of that.
+    Momentum adds 1 + m + m^2 ... steps. By decay a chunk leaves a third.
+    """
+    wide, width, hidden = family.key_width, family.value_width, family.hidden
+    curvature = 2 * (1 + (chunk / wide) ** 0.5) ** 2
+    if hidden:
+        curvature *= hidden / wide / 2 + (1 + (width / hidden) ** 0.5) ** 2
+    if family.norm:
+        curvature *= 2 * wide * (4 if hidden else 1)
+    mean = {"none": 0.0, "token": MOMENTUM / 2}.get(family.momentum, MOMENTUM)
+    return {"lr": min(0.2, (1 - mean) / curvature), "momentum": MOMENTUM, "decay": min(0.2, 2 / chunk)}
+
+
+def part(x: Tensor) -> Tensor:
+    """Numbers from 0 to 1 as ones from LEAST to 1."""
+    return LEAST + (1 - LEAST) * x
+
+
 def inputs(case: Case, seed: int = 0) -> Found:
     """All that comes in, by name; in float64, of numbers that the case's dtypes hold. Keys have length 1."""
     family, make, stream = case.family, torch.Generator().manual_seed(seed), case.stream
@@ -80,11 +101,11 @@ def inputs(case: Case, seed: int = 0) -> Found:
         "k": (keys / keys.norm(dim=-1, keepdim=True)).to(case.dtype),
         "v": normal(tokens, case.heads, family.value_width).to(case.dtype),
     }
-    for name, most in RATES:
+    for name, most in rates(family, case.chunk).items():
         of = getattr(family, name)
         if of != "none":
             shape = (tokens, case.heads) if of == "token" else (case.heads,)
-            found[name] = most / (STEEP if family.norm else 1) * torch.rand(shape, generator=make)
+            found[name] = most * part(torch.rand(shape, generator=make))
     for name, outer in shapes(family).items():
         length = outer[1] ** 0.5
         found[f"start.{name}"] = normal(case.heads, *outer) / length
@@ -92,7 +113,7 @@ def inputs(case: Case, seed: int = 0) -> Found:
         if family.momentum != "none":
             found[f"moment.{name}"] = normal(len(case.sizes), case.heads, *outer) / length / 4
     if family.norm:
-        found |= {name: normal(case.heads, family.value_width) for name in ("weight", "bias")}
+        found |= {"weight": 1 + normal(case.heads, family.value_width) / 4, "bias": normal(case.heads, family.value_width)}
     return {name: x.to(case.device).double() for name, x in found.items()}
 
 
@@ -119,41 +140,34 @@ def run(case: Case, teach: Teach, given: Found, dtype: torch.dtype) -> Found:
     return results
 
 
-@dataclass(frozen=True, eq=False)
-class Expected:
-    """What comes in, by name; what must come out, in float64; and how far off plain PyTorch is, by the name of a result.
-
-    Plain PyTorch works in the same dtype, with 16 bits in products of TF32 where a GPU has them, as the kernels do.
-    """
-
-    given: Any
-    want: Found
-    errors: dict[str, float]
+def settled(case: Case, want: Found) -> None:
+    """Where rates do not settle, there is nothing to compare."""
+    of_rates = {f"{name}_grad" for name in rates(case.family, case.chunk)}
+    found = (float(x.abs().max()) for name, x in want.items() if x.numel() and name not in of_rates)
+    assert all(largest < MOST for largest in found), "rates that settle"
 
 
-def expected(case: Case) -> Expected:
-    """Of a case: the worst of plain PyTorch's errors in some draws, of which the first is what kernels are tried on."""
-    errors: dict[str, float] = {}
-    first: tuple[Found, Found] | None = None
-    for draw in range(DRAWS):
+def expected(case: Case) -> Draws:
+    """Of a case, draw by draw."""
+
+    def of(draw: int) -> Expected:
         given = inputs(case, draw)
         want = run(case, torch_teach, given, torch.float64)
-        assert all(float(x.abs().max()) < MOST for x in want.values() if x.numel()), "rates that settle"
-        with products(case.dtype):
-            plain = run(case, torch_teach, given, case.dtype)
-        errors |= {name: max(errors.get(name, 0.0), rms(plain[name], x)) for name, x in want.items()}
-        first = first or (given, want)
-    assert first is not None, "there are draws"
-    return Expected(*first, errors)
+        settled(case, want)
+        plain = run(case, measure_of(case.dtype), given, case.dtype)
+        return Expected(given, want, {name: rms(plain[name], x) for name, x in want.items()})
+
+    return Draws(of)
 
 
-def compared(case: Case, teach: Teach, wanted: Expected | None = None) -> dict[str, tuple[float, float]]:
-    """(error, plain PyTorch's), root mean squares from float64, by the name of a result or gradient."""
-    wanted = wanted or expected(case)
-    with poisoned():
-        got = run(case, teach, wanted.given, case.dtype)
-    assert {name: x.shape for name, x in got.items()} == {name: x.shape for name, x in wanted.want.items()}
-    return {name: (rms(got[name], x), wanted.errors[name]) for name, x in wanted.want.items()}
+def compared(case: Case, teach: Teach, wanted: Draws | None = None) -> Errors:
+    """(error, the measure's), by the name of a result or gradient."""
+
+    def tried(given: Found) -> Found:
+        with poisoned():
+            return run(case, teach, given, case.dtype)
+
+    return (wanted or expected(case)).compared(tried)
 
 
 def on_a_text(module: ModuleType, chunks: int, heads: int, size: int, element_size: int, device: str) -> Callable[[], None]:
@@ -185,19 +199,3 @@ def on_a_text(module: ModuleType, chunks: int, heads: int, size: int, element_si
         module.lessons(given, kept, kept_moment, raw, rows, rows_moment)
 
     return work
-
-
-def rms(got: Tensor, want: Tensor) -> float:
-    """The root mean square difference; NaN wherever there is one."""
-    return float((got.double() - want).square().mean().sqrt()) if want.numel() else 0.0
-
-
-@contextmanager
-def products(dtype: torch.dtype) -> Iterator[None]:
-    """PyTorch's products of fp32 on a GPU are of TF32 for inputs of 16 bits."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = dtype.itemsize == 2
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

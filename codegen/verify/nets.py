@@ -12,7 +12,8 @@ from types import ModuleType
 import torch
 
 from attnc.codegen.importing import import_folder
-from attnc.codegen.verify.net_cases import Case, Expected, compared, expected
+from attnc.codegen.verify.net_cases import Case, compared, expected
+from attnc.codegen.verify.net_roundings import Draws, Errors
 from attnc.codegen.verify.report import LIMIT, Row
 from attnc.codegen.verify.step_cases import Steps
 from attnc.codegen.verify.step_cases import compared as step_errors
@@ -108,12 +109,12 @@ def trials(module: ModuleType, dtype: torch.dtype, device: str) -> tuple[Trial, 
     return classes(made_for(module), dtype, device)["gradients"]
 
 
-def expected_of(case: Trial) -> Expected:
-    """What must come out, and how far off plain PyTorch is."""
+def expected_of(case: Trial) -> Draws:
+    """What must come out, and how far off the measure is."""
     return steps_expected(case) if isinstance(case, Steps) else expected(case)
 
 
-def _errors(case: Trial, module: ModuleType, wanted: Expected | None) -> dict[str, tuple[float, float]]:
+def _errors(case: Trial, module: ModuleType, wanted: Draws | None) -> Errors:
     if isinstance(case, Steps):
         return step_errors(case, module, wanted)
     return compared(case, fast_kernels(module), wanted)
@@ -146,7 +147,7 @@ def net_rows(subject: NetSubject, dtype: str, device: str, begin: Callable[[tupl
         )
 
 
-def judged(case: Trial, module: ModuleType, wanted: Expected | None = None) -> tuple[float, float, float, str]:
+def judged(case: Trial, module: ModuleType, wanted: Draws | None = None) -> tuple[float, float, float, str]:
     """(times PyTorch's error, error, PyTorch's, what is wrong or nothing), of the result that is worst."""
     try:
         errors = _errors(case, module, wanted)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from attnc.codegen.verify.cases import poisoned
-from attnc.codegen.verify.net_cases import DRAWS, RATES, STEEP, Expected, products, rms
+from attnc.codegen.verify.net_cases import part, rates
+from attnc.codegen.verify.net_roundings import Draws, Errors, Expected, Found, measure_of, rms
 from attnc.compiler.families import FastWeights as Family
 from attnc.runtime.batch import Batch
 from attnc.runtime.cache import Cache
@@ -20,8 +21,6 @@ from attnc.runtime.fast_step import Given, Stepping, step_kernels
 from attnc.runtime.fast_torch import torch_teach
 from attnc.runtime.learning import FastWeights
 from attnc.runtime.storage import LayerPlan, State
-
-Found = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Steps:
     @property
     def gates(self) -> list[str]:
         """The rates that are gates of the token."""
-        return [name for name, _ in RATES if getattr(self.family, name) == "token"]
+        return [name for name in rates(self.family, self.chunk) if getattr(self.family, name) == "token"]
 
     def cache(self, dtype: torch.dtype) -> Cache:
         """An empty one."""
@@ -89,25 +88,23 @@ class Steps:
 def drawn(case: Steps, seed: int) -> tuple[Found, list[Found]]:
     """(what belongs to heads, what each call brings), in float64, of numbers that the case's dtypes hold; keys of length 1."""
     family, make = case.family, torch.Generator().manual_seed(seed)
-    low = STEEP if family.norm else 1
+    most = rates(family, case.chunk)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=make, dtype=torch.float64)
 
     fixed = {f"start.{name}": normal(*shape) / shape[2] ** 0.5 for name, shape in case.shapes.items()}
     if family.norm:
-        fixed |= {name: normal(case.heads, family.value_width) for name in ("weight", "bias")}
-    for name, most in RATES:
+        fixed |= {"weight": 1 + normal(case.heads, family.value_width) / 4, "bias": normal(case.heads, family.value_width)}
+    for name in most:
         if getattr(family, name) in ("head", "number"):
-            fixed[name] = most / low * torch.rand(case.heads, generator=make)
+            fixed[name] = most[name] * part(torch.rand(case.heads, generator=make))
     calls = []
     for sizes in case.sizes():
         keys = normal(sum(sizes), case.k_heads, family.key_width)
         one = {"q": normal(sum(sizes), case.heads, family.key_width), "k": keys / keys.norm(dim=-1, keepdim=True)}
         one["v"] = normal(sum(sizes), case.heads, family.value_width)
-        one |= {
-            name: most / low * torch.rand(sum(sizes), case.heads, generator=make) for name, most in RATES if name in case.gates
-        }
+        one |= {name: most[name] * part(torch.rand(sum(sizes), case.heads, generator=make)) for name in case.gates}
         calls.append({name: x.to(case.dtype if name in ("q", "k", "v") else torch.float32).double() for name, x in one.items()})
     return {name: x.to(case.dtype if name.startswith("start") else torch.float32).double() for name, x in fixed.items()}, calls
 
@@ -124,7 +121,7 @@ def run(case: Steps, teach: Teach, fixed: Found, calls: list[Found], dtype: torc
     own = {name: given(name, x) for name, x in fixed.items()}
     start = {name: own[f"start.{name}"] for name in case.shapes}
     norm = (own["weight"], own["bias"]) if case.family.norm else None
-    rates = {name: x for name, x in own.items() if name in dict(RATES)}
+    shared = {name: x for name, x in own.items() if name in ("lr", "momentum", "decay")}
     outputs = []
     for sizes, brought in zip(case.sizes(), calls, strict=True):
         cache.reserve(sizes)
@@ -133,34 +130,33 @@ def run(case: Steps, teach: Teach, fixed: Found, calls: list[Found], dtype: torc
         new = {name: given(name, x) for name, x in brought.items()}
         q, k, v = (new.pop(name) for name in ("q", "k", "v"))
         with torch.no_grad():
-            outputs.append(launch(q, k, v, start, Call(batch, cache), 0, norm=norm, **rates, **new))
+            outputs.append(launch(q, k, v, start, Call(batch, cache), 0, norm=norm, **shared, **new))
         cache.advance(batch)
     states = {name: x for name, x in cache.layer(0).states.items() if name not in ("k", "v", "gates")}
     return {"o": torch.cat(outputs)} | states
 
 
-def expected(case: Steps) -> Expected:
+def expected(case: Steps) -> Draws:
     """As `expected` of net_cases.py."""
-    errors: dict[str, float] = {}
-    first: tuple[Found, list[Found], Found] | None = None
-    for draw in range(DRAWS):
-        fixed, calls = drawn(case, draw)
-        want = run(case, torch_teach, fixed, calls, torch.float64)
-        with products(case.dtype):
-            plain = run(case, torch_teach, fixed, calls, case.dtype)
-        errors |= {name: max(errors.get(name, 0.0), rms(plain[name], x)) for name, x in want.items()}
-        first = first or (fixed, calls, want)
-    assert first is not None, "there are draws"
-    return Expected(first[:2], first[2], errors)
+
+    def of(draw: int) -> Expected:
+        given = drawn(case, draw)
+        want = run(case, torch_teach, *given, torch.float64)
+        plain = run(case, measure_of(case.dtype), *given, case.dtype)
+        return Expected(given, want, {name: rms(plain[name], x) for name, x in want.items()})
+
+    return Draws(of)
 
 
-def compared(case: Steps, module: ModuleType, wanted: Expected | None = None) -> dict[str, tuple[float, float]]:
-    """(error, plain PyTorch's), root mean squares from float64, by the name of a result; as `compared` of net_cases.py."""
-    wanted = wanted or expected(case)
-    fixed, calls = wanted.given
-    with poisoned():
-        got = run(case, Stepping(torch_teach, step_kernels(module)), fixed, calls, case.dtype)
-    return {name: (rms(got[name], x), wanted.errors[name]) for name, x in wanted.want.items()}
+def compared(case: Steps, module: ModuleType, wanted: Draws | None = None) -> Errors:
+    """(error, the measure's), by the name of a result."""
+    stepping = Stepping(torch_teach, step_kernels(module))
+
+    def tried(given: tuple[Found, list[Found]]) -> Found:
+        with poisoned():
+            return run(case, stepping, *given, case.dtype)
+
+    return (wanted or expected(case)).compared(tried)
 
 
 def one_step(family: Family, sequences: int, heads: int, size: int, dtype: torch.dtype, device: str) -> Given:

@@ -26,7 +26,7 @@ from attnc.codegen.tune.fast import is_fast
 from attnc.codegen.tune.messages import TuneJob
 from attnc.codegen.tune.table import Try
 from attnc.codegen.tune.tune import kernel_texts
-from attnc.codegen.verify.net_cases import Case, inputs, run
+from attnc.codegen.verify.net_cases import Case, compared, inputs, run
 from attnc.codegen.verify.nets import NetSubject, net_rows
 from attnc.codegen.verify.report import LIMIT
 from attnc.codegen.verify.step_cases import Steps
@@ -59,6 +59,17 @@ def test_every_form_and_its_gradients(name: str, monkeypatch: pytest.MonkeyPatch
     """Sequences that begin and end within a chunk, one without tokens; two groups of chunks, the second of one sequence."""
     monkeypatch.setattr(fast_kernels_file, "GROUP", 1)
     check(Case(FORMS[name]), kernels(FORMS[name]))
+
+
+@pytest.mark.parametrize("name", ["titans", "ttt_linear"])
+def test_products_of_16_bit_inputs_round_as_the_measure_says(name: str) -> None:
+    """Of chunks and, but for outputs, which Triton's interpreter cuts off, of single steps: operands of TF32, sums of fp32."""
+    form, bf16 = FORMS[name], torch.bfloat16
+    errors = compared(Case(form, (9, 3), (5, 0), dtype=bf16), kernels(form))
+    steps = step_errors(Steps(form, chunk=3, begun=2, count=2, dtype=bf16), load(emit_step(form), FOLDER, f"step_{name}"))
+    errors |= {what: pair for what, pair in steps.items() if what != "o"}
+    assert all(theirs for _, theirs in errors.values()), errors
+    assert not {what: pair for what, pair in errors.items() if not pair[0] <= 1.01 * pair[1]}, errors
 
 
 def test_blocks_of_hidden_units_that_wait_for_each_other() -> None:

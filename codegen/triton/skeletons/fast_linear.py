@@ -167,13 +167,13 @@ def back_kernel(
         to = place * (V * K) + tile
         tl.store(rows_grad + to, by, mask=inside)
         state = tl.load(kept + to, mask=inside, other=0.0)
-        then = by * tl.load(stays + place) + tl.load(kept_grad + to, mask=inside, other=0.0)
         then_moment = by_moment
         if MOMENTUM:
             tl.store(rows_moment_grad + to, by_moment, mask=inside)
             then_moment = by * tl.load(speed + place) + by_moment * tl.load(slows + place)
             if READ:
                 then_moment += tl.load(kept_moment_grad + to, mask=inside, other=0.0)
+        gained = tl.zeros_like(by)  # a product summed into what is larger would round there token by token
         for begin in range(0, size, TILE):
             index = begin + tl.arange(0, TILE)
             key = read_rows(k + place * size * K, index, size, c, K)
@@ -190,8 +190,8 @@ def back_kernel(
                     x = read_rows(k + place * size * K, index, size, d, K)
                 raw = product(key, state, PRECISION)
                 by_raw = error_back(by_wrong, raw, x, value, of_weight, of_bias, (d < V)[None, :], V, NORM, RESIDUAL)
-            then += product(read_turned(k + place * size * K, index, size, c, K), by_raw, PRECISION)
-        by = then
+            gained += product(read_turned(k + place * size * K, index, size, c, K), by_raw, PRECISION)
+        by = by * tl.load(stays + place) + tl.load(kept_grad + to, mask=inside, other=0.0) + gained
         by_moment = then_moment
     tl.store(known_grad + own, by, mask=inside)
     if MOMENTUM:

@@ -235,10 +235,10 @@ def back_kernel(
             tl.store(to + apart, outer, mask=mask)
             tl.store(to + 2 * apart, by_inner, mask=mask)
         wait(counters + pair, blocks * (step + 1))
-        by1 = read_map(rows_grad + row, c, unit, K, HIDDEN, 1, K)
-        by2 = read_map(rows_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
-        then1 = by1 * tl.load(stays + place) + read_map(kept_grad + row, c, unit, K, HIDDEN, 1, K)
-        then2 = by2 * tl.load(stays + place) + read_map(kept_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
+        gained1 = tl.zeros(
+            [BLOCK_K, BLOCK_H], tl.float32
+        )  # a product summed into what is larger would round there token by token
+        gained2 = tl.zeros([BLOCK_V, BLOCK_H], tl.float32)
         for begin in range(0, size, TILE):
             index = begin + tl.arange(0, TILE)
             value = read_rows(v + place * size * V, index, size, d, V)
@@ -261,12 +261,12 @@ def back_kernel(
                 of_map = read_map(rows_moment_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
                 by_hidden -= product(amount * wrong, of_map, PRECISION)
             by_z = by_hidden * slope + by_inner * outer * bend
-            then1 += product(read_turned(k + place * size * K, index, size, c, K), by_z, PRECISION)
-            then2 += product(tl.trans(wrong), by_inner * slope, PRECISION)
-            then2 += product(tl.trans(by_raw), hidden, PRECISION)
+            gained1 += product(read_turned(k + place * size * K, index, size, c, K), by_z, PRECISION)
+            gained2 += product(tl.trans(wrong), by_inner * slope, PRECISION)
+            gained2 += product(tl.trans(by_raw), hidden, PRECISION)
+        by1 = read_map(rows_grad + row, c, unit, K, HIDDEN, 1, K)
+        by2 = read_map(rows_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
         if MOMENTUM:
-            by1 = read_map(rows_grad + row, c, unit, K, HIDDEN, 1, K)
-            by2 = read_map(rows_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
             moment1 = read_map(rows_moment_grad + row, c, unit, K, HIDDEN, 1, K) * tl.load(slows + place)
             moment2 = read_map(rows_moment_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1) * tl.load(slows + place)
             moment1 += by1 * tl.load(speed + place)
@@ -274,8 +274,8 @@ def back_kernel(
             if READ:
                 moment1 += read_map(kept_moment_grad + row, c, unit, K, HIDDEN, 1, K)
                 moment2 += read_map(kept_moment_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
-        by1 = then1
-        by2 = then2
+        by1 = by1 * tl.load(stays + place) + read_map(kept_grad + row, c, unit, K, HIDDEN, 1, K) + gained1
+        by2 = by2 * tl.load(stays + place) + read_map(kept_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1) + gained2
     write_map(known_grad + own, c, unit, by1, True, K, HIDDEN, 1, K)
     write_map(known_grad + own + second, d, unit, by2, True, V, HIDDEN, HIDDEN, 1)
     if MOMENTUM:

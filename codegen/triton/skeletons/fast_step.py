@@ -61,8 +61,8 @@ def begun(state, start, fresh, c, unit, K: tl.constexpr, UNITS: tl.constexpr, WE
     known = read_known(state, start, fresh, c, unit, K, UNITS, 1, K)
     if WEIGHT_NORM:
         first = read_map(start, c, unit, K, UNITS, 1, K).to(tl.float32)
-        least = tl.maximum(tl.sqrt(tl.sum(known * known, 0)), 1.1754943508222875e-38)
-        known *= (tl.sqrt(tl.sum(first * first, 0)) / least)[None, :]
+        least = tl.maximum(tl.sqrt_rn(tl.sum(known * known, 0)), 1.1754943508222875e-38)
+        known *= tl.div_rn(tl.sqrt_rn(tl.sum(first * first, 0)), least)[None, :]  # rounded once: each chunk multiplies by it
     return known
 
 
@@ -290,9 +290,8 @@ def step_kernel(
                 )  # fmt: skip
                 share = tl.zeros([BLOCK_V], tl.float32) + 1.0
                 if WEIGHT_NORM:
-                    share = row_norms(out_start, out_start, True, V, UNITS, BLOCK_V, BLOCK_U) / tl.maximum(
-                        row_norms(out, out_start, fresh, V, UNITS, BLOCK_V, BLOCK_U), 1.1754943508222875e-38
-                    )
+                    least = tl.maximum(row_norms(out, out_start, fresh, V, UNITS, BLOCK_V, BLOCK_U), 1.1754943508222875e-38)
+                    share = tl.div_rn(row_norms(out_start, out_start, True, V, UNITS, BLOCK_V, BLOCK_U), least)
                 leave_errors(
                     k, v, held_k, held_v, into, up, out, into_start, up_start, out_start, errors, of_weight, of_bias, share,
                     waiting, fresh, k_stride, v_stride,

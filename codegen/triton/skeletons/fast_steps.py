@@ -62,7 +62,7 @@ def leave_amounts(
     TILE: tl.constexpr, LR: tl.constexpr, MOMENTUM: tl.constexpr, DECAY: tl.constexpr,
 ):  # fmt: skip
     """Leaves what each token adds to weights and momentum; gives what is left of the weights, what momentum adds to them,
-    and what is left of it.
+    and what is left of it. In float64: every product of a chunk would leave its rounding in all weights.
     """
     room = (size - 1) * heads
     gate_of_momentum = gates
@@ -73,31 +73,33 @@ def leave_amounts(
     if MOMENTUM == "token":
         gate_of_decay += room
     lane = tl.arange(0, TILE)
-    kept = tl.full([], 1.0, tl.float32)
-    late = tl.full([], 1.0, tl.float32)
-    carried = tl.full([], 0.0, tl.float32)
-    speed = tl.full([], 0.0, tl.float32)
+    kept = tl.full([], 1.0, tl.float64)
+    late = tl.full([], 1.0, tl.float64)
+    carried = tl.full([], 0.0, tl.float64)
+    speed = tl.full([], 0.0, tl.float64)
     tiles = waiting // TILE + 1
     for step in range(tiles):
         index = (tiles - 1 - step) * TILE + lane
         there = index <= waiting
         amount = tl.where(there, read_rate(lr, gates, index, waiting, place, head, heads, LR, 1.0), 0.0)
-        stays = 1.0 - read_rate(decay, gate_of_decay, index, waiting, place, head, heads, DECAY, 0.0)
-        stays_next = 1.0 - read_rate(decay, gate_of_decay, index + 1, waiting, place, head, heads, DECAY, 0.0)
+        stays = 1.0 - read_rate(decay, gate_of_decay, index, waiting, place, head, heads, DECAY, 0.0).to(tl.float64)
+        stays_next = 1.0 - read_rate(decay, gate_of_decay, index + 1, waiting, place, head, heads, DECAY, 0.0).to(tl.float64)
         reach = kept * tl.cumprod(tl.where(lane == TILE - 1, 1.0, stays_next), 0, reverse=True)
         kept = first_of(reach * stays, lane)
         if MOMENTUM != "none":
-            own = read_rate(momentum, gate_of_momentum, index, waiting, place, head, heads, MOMENTUM, 1.0)
-            following = read_rate(momentum, gate_of_momentum, index + 1, waiting, place, head, heads, MOMENTUM, 1.0)
+            own = read_rate(momentum, gate_of_momentum, index, waiting, place, head, heads, MOMENTUM, 1.0).to(tl.float64)
+            following = read_rate(momentum, gate_of_momentum, index + 1, waiting, place, head, heads, MOMENTUM, 1.0).to(
+                tl.float64
+            )
             passed, sums = tl.associative_scan((following, tl.where(there, reach, 0.0)), 0, together, reverse=True)
             reach = sums + passed * carried
             pushed = late * tl.cumprod(tl.where(lane == TILE - 1, 1.0, following), 0, reverse=True)
-            tl.store(pushes + index, amount * pushed, mask=there)
+            tl.store(pushes + index, (amount * pushed).to(tl.float32), mask=there)
             carried = first_of(reach, lane)
             late = first_of(pushed * own, lane)
             speed = first_of(reach * own, lane)
-        tl.store(writes + index, amount * reach, mask=there)
-    return kept, speed, late
+        tl.store(writes + index, (amount * reach).to(tl.float32), mask=there)
+    return kept.to(tl.float32), speed.to(tl.float32), late.to(tl.float32)
 
 
 @triton.jit
@@ -108,7 +110,7 @@ def row_norms(state, start, fresh, V: tl.constexpr, UNITS: tl.constexpr, BLOCK_V
     for begin in range(0, UNITS, BLOCK_U):
         part = read_known(state, start, fresh, d, begin + tl.arange(0, BLOCK_U), V, UNITS, UNITS, 1)
         total += tl.sum(part * part, 1)
-    return tl.sqrt(total)
+    return tl.sqrt_rn(total)
 
 
 @triton.jit
