@@ -28,6 +28,12 @@ UNITS: dict[int, dict[str, Row]] = {  # lines, warps, stages of a program that r
     256: {"sm_80": (32, 4, 2), "sm_90": (32, 4, 2), "sm_100": (32, 4, 2), "gfx942": (16, 4, 1), "any": (16, 4, 1)},
 }
 
+UNIT_GRADIENTS: dict[int, dict[str, Row]] = {  # the same of programs that find gradients of queries
+    64: {"sm_80": (64, 4, 2), "sm_90": (64, 4, 1), "sm_100": (64, 4, 1), "gfx942": (32, 4, 1), "any": (16, 4, 1)},
+    128: {"sm_80": (32, 4, 2), "sm_90": (64, 4, 1), "sm_100": (64, 4, 1), "gfx942": (16, 4, 1), "any": (16, 4, 1)},
+    256: {"sm_80": (32, 4, 1), "sm_90": (32, 4, 2), "sm_100": (32, 4, 2), "gfx942": (16, 4, 1), "any": (16, 4, 1)},
+}
+
 TABLES = {"lists_attend": ATTEND, "lists_backward": BACKWARD, "lists_choose": CHOOSE}
 
 
@@ -37,6 +43,7 @@ def blocks(skeleton: str, width: int) -> Table:
     return TABLES[skeleton][least]
 
 
-def unit_blocks(width: int) -> dict[str, Row]:
+def unit_blocks(skeleton: str, width: int) -> dict[str, Row]:
     """What programs of units have on each architecture, for a head width."""
-    return UNITS[next(least for least in WIDTHS if width <= least)]
+    table = UNITS if skeleton == "lists_attend" else UNIT_GRADIENTS
+    return table[next(least for least in WIDTHS if width <= least)]

@@ -40,13 +40,11 @@ def emit_lists(skeleton: str, kernel: Listed) -> str:
     made = made_holes(softmax) | ({"apart": FAR_APART} if softmax.far else {})
     functions = gather(functions_of(source), made, [read_holes(name) for name, is_wanted in wanted if is_wanted])
     rows = blocks(skeleton, max(softmax.head_width, softmax.value_width))
-    of_units = unit_blocks(max(softmax.head_width, softmax.value_width))
+    of_units = unit_blocks(skeleton, max(softmax.head_width, softmax.value_width))
     of_forward = {
         "SINK_LOGIT": repr(softmax.sink_logit),
         "DISTANCES": repr(kernel.distances),
         "BESIDE": repr(kernel.beside),
-        "BY_UNITS": repr(by_units(kernel)),
-        "UNIT_BLOCKS": "\n".join(["{", *(f'    "{name}": {row!r},' for name, row in of_units.items()), "}"]),
     }
     constants = {
         "FORM": repr((softmax.nears, softmax.strides, softmax.powers, softmax.causal)),
@@ -57,6 +55,8 @@ def emit_lists(skeleton: str, kernel: Listed) -> str:
         "UNIT": repr(kernel.unit),
         "CAP": repr(softmax.cap),
         **(of_forward if forward else {}),
+        "BY_UNITS": repr(by_units(kernel)),
+        "UNIT_BLOCKS": "\n".join(["{", *(f'    "{name}": {row!r},' for name, row in of_units.items()), "}"]),
         "BLOCKS": table(rows),
     }
     text = fill(source, functions, constants)

@@ -94,16 +94,23 @@ def test_attention_reads_each_listed_and_shown_key_once(name):
 
 @pytest.mark.parametrize(
     ("name", "each_head"),
-    [("blocks for blocks of queries", False), ("blocks for blocks of queries", True), ("columns for all queries", True)],
+    [
+        ("blocks for blocks of queries", False),
+        ("blocks for blocks of queries", True),
+        ("columns for all queries", True),
+        ("queries by units", False),
+    ],
 )
 def test_gradients_over_lists_are_as_near_to_float64_as_torch(name, each_head):
-    """Where a tile of queries stands in one row or is gathered from several; lists for each head differ."""
+    """Where a tile of queries stands in one row or is gathered from several, and by units; lists for each head differ."""
     form, rest, unit, many, sizes, pasts, _ = CASES[name]
     form = Softmax(1, head_width=16, value_width=16, group=2, sink_logit=unit == 16, cap=unit == 1)
-    case = Case(form, tuple(Listed(rest, unit, many, salt) for salt in range(2)), sizes, pasts, cache=True)
+    unions, dtype = tuple(Listed(rest, unit, many, salt) for salt in range(2)), torch.float16 if many == 1 else torch.float32
+    case = Case(form, unions, sizes, pasts, dtype, cache=True)
     case, sets = by_heads(case, 2 if each_head else 1)
     made, inputs = families.Listed(form, unit, each_head), build(case)
     files = [kernel(skeleton, made) for skeleton in ("lists_attend", "lists_backward")]
+    files[1].ROOM = 2**14  # so that lists of single queries go in several chunks
 
     def launch(q, part, rows, form, batch, scale, cap, sink):
         return attend(q, sink, Call(*files, part, rows, form, batch, scale, cap, lists_of(case, sets)))

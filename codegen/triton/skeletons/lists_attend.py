@@ -18,7 +18,7 @@ import triton.language as tl
 
 from attnc.codegen.triton.skeletons.lists_parts import lines_of
 from attnc.codegen.triton.skeletons.lists_tiles import attend_kernel, combine_kernel
-from attnc.codegen.triton.skeletons.lists_units import gathered, join_kernel, units_kernel
+from attnc.codegen.triton.skeletons.lists_units import gathered, join_kernel, units_kernel, unlisted
 from attnc.codegen.triton.skeletons.scan_parts import architecture, run
 
 FORM = (1, 0, 0, True)  # how many near intervals, strides and powers a row holds, and whether the future is hidden
@@ -43,8 +43,6 @@ UNIT_SHARES = 4  # programs that share the queries of a unit
 ROOM = 2**31  # bytes of parts
 MOST_SPLITS = 64
 DECODE_TOKENS = 16  # new tokens of a sequence up to which a tile's keys are split
-
-NO_END = 2**30  # queries of a row that all share
 
 PROCESSORS = {}  # device -> how many it has
 KNOWN = {}  # device -> its row of BLOCKS
@@ -246,10 +244,3 @@ def attend_by_units(q, part, rows, batch, scale, cap, sink_logit, lists):
         tensors, numbers = (parts, sums, near, o, lse, lists.count), (sets, of_heads, chunk, most, row_from, list_rows)
         run(join_kernel, chunk * sets, tensors, numbers, 0, (q.device, q.dtype, "join"), join_settings)
     return o, lse
-
-
-def unlisted(lists, sequences):
-    """One row for all queries of each sequence, which lists nothing."""
-    row = torch.arange(sequences, device=lists.count.device)
-    nothing = torch.zeros(1, sequences, 1, dtype=torch.int32, device=lists.count.device)
-    return type(lists)(nothing, nothing[..., 0], row, NO_END, 1)

@@ -132,3 +132,10 @@ def gathered(index, counts, row_begin, row_from, sequences, units, by_chooser=Tr
     ordered, order = torch.sort(torch.where(there, own, sequences * choosers * units).flatten(), stable=True)
     begins = torch.searchsorted(ordered, torch.arange(sequences * choosers * units + 1, dtype=torch.int32, device=device))
     return order.to(torch.int32), begins.to(torch.int32)
+
+
+def unlisted(lists, sequences):
+    """One row for all queries of each sequence, which lists nothing."""
+    row = torch.arange(sequences, device=lists.count.device)
+    nothing = torch.zeros(1, sequences, 1, dtype=torch.int32, device=lists.count.device)
+    return type(lists)(nothing, nothing[..., 0], row, 2**30, 1)
