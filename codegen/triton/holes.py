@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from attnc.compiler.families import Softmax
 
 NearNames = tuple[str, str, str, str]
+LINE = 124
+"""Characters of a line in a function."""
 
 
 def made_holes(kernel: Softmax, by_products: bool = False) -> dict[str, str]:
@@ -133,7 +135,10 @@ def _read_row(names: Names) -> str:
     pairs = zip(names.powers, names.dividers, strict=True)
     found = [f"{factor}, {places} = divider(tl.maximum({power}, 1))" for power, (factor, places) in pairs]
     row = _listed((*names.all, *(name for pair in names.dividers for name in pair)))
-    made = _function("read_row(row)", doc, [f"{_listed(names.all)} = {_listed(loads)}", *found, f"return {row}"])
+    reading = [f"{_listed(names.all)} = {_listed(loads)}"]
+    if len(reading[0]) > LINE and "\n" not in reading[0]:
+        reading = [f"numbers = {_listed(loads)}", f"{_listed(names.all)} = numbers"]
+    made = _function("read_row(row)", doc, [*reading, *found, f"return {row}"])
     return f"{DIVIDING}\n\n\n{made}"
 
 

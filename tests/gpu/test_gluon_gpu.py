@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from hashlib import sha256
@@ -67,27 +69,27 @@ torch.cuda.synchronize()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
-    """Every kernel once, each in a process of its own: compiled one after another they would take longer than all tests. Where
-    several processes run tests, the first one compiles for all.
+def compiled(request: pytest.FixtureRequest) -> None:
+    """Every kernel that is asked for once, in processes of their own, as many at a time as COMPILERS says: compiled one after
+    another they would take longer than all tests. Where several processes run tests, the first one compiles for all.
     """
-    texts = "".join(emit(kernel) for kernel in SERVED.values())
+    asked = [item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")]
+    names = tuple(name for name in SERVED if name in asked)
+    texts = "".join(emit(SERVED[name]) for name in names)
     place = Path(knobs.cache.dir)
     place.mkdir(parents=True, exist_ok=True)
     done = place / f"attnc-gluon-{sha256(texts.encode()).hexdigest()[:16]}"
     with FileLock(f"{done}.lock"):
         if not done.exists():
-            warm()
+            with ThreadPoolExecutor(int(os.environ.get("COMPILERS", "4"))) as pool:
+                list(pool.map(warm, names))
             done.touch()
 
 
-def warm() -> None:
-    running = []
-    for name, kernel in SERVED.items():
-        folder = FOLDER / f"warm_{name}"
-        folder.mkdir()
-        running.append(subprocess.Popen([sys.executable, "-c", WARM, name, str(folder), repr(kernel)]))
-    assert [one.wait(timeout=150) for one in running] == [0] * len(running)
+def warm(name: str) -> None:
+    folder = FOLDER / f"warm_{name}"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-c", WARM, name, str(folder), repr(SERVED[name])], check=True, timeout=150)
 
 
 @cache
