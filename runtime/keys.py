@@ -138,6 +138,11 @@ class KeyPart:
         return any(band.ring < UNBOUNDED for band in self.bands)
 
     @property
+    def max_slots(self) -> int:
+        """The most slots of a sequence that hold something, of any head."""
+        return largest([min(self.max_stored, band.pinned + band.ring) for band in self.bands])
+
+    @property
     def shared(self) -> bool:
         """Whether all sequences read the same keys."""
         return len(self.places) > 1 and alike(self.places)

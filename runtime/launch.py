@@ -74,7 +74,7 @@ class Kernels:
             with device_of(q):
                 return run(q, part, rows, form, batch, scale, cap, sink_logit)
         places = [batch.offsets, batch.past, part.k_begin, part.v_begin, part.stored, part.base, part.pinned, part.ring]
-        sizes = [part.k_stride, part.v_stride, batch.max_new, part.max_stored]
+        sizes = [part.k_stride, part.v_stride, batch.max_new, part.max_stored, part.max_slots]
         o, lse = self.operators.attend(q, k, v, scale, rows, places, sizes, part.rings, part.shared, cap, sink_logit)
         return o, lse
 

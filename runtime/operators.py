@@ -35,7 +35,7 @@ SCHEMAS = {
     "backward_keys": f"({COMMON}, Tensor lse, Tensor delta, Tensor o_grad) -> (Tensor k_grad, Tensor v_grad)",
 }
 """What the operators take. Shapes are those of a `Kernel` (softmax.py); k and v are flat; `places`: the tensors of `Part` from
-`offsets` to `ring`, `sizes`: its numbers from `k_stride` to `max_stored`.
+`offsets` to `ring`, `sizes`: its numbers from `k_stride` to `max_slots`.
 """
 
 Function = Callable[..., tuple[Tensor, Tensor]]
@@ -58,6 +58,7 @@ class Part(NamedTuple):
     v_stride: int
     max_new: int
     max_stored: int
+    max_slots: int
     rings: bool
     shared: bool
     v_width: int

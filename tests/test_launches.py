@@ -169,13 +169,31 @@ def test_a_launch_calls_few_functions_on_the_host(
     assert calls_of(module, lambda: module.attend(*arguments)) <= most
 
 
-def test_a_long_sequence_among_short_ones_is_shared_by_many_programs(tmp_path: Path) -> None:
+def test_tiles_have_as_many_programs_as_keep_a_gpu_busy(tmp_path: Path) -> None:
     module = load(emit("softmax_decode", KERNEL), tmp_path, "shared")
     gpu = torch.device("cuda")
     module.PROCESSORS[gpu] = 132
-    assert module.count_splits(8, 2048, gpu, 1) == 33
-    assert module.count_splits(256, 2048, gpu, 32) == 9
-    assert module.count_splits(256, 3, gpu, 32) == 3, "each has a block to read"
+    one, many = (module.count_programs(gpu, sequences) for sequences in (1, 32))
+    assert module.count_splits(one, 8, 2048) == 33
+    assert module.count_splits(many, 256, 2048) == 9
+    assert module.count_splits(many, 256, 3) == 3, "each has a block to read"
+
+
+def test_a_list_shares_out_work_where_much_may_lie_in_few_tiles(driver: Driver, tmp_path: Path) -> None:
+    """Heads of one sequence that keep all are alike; reading little takes no longer than a list."""
+    module = load(emit("softmax_decode", KERNEL), tmp_path, "listed")
+    module.LISTED_BLOCKS = 18
+    lists = []
+    for sizes, pasts, keeps in (
+        ((1,), (500,), None),
+        ((1,), (500,), ((3, 20), None, None)),
+        ((1, 1), (500, 3), None),
+        ((1, 1), (3, 3), None),
+        ((1, 1), (500, 500), ((3, 20),) * 3),
+    ):
+        case = Case(KERNEL, HEADS, sizes, pasts, dtype=torch.float16, cache=True, keeps=keeps)
+        lists.append(len(launched(module, driver, build(case))) == 3)
+    assert lists == [False, True, True, False, False]
 
 
 def test_hooks_of_a_profiler_see_every_launch(driver: Driver, tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ _POINTERS = {
         "readers",
         "reader_begin",
         "chunks",
+        "work",
+        "spans",
     },
     "u8": {"distances", "taken"},
     "i64": {

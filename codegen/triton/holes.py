@@ -33,7 +33,7 @@ def made_holes(kernel: Softmax, by_products: bool = False) -> dict[str, str]:
     if kernel.causal:
         holes["upper"] = _function("upper(numbers, i)", "One past the last key near query i that it sees.", ["return i + 1"])
     if kernel.far:
-        holes["far_part"] = _far_part(names)
+        holes |= {"far_part": _far_part(names), "reads": _reads(names)}
     if kernel.exponent:
         holes |= {"power": _power(kernel.exponent), "root_grad": _root_grad(kernel.exponent)}
     return holes if kernel.chunks is None else holes | _chunks(names, *kernel.chunks)
@@ -215,6 +215,19 @@ def _solid(names: Names) -> str:
         body += [f"whole |= ({name} > 0) & alone & (apart & (apart - 1) == 0)"]
     doc = "Whether all queries first..last see all keys from begin up to, not including, end."
     return _function("solid(numbers, first, last, begin, end)", doc, [*body, "return whole & (end <= horizon(first))"])
+
+
+def _reads(names: Names) -> str:
+    return _function(
+        "reads(numbers, first, base, slots, whole)",
+        "About how many slots the queries from `first` on read: only shares of the work follow from it.",
+        [
+            names.unpack,
+            "near = tl.maximum(slots - tl.maximum(lower(numbers, first) - base, 0), 0)",
+            *(f"whole |= {name} > 0" for name in names.far),
+            "return tl.where(whole, slots, tl.minimum(near + tl.maximum(numbers[0] - base, 0), slots))",
+        ],
+    )
 
 
 def _far_part(names: Names) -> str:

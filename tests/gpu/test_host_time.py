@@ -50,7 +50,7 @@ def test_host_time_of_a_launch(phase: str, kernels: int, capsys: pytest.CaptureF
     launch = Kernels.of(*modules)
     q, part, rows, _, batch, scale, cap, sink = inputs.arguments
     places = [batch.offsets, batch.past, part.k_begin, part.v_begin, part.stored, part.base, part.pinned, part.ring]
-    lengths = [part.k_stride, part.v_stride, batch.max_new, part.max_stored]
+    lengths = [part.k_stride, part.v_stride, batch.max_new, part.max_stored, part.max_slots]
     flat = (q, part.k, part.v, scale, rows, places, lengths, part.rings, part.shared, cap, sink)
     with torch.no_grad():
         bare = host_time(lambda: modules[kernels - 1].attend(*inputs.arguments))

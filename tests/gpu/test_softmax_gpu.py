@@ -104,11 +104,11 @@ def about(name: str, kernel: Softmax, dtype: torch.dtype) -> tuple[Any, ...]:
     return name.partition("-")[0], digest, dict(zip(CONSTANTS, values, strict=True)), dtype
 
 
-def compare(name: str, case: Case, record: Record) -> None:
+def compare(name: str, case: Case, record: Record, **options: int) -> None:
     row = about(name, case.kernel, case.dtype)
     record(*row)
     inputs = build(case)
-    record(*row, check(inputs, *attend(TEXTS[name], inputs)))
+    record(*row, check(inputs, *attend(TEXTS[name], inputs, **options)))
 
 
 def case_of(name: str, dtype: torch.dtype, sizes: tuple[int, ...], pasts: tuple[int, ...], **rest: Any) -> Case:
@@ -146,6 +146,7 @@ def test_decode(name: str, dtype: torch.dtype, record: Record) -> None:
         compare(name, case, record)
         rings = tuple((70, 300) if index % 2 else None for index in range(len(case.unions)))
         compare(name, replace(case, keeps=rings), record)
+        compare(name, replace(case, keeps=rings), record, splits=0)  # by a list
 
 
 @pytest.mark.parametrize("name", DECODES)
@@ -237,16 +238,17 @@ def test_no_kernel_is_compiled_again_for_other_lengths() -> None:
     assert compiled == []
 
 
-def test_a_captured_decode_stays_right_while_the_cache_grows() -> None:
+@pytest.mark.parametrize("splits", [None, 0])
+def test_a_captured_decode_stays_right_while_the_cache_grows(splits: int | None) -> None:
     name = "softmax_decode-mixed"
     case = case_of(name, torch.bfloat16, (1, 1), (2000, 3), cache=True)
     inputs = build(case)
     emitted = module(TEXTS[name])
-    emitted.attend(*inputs.arguments)
+    emitted.attend(*inputs.arguments, splits=splits)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        o, lse = emitted.attend(*inputs.arguments)
+        o, lse = emitted.attend(*inputs.arguments, splits=splits)
     for pasts in ((2000, 3), (1234, 2), (7, 0)):
         inputs.batch.past.copy_(torch.tensor(pasts))
         inputs.part.stored.copy_(torch.tensor(pasts) + 1)

@@ -115,7 +115,7 @@ def arguments(inputs: Inputs) -> tuple[object, ...]:
     """The operator's."""
     q, part, rows, _, batch, scale, cap, sink = inputs.arguments
     places = [batch.offsets, batch.past, part.k_begin, part.v_begin, part.stored, part.base, part.pinned, part.ring]
-    sizes = [part.k_stride, part.v_stride, batch.max_new, part.max_stored]
+    sizes = [part.k_stride, part.v_stride, batch.max_new, part.max_stored, part.max_slots]
     k, v = (torch.nan_to_num(x).requires_grad_() for x in (part.k, part.v))  # checks compare storages, poison and all
     leaves = (q.clone().requires_grad_(), k, v)
     return (*leaves, scale, rows, places, sizes, part.rings, part.shared, cap, sink.clone().requires_grad_())

@@ -130,9 +130,31 @@ def test_any_prefill_is_dense_attention(case: Case, blocks: tuple[int, int]) -> 
 
 
 @settings(max_examples=14)
-@given(decodes(), st.integers(1, 5))
+@given(decodes(), st.integers(0, 4))
 def test_any_decode_is_dense_attention(case: Case, splits: int) -> None:
     right(case, splits=splits)
+
+
+def test_a_list_gives_each_tile_programs_by_its_share_of_the_work() -> None:
+    """One long sequence among short ones and empty ones, a ring and a head without keys beside growing slots."""
+    form = Softmax(1, head_width=16, value_width=16, group=3)
+    keeps = ((0, 6 + 16), None, None)
+    case = Case(form, (WINDOW, ALL, Union()), (1, 0, 7, 1), (900, 3, 60, 0), cache=True, keeps=keeps)
+    right(case, splits=0)
+    module = kernel("softmax_decode", form)
+    _, part, rows, _, batch, *_ = build(case).arguments
+    tiles, programs, wanted = 2, 40, 24  # 16 queries and heads of a tile, 32 keys of a block
+    units = 4 * 3 * tiles
+    work = torch.full((programs, 3), -7, dtype=torch.int32)
+    settings = module.list_settings(16, 32, units)
+    module.list_kernel[(-(-programs // settings["PLACES"]),)](
+        work, rows, batch.offsets, batch.past, part.stored, part.base, part.pinned, part.ring, 3, tiles, units, wanted,
+        programs, rows.stride(0), **settings,
+    )  # fmt: skip
+    shares = {0: 1, 2: 15, 4: 1, 12: 1, 13: 1, 14: 2, 15: 2, 16: 1, 17: 1, 18: 1, 20: 1, 22: 1}  # of 44 blocks, 29 in one tile
+    served = [[unit, split, count] for unit, count in shares.items() for split in range(count)]
+    assert work[: len(served)].tolist() == served
+    assert (work[len(served) :, 0] == -1).all()
 
 
 def test_one_token_and_an_empty_sequence() -> None:

@@ -1,8 +1,10 @@
 """Softmax attention over key intervals, for a few new queries: the keys of a KV head are split among many programs.
 
 All query heads of a KV head and all its new queries share a tile, so each key is read once. A program walks its even part of
-the key blocks that the tile can see and leaves a partial result; `combine_kernel` joins the parts. Which parts there are
-follows from lengths on the device, the grid only from bounds, so a captured graph stays right while a cache grows.
+the key blocks that the tile can see and leaves a partial result; `combine_kernel` joins the parts, in their order. All tiles
+have equally many programs, or, where much is to be read, as many as their share of all work: `list_kernel` says which program
+serves which tile. Both follow from lengths on the device, the grid only from bounds, so a captured graph stays right while a
+cache grows.
 
 Heads may differ in which keys they see: every sequence and KV head has a row of numbers, `rows`. Queries lie packed [T, H, D];
 keys and values lie in slots, of which `position` says the place in the text.
@@ -32,7 +34,10 @@ BLOCKS = {  # (architecture, bytes of an element): keys of a block, warps, warps
     ("any", 4): (32, 4, 4, 1),
 }
 MOST_ROWS = 64  # of a tile
-MOST_SPLITS = 64
+MOST_SPLITS = 64  # of a tile where all have equally many; parts that are joined at once
+LISTED_BLOCKS = 8192  # key blocks of all tiles from which a list is worth its launch: 270 MB at width 128 and 2 bytes
+LISTED_TILES = 2048  # that one list may have
+LISTED_PAIRS = 8192  # of programs and tiles that a program of `list_kernel` looks at
 
 PROCESSORS = {}  # device -> how many it has
 KNOWN = {}  # device -> its row of BLOCKS
@@ -159,6 +164,13 @@ def add_sink_logit(best, norm, sink_logit, head):
 
 
 @triton.jit
+def reads(numbers, first, base, slots, whole):
+    """About how many slots the queries from `first` on read: only shares of the work follow from it."""
+    near = tl.maximum(slots - tl.maximum(lower(numbers, first) - base, 0), 0)
+    return tl.where(whole, slots, tl.minimum(near + tl.maximum(numbers[0] - base, 0), slots))
+
+
+@triton.jit
 def visit(numbers, first, last, base, slots, whole, BLOCK_K: tl.constexpr):
     """Which key blocks the queries first..last see: how many of the first ones, the first near one, how many in all."""
     sink_end = tl.minimum(tl.maximum(tl.minimum(numbers[0], horizon(last)) - base, 0), slots)
@@ -188,19 +200,64 @@ def position(slot, base, stored, pinned, ring, slots, RINGS: tl.constexpr):
     return tl.where(slot < slots, base + j, NOWHERE)
 
 
-@triton.jit(do_not_specialize=["kv_heads", "tiles", "splits", "row_stride", "k_begin_stride", "v_begin_stride"])
+@triton.jit(do_not_specialize=["kv_heads", "tiles", "units", "shares", "programs", "row_stride"])
+def list_kernel(
+    work, rows, offsets, past, stored, base, pinned, ring, kv_heads, tiles, units, shares, programs, row_stride,
+    ROW: tl.constexpr, GROUP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, UNITS: tl.constexpr,
+    PLACES: tl.constexpr,
+):  # fmt: skip
+    """Of each program of `split_kernel`: its tile (a unit), which of the unit's programs it is, how many the unit has.
+
+    All work is cut into about `shares` equal parts. A unit has a program for each of its parts, also for one begun, so all
+    units together at most `shares + units`.
+    """
+    index = tl.arange(0, UNITS)
+    unit = tl.minimum(index, units - 1)
+    tile = unit % tiles
+    group = unit // tiles % kv_heads
+    sequence = unit // (tiles * kv_heads)
+    count = (tl.load(offsets + sequence + 1) - tl.load(offsets + sequence)).to(tl.int32)
+    ring_here = tl.load(ring + group)
+    slots = tl.minimum(tl.load(stored + sequence), tl.load(pinned + group) + ring_here)
+    numbers = read_row(rows + sequence * row_stride + group * ROW)
+    first = tl.load(past + sequence).to(tl.int32) + tile * BLOCK_R // GROUP
+    blocks = tl.cdiv(reads(numbers, first, tl.load(base + sequence), slots, ring_here < NOWHERE), BLOCK_K)
+    live = (index < units) & (tile * BLOCK_R < count * GROUP)
+    blocks = tl.where(live, tl.maximum(blocks, 1), 0)
+    share = tl.maximum(tl.cdiv(tl.sum(blocks, 0), shares), 1)
+    splits = tl.cdiv(blocks, share)
+    ends = tl.cumsum(splits, 0)[None, :]
+    program = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
+    before = ends <= program[:, None]
+    own = tl.sum(before.to(tl.int32), 1)
+    split = program - tl.max(tl.where(before, ends, 0), 1)
+    of = tl.sum(tl.where(index[None, :] == own[:, None], splits[None, :], 0), 1)
+    there = program < programs
+    tl.store(work + 3 * program, tl.where(own < units, own, -1), mask=there)
+    tl.store(work + 3 * program + 1, split, mask=there)
+    tl.store(work + 3 * program + 2, of, mask=there)
+
+
+@triton.jit(do_not_specialize=["kv_heads", "tiles", "splits", "lines", "row_stride", "k_begin_stride", "v_begin_stride"])
 def split_kernel(
-    q, k, v, part_o, part_norm, rows, offsets, past, stored, base, k_begin, v_begin, pinned, ring, scale, cap,
-    kv_heads, tiles, splits, q_token_stride, q_head_stride, k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
+    q, k, v, parts, spans, work, rows, offsets, past, stored, base, k_begin, v_begin, pinned, ring, scale, cap, kv_heads, tiles,
+    splits, lines, q_token_stride, q_head_stride, k_stride, v_stride, row_stride, k_begin_stride, v_begin_stride,
     ROW: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     IN_PIECES: tl.constexpr = q.dtype.element_ty == tl.float32
     program = tl.program_id(0)
-    split = program % splits
-    tile = program // splits % tiles
-    group = program // (splits * tiles) % kv_heads
-    sequence = program // (splits * tiles * kv_heads)
+    unit = program // tl.maximum(splits, 1)
+    split = program % tl.maximum(splits, 1)
+    if splits == 0:
+        unit = tl.load(work + 3 * program)
+        split = tl.load(work + 3 * program + 1)
+        splits = tl.load(work + 3 * program + 2)
+    if unit < 0:
+        return
+    tile = unit % tiles
+    group = unit // tiles % kv_heads
+    sequence = unit // (tiles * kv_heads)
 
     token_begin = tl.load(offsets + sequence)
     count = (tl.load(offsets + sequence + 1) - token_begin).to(tl.int32)
@@ -269,28 +326,43 @@ def split_kernel(
         else:
             acc = tl.fma(acc, fade[:, None], tl.dot(weight, value, input_precision="ieee"))
 
-    place = place * splits + split
-    tl.store(part_o + place[:, None] * E + e[None, :], acc, mask=(live & (norm != 0.0))[:, None] & (e < E)[None, :])
-    tl.store(part_norm + 2 * place, best, mask=live)
-    tl.store(part_norm + 2 * place + 1, norm, mask=live)
+    part = program.to(tl.int64) * lines + tl.arange(0, BLOCK_R)
+    here = parts + part * (E + 4)
+    tl.store(here[:, None] + e[None, :], acc, mask=(live & (norm != 0.0))[:, None] & (e < E)[None, :])
+    tl.store(here + E, best, mask=live)
+    tl.store(here + (E + 1), norm, mask=live)
+    tl.store(spans + 2 * place, part.to(tl.int32), mask=live & (split == 0))
+    tl.store(spans + 2 * place + 1, tl.zeros_like(token) + splits, mask=live & (split == 0))
 
 
-@triton.jit(do_not_specialize=["heads", "splits"])
+@triton.jit(do_not_specialize=["heads", "lines"])
 def combine_kernel(
-    part_o, part_norm, o, lse, sink_logit, heads, splits, E: tl.constexpr, BLOCK_E: tl.constexpr, SPLITS: tl.constexpr
+    parts, spans, o, lse, sink_logit, heads, lines, E: tl.constexpr, BLOCK_E: tl.constexpr, SPLITS: tl.constexpr
 ):
-    """One query of one head: its parts brought to one maximum and added. `part_norm` holds each part's maximum and sum."""
+    """One query of one head: its parts brought to one maximum and added. Behind a part's E sums lie its maximum and its norm;
+    `spans` says which part is a query's first, the next ones are `lines` apart, and how many there are.
+    """
     place = tl.program_id(0).to(tl.int64)
-    split = tl.arange(0, SPLITS)
+    begin = tl.load(spans + 2 * place).to(tl.int64)
+    count = tl.load(spans + 2 * place + 1)
     e = tl.arange(0, BLOCK_E)
-    top = tl.load(part_norm + 2 * (place * splits + split), mask=split < splits, other=FLOOR)
-    part = tl.load(part_norm + 2 * (place * splits + split) + 1, mask=split < splits, other=0.0)
-    best = tl.max(top, 0)
-    weight = weigh(top, best)
-    there = (part != 0.0)[:, None] & (e < E)[None, :]
-    value = tl.load(part_o + (place * splits + split)[:, None] * E + e[None, :], mask=there, other=0.0)
-    peak, norm = add_sink_logit(best, tl.sum(weight * part, 0), sink_logit, place % heads)
-    acc = tl.sum(weight[:, None] * value, 0) * (weigh(best, peak) / tl.where(norm != 0.0, norm, 1.0))
+    best = tl.full([], FLOOR, tl.float32)
+    norm = tl.full([], 0.0, tl.float32)
+    acc = tl.zeros([BLOCK_E], tl.float32)
+    for first in tl.range(0, count, SPLITS):
+        split = first + tl.arange(0, SPLITS)
+        here = parts + (begin + split * lines) * (E + 4)
+        top = tl.load(here + E, mask=split < count, other=FLOOR)
+        part = tl.load(here + (E + 1), mask=split < count, other=0.0)
+        value = tl.load(here[:, None] + e[None, :], mask=(part != 0.0)[:, None] & (e < E)[None, :], other=0.0)
+        peak = tl.maximum(best, tl.max(top, 0))
+        weight = weigh(top, peak)
+        fade = weigh(best, peak)
+        best = peak
+        norm = norm * fade + tl.sum(weight * part, 0)
+        acc = acc * fade + tl.sum(weight[:, None] * value, 0)
+    peak, norm = add_sink_logit(best, norm, sink_logit, place % heads)
+    acc = acc * (weigh(best, peak) / tl.where(norm != 0.0, norm, 1.0))
     tl.store(o + place * E + e, acc.to(o.dtype.element_ty), mask=e < E)
     store_sums(lse, place, peak, norm, True)
 
@@ -336,11 +408,30 @@ def run(kernel, programs, tensors, numbers, strides, key, constants):
         READY[key] = compiled, compiled.run, stream, compiled.function, compiled.packed_metadata, rest
 
 
+def row_width():
+    """How many numbers a row holds."""
+    nears, strides, powers, _ = FORM
+    return 1 + 4 * nears + strides + powers
+
+
+def list_settings(block_r, block_k, units):
+    """The compile-time arguments of `list_kernel`."""
+    return {
+        "ROW": row_width(),
+        "GROUP": GROUP,
+        "BLOCK_R": block_r,
+        "BLOCK_K": block_k,
+        "UNITS": power_of_2(units),
+        "PLACES": min(128, LISTED_PAIRS // power_of_2(units)),
+        "num_warps": 4,
+        "num_stages": 1,
+    }
+
+
 def split_settings(block_r, block_k, warps, most_warps, stages):
     """The compile-time arguments of `split_kernel`."""
-    nears, strides, powers, _ = FORM
     return {
-        "ROW": 1 + 4 * nears + strides + powers,
+        "ROW": row_width(),
         "GROUP": GROUP,
         "D": HEAD_WIDTH,
         "E": VALUE_WIDTH,
@@ -367,20 +458,27 @@ def combine_settings(splits):
 
 
 def variants(architecture, element_size):
-    """The kernels that `attend` may launch, with their compile-time arguments; of `combine_kernel` the largest."""
-    tiles = tuple((split_kernel, split_settings(rows, *BLOCKS[architecture, element_size])) for rows in (16, 32, MOST_ROWS))
-    return (*tiles, (combine_kernel, combine_settings(MOST_SPLITS)))
+    """The kernels that `attend` may launch, with their compile-time arguments; of those but `split_kernel` the largest."""
+    blocks = BLOCKS[architecture, element_size]
+    tiles = tuple((split_kernel, split_settings(rows, *blocks)) for rows in (16, 32, MOST_ROWS))
+    listing = (list_kernel, list_settings(16, blocks[0], LISTED_TILES))
+    return (*tiles, (combine_kernel, combine_settings(MOST_SPLITS)), listing)
 
 
-def count_splits(programs, most, device, sequences):
-    """How many programs share the keys of a tile: enough for two on every processor, each with a block to read.
+def count_programs(device, sequences):
+    """How many programs keep a device busy: two on every processor.
 
-    Lengths are on the device. Of several sequences one may be as long as all others, so its keys are shared by more.
+    Lengths are on the device. Of several sequences one may be as long as all others, so work is cut smaller.
     """
     if device not in PROCESSORS:
         cuda = device.type == "cuda"
         PROCESSORS[device] = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 4
-    return max(1, min(MOST_SPLITS, most, -(-(2 if sequences == 1 else 16) * PROCESSORS[device] // max(1, programs))))
+    return (2 if sequences == 1 else 16) * PROCESSORS[device]
+
+
+def count_splits(wanted, units, most):
+    """How many programs share the keys of a tile, where all have equally many: each has a block to read."""
+    return min(MOST_SPLITS, most, -(-wanted // (units or 1)))
 
 
 def power_of_2(number):
@@ -389,12 +487,13 @@ def power_of_2(number):
 
 
 def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, blocks=None, splits=None):
-    """Attention of a few new queries to one part of the keys.
+    """Attention of a few new queries to one part of the keys, whose `max_slots` are as many as a head has of a sequence.
 
     q [T, H, D], the sequences of `batch` one after another, the last axis dense; part: a KeyPart, whose begins and strides are
     multiples of their width; rows [S, G, R] int32, made for `form`; batch: offsets [S + 1] and past [S] int64, and max_new, at
     least the most new tokens of a sequence; scale [H] fp32; cap: soft cap of the scores; sink_logit [H] fp32;
-    blocks = (keys, warps, warps of the largest tile, stages) instead of the table's; splits: programs for each tile.
+    blocks = (keys, warps, warps of the largest tile, stages) instead of the table's; splits: programs for each tile,
+    or 0: as a list shares them out.
     Returns o [T, H, E] in q's dtype and the scores' natural log-sum-exp [T, H] fp32; a query without keys has 0 and -inf.
     With an EXPONENT scale is [T, H, 3], and in place of the log-sum-exp come a largest score and a sum [T, H, 2].
     """
@@ -411,27 +510,41 @@ def attend(q, part, rows, form, batch, scale, cap=None, sink_logit=None, *, bloc
     lines = GROUP * batch.max_new
     block_r = min(MOST_ROWS, max(16, power_of_2(lines)))
     tiles = -(-lines // block_r)
-    most = -(-part.max_stored // chosen[0])
-    splits = splits or count_splits(sequences * kv_heads * tiles, most, q.device, sequences)
+    lines = lines if tiles == 1 else block_r
+    units = sequences * kv_heads * tiles
+    most = -(-part.max_slots // chosen[0]) or 1
+    wanted = count_programs(q.device, sequences)
+    if splits is None:
+        much = units * most >= LISTED_BLOCKS and units <= LISTED_TILES
+        splits = 0 if much and (sequences > 1 or part.rings) else count_splits(wanted, units, most)
+    programs = units * splits if splits else min(wanted + units, units * most)
+    work = rows
+    if splits == 0:
+        work = torch.empty(programs, 3, dtype=torch.int32, device=q.device)
+        tensors = work, rows, batch.offsets, batch.past, part.stored, part.base, part.pinned, part.ring
+        numbers = kv_heads, tiles, units, wanted, programs, row_stride
+        key = (q.device, "list", block_r, chosen, power_of_2(units))
+        settings = list_settings(block_r, chosen[0], units)
+        run(list_kernel, -(-programs // settings["PLACES"]), tensors, numbers, 0, key, lambda: settings)
     o = torch.empty(tokens, heads, VALUE_WIDTH, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, *([] if EXPONENT is None else [2]), dtype=torch.float32, device=q.device)
-    part_o = torch.empty(tokens, heads, splits, VALUE_WIDTH, dtype=torch.float32, device=q.device)
-    part_norm = torch.empty(tokens, heads, splits, 2, dtype=torch.float32, device=q.device)
+    parts = torch.empty(programs * lines, VALUE_WIDTH + 4, dtype=torch.float32, device=q.device)
+    spans = torch.empty(tokens, heads, 2, dtype=torch.int32, device=q.device)
     scale = scale.contiguous()
     sink_logit = scale if sink_logit is None else sink_logit
     tensors = (
-        q, part.k, part.v, part_o, part_norm, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin,
+        q, part.k, part.v, parts, spans, work, rows, batch.offsets, batch.past, part.stored, part.base, part.k_begin,
         part.v_begin, part.pinned, part.ring, scale,
     )  # fmt: skip
     numbers = (
-        0.0 if cap is None else cap, kv_heads, tiles, splits, token_stride, head_stride, part.k_stride, part.v_stride,
+        0.0 if cap is None else cap, kv_heads, tiles, splits, lines, token_stride, head_stride, part.k_stride, part.v_stride,
         row_stride, part.k_begin.stride(0), part.v_begin.stride(0),
     )  # fmt: skip
-    programs = sequences * kv_heads * tiles * splits
     strides = token_stride | head_stride | part.k_stride | part.v_stride
     key = (q.device, q.dtype, block_r, chosen)
     run(split_kernel, programs, tensors, numbers, strides, key, lambda: split_settings(block_r, *chosen))
-    tensors = (part_o, part_norm, o, lse, sink_logit)
-    key = (q.device, q.dtype, sink_logit.dtype, power_of_2(splits))
-    run(combine_kernel, tokens * heads, tensors, (heads, splits), 0, key, lambda: combine_settings(splits))
+    tensors = (parts, spans, o, lse, sink_logit)
+    together = power_of_2(splits) if 0 < splits < MOST_SPLITS else MOST_SPLITS
+    key = (q.device, q.dtype, sink_logit.dtype, together)
+    run(combine_kernel, tokens * heads, tensors, (heads, lines), 0, key, lambda: combine_settings(together))
     return o, lse
