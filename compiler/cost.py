@@ -23,8 +23,9 @@ TORCH_LAUNCHES_PER_BLOCK = 8
 CHOOSING_LAUNCHES = 30
 LISTED_QUERIES = 64
 LISTED_LAUNCHES = 24
-SORTED = 64
-"""Bytes that are moved of each score: written, sorted twice with its number, compared and counted."""
+SCORED, SORTED = 8, 64
+"""Bytes that are moved of each score: of a head's, written and read; of a chooser's: written, sorted twice with its number,
+compared and counted."""
 
 
 class Workload(Value):
@@ -180,24 +181,26 @@ def listed(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workloa
 
 
 def choosing(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Workload) -> Work:
-    """Scoring what stands for units, sorting the scores and writing lists, for every query; the choice has no gradient."""
+    """Scoring what stands for units, sorting the scores and writing lists, for all that ask; the choice has no gradient."""
     queries, keys = _sizes(phase, load)
     flops = exponentials = moved = 0.0
-    count = 0
+    blocks = 0
     for group in groups:
         heads = group.kv_heads * launch.ratio
         for selector in group.selectors:
-            scores = heads * selector.rows(queries) * selector.runs(keys)
-            count += 1
+            rows = selector.rows(queries)
+            scores = heads * rows * selector.runs(keys)
+            sorted_scores = scores * selector.choosers(group.kv_heads, launch.ratio) / heads
+            blocks += -(-rows // TORCH_QUERY_BLOCK)
             flops += 2 * scores * launch.head_dim * (2 if selector.keys == "bounds" else 1)
             exponentials += scores if selector.score == "softmax" else 0
-            moved += load.width * group.kv_heads * launch.head_dim * selector.runs(keys) + SORTED * scores
-    blocks = -(-queries // TORCH_QUERY_BLOCK)
+            moved += load.width * group.kv_heads * launch.head_dim * selector.runs(keys)
+            moved += SCORED * scores + SORTED * sorted_scores
     return Work(
         flops=load.batch * flops,
         exponentials=load.batch * exponentials,
         bytes=load.batch * moved,
-        launches=CHOOSING_LAUNCHES * blocks * load.batch * count,
+        launches=CHOOSING_LAUNCHES * blocks * load.batch,
     )
 
 

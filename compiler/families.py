@@ -283,6 +283,10 @@ class Selector:
         blocks = -(-queries // self.many)
         return {"each": queries, "block": blocks, "last": min(queries, self.many)}[self.asks]
 
+    def choosers(self, kv_heads: int, ratio: int) -> int:
+        """How many choose for themselves, of so many KV heads and query heads of each."""
+        return {"head": kv_heads * ratio, "group": kv_heads, "layer": 1}[self.shared]
+
     def runs(self, length: int) -> int:
         """Runs of keys that are scored, coarser ones included, in a sequence of so many tokens."""
         sizes = ((self.span, self.step), *((self.lse,) if self.lse else ()))

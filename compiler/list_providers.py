@@ -196,7 +196,7 @@ def scoring(launch: Launch, groups: tuple[Seen, ...], phase: Phase, load: Worklo
     for group in groups:
         for one in group.selectors:
             rows = one.rows(1 if phase == "decode" else load.length)
-            choosers = {"head": group.kv_heads * launch.ratio, "group": group.kv_heads, "layer": 1}[one.shared]
+            choosers = one.choosers(group.kv_heads, launch.ratio)
             keys = load.width * group.kv_heads * launch.head_dim * one.runs(load.length)
             scores = SCORED * group.kv_heads * launch.ratio * rows * one.runs(load.length) + 8 * choosers * rows * one.runs(
                 load.length
