@@ -340,7 +340,16 @@ BACKWARD = ("softmax_backward_queries", "softmax_backward_keys")
 
 FAMILIES = {
     "softmax": ("softmax_prefill", "softmax_decode", *BACKWARD),
-    "recurrence": ("scan_chunks", "scan_forward", "scan_outputs", "scan_step", "scan_backward", "scan_gradients", "scan_flows"),
+    "recurrence": (
+        "scan_chunks",
+        "scan_forward",
+        "scan_outputs",
+        "scan_step",
+        "scan_backward",
+        "scan_values",
+        "scan_gradients",
+        "scan_flows",
+    ),
     "fast": ("fast_linear", "fast_maps", "fast_step"),
 }
 """Each family's kernels. Softmax: for many new queries of a sequence, for a few, and the backward pass of the first. Matrix

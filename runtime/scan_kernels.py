@@ -22,8 +22,19 @@ from .operators import NAMESPACE, dense, device_of
 from .recurrence import Scan, States, Steps
 from .sizes import DECODE_TOKENS
 
-FILES = ("scan_chunks", "scan_forward", "scan_outputs", "scan_step", "scan_backward", "scan_gradients", "scan_flows")
-"""A launch's kernel files; `scan_chunks` is there for the delta rule and tokens' decays, `scan_flows` where channels decay."""
+FILES = (
+    "scan_chunks",
+    "scan_forward",
+    "scan_outputs",
+    "scan_step",
+    "scan_backward",
+    "scan_values",
+    "scan_gradients",
+    "scan_flows",
+)
+"""A launch's kernel files; `scan_chunks` is there for the delta rule and tokens' decays, `scan_flows` where channels decay,
+`scan_values` without the delta rule.
+"""
 
 GIVEN = (
     "Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? erase, Tensor? write, Tensor offsets, int heads, float scale, "
@@ -148,6 +159,8 @@ def _scan_backward(modules: Modules) -> Callable[..., list[Tensor]]:
             back = modules["scan_backward"].go_back(given, made, norms, deltas, *grads, kept[3])
             found = modules["scan_gradients"].gradients(given, made, norms, deltas, grads[0], held[0], grads[1], kept, back)
             before_grad, sum_grad, _, _, v_grad, write_grad, _ = back
+            if "scan_values" in modules:
+                v_grad = modules["scan_values"].values(given, made, norms, grads[0], back)
             del made, kept, back  # states before all chunks, and their gradients, are most of what a step holds
             if "scan_flows" in modules:
                 found = modules["scan_flows"].unfold(given, found)

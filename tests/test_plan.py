@@ -295,7 +295,7 @@ def test_kernels_of_states_that_no_gpu_has_compared_are_said(monkeypatch):
     names = {phase: {(row.kernel, *row.layers) for row in found if row.phase == phase} for phase in PHASES}
     assert names["decode"] == {("scan_step", 0), ("channel_scan", 1)}
     assert names["prefill"] == {("scan_chunks", 0), ("scan_forward", 0), ("scan_outputs", 0), ("channel_scan", 1)}
-    assert names["train"] == names["prefill"] | {("scan_backward", 0), ("scan_gradients", 0)}
+    assert names["train"] == names["prefill"] | {(f"scan_{name}", 0) for name in ("backward", "values", "gradients")}
     monkeypatch.setattr(verified, "record", lambda _: frozenset(row.sha256 for row in found))
     assert verified.unverified(plan, layers, spec.model) == []
 

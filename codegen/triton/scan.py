@@ -35,7 +35,7 @@ def emit_scan(skeleton: str, kernel: Recurrence) -> str:
 def files(kernel: Recurrence) -> dict[str, str]:
     """Skeleton -> text of every file that a launch needs."""
     chunks, flows = kernel.decay in ("scalar", "vector") or kernel.update == "delta", kernel.decay == "vector"
-    out = {"scan_chunks": chunks, "scan_flows": flows}
+    out = {"scan_chunks": chunks, "scan_flows": flows, "scan_values": kernel.update == "add"}
     return {skeleton: emit_scan(skeleton, kernel) for skeleton in FAMILIES["recurrence"] if out.get(skeleton, True)}
 
 
@@ -58,7 +58,7 @@ def constants(skeleton: str, kernel: Recurrence) -> dict[str, str]:
 
 def chosen_holes(skeleton: str, kernel: Recurrence) -> tuple[str, ...]:
     """Which files of skeletons/holes a kernel needs, later ones before earlier ones."""
-    delta, sweeps = kernel.update == "delta", skeleton in ("scan_forward", "scan_outputs", "scan_backward")
+    delta, sweeps = kernel.update == "delta", skeleton in ("scan_forward", "scan_outputs", "scan_backward", "scan_values")
     folded = kernel.decay == "vector" and skeleton not in ("scan_step", "scan_flows")
     wanted = (
         ("scan_none", kernel.decay == "none"),

@@ -22,8 +22,14 @@ OUTPUTS: dict[int, Table] = {  # tokens of a chunk, value channels, warps, stage
 
 BACKWARD: dict[int, Table] = {  # tokens of a chunk, value channels, warps, stages
     64: rows_of((64, 64, 8, 2), (16, 32, 8, 1), sm_80_2=(64, 32, 8, 2), sm_100_2=(64, 64, 8, 1), gfx942_2=(64, 64, 8, 1)),
-    128: rows_of((64, 32, 8, 2), (16, 16, 8, 1), sm_80_2=(32, 64, 8, 2), sm_100_2=(64, 64, 8, 2), gfx942_2=(64, 32, 4, 2)),
-    256: rows_of((32, 16, 4, 2), (16, 16, 8, 1)),
+    128: rows_of((64, 32, 4, 3), (16, 16, 8, 1), sm_80_2=(32, 64, 8, 2), sm_100_2=(64, 64, 8, 2), gfx942_2=(64, 32, 4, 2)),
+    256: rows_of((32, 16, 4, 2), (16, 16, 8, 1), sm_80_2=(32, 16, 8, 2)),
+}
+
+VALUES: dict[int, Table] = {  # tokens of a chunk, value channels, warps, stages
+    64: rows_of((64, 64, 4, 1), (16, 32, 4, 1)),
+    128: rows_of((64, 64, 4, 1), (16, 32, 4, 1), sm_80_2=(32, 64, 4, 1)),
+    256: rows_of((32, 64, 4, 1), (16, 32, 8, 1)),
 }
 
 GRADIENTS: dict[int, Table] = {  # tokens of a chunk, channels of a block of keys and values, warps, stages
@@ -56,6 +62,7 @@ TABLES = {
     "scan_chunks": CHUNKS,
     "scan_step": STEP,
     "scan_backward": BACKWARD,
+    "scan_values": VALUES,
     "scan_gradients": GRADIENTS,
     "scan_flows": FLOWS,
 }
@@ -65,6 +72,7 @@ DELTA: dict[tuple[str, int], Table] = {
     ("scan_forward", 64): {("sm_80", 2): (32, 32, 4, 2), **dict.fromkeys((("sm_80", 4), ("sm_90", 4)), (16, 16, 4, 1))},
     ("scan_outputs", 64): {("sm_80", 2): (32, 64, 4, 1)},
     ("scan_backward", 64): {("sm_80", 2): (32, 32, 4, 2)},
+    ("scan_values", 64): {("sm_80", 2): (32, 64, 4, 1)},
     ("scan_gradients", 64): {("sm_80", 2): (32, 32, 8, 1), ("sm_90", 2): (64, 32, 8, 1), ("gfx942", 2): (64, 32, 4, 1)},
     ("scan_flows", 64): {("sm_80", 2): (32, 32, 4, 1)},
     ("scan_forward", 128): {
@@ -73,7 +81,7 @@ DELTA: dict[tuple[str, int], Table] = {
         ("gfx942", 2): (64, 32, 4, 1),
         ("gfx942", 4): (16, 16, 4, 1),
     },
-    ("scan_backward", 128): {("sm_80", 2): (32, 32, 8, 2), ("gfx942", 2): (64, 32, 4, 1)},
+    ("scan_backward", 128): {("sm_80", 2): (32, 32, 8, 2), ("sm_90", 2): (64, 32, 8, 2), ("gfx942", 2): (64, 32, 4, 1)},
     ("scan_gradients", 128): {("sm_80", 2): (32, 32, 8, 1), ("gfx942", 2): (64, 32, 4, 1)},
     ("scan_gradients", 256): {("sm_90", 2): (32, 64, 4, 1)},
 }

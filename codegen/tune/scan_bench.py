@@ -160,6 +160,8 @@ def once(
     numbers = left["norms"], left["deltas"]
     if skeleton == BACKWARD:
         return file.go_back(given, made, *numbers, *left["grads"], blocks=blocks)
+    if skeleton == "scan_values":
+        return file.values(given, made, left["norms"], left["grads"][0], left["back"], blocks=blocks)
     if skeleton == "scan_flows":
         return file.unfold(given, left["found"], blocks=blocks)
     return gradients(file, given, held[0], left, blocks)

@@ -24,7 +24,11 @@ from attnc.runtime.scan_kernels import scan_kernels
 from attnc.runtime.sizes import DECODE_TOKENS
 
 STEP, FORWARD, BACKWARD = "scan_step", "scan_forward", "scan_backward"
-PARTS = {STEP: (STEP,), FORWARD: (FORWARD, "scan_chunks", "scan_outputs"), BACKWARD: (BACKWARD, "scan_gradients", "scan_flows")}
+PARTS = {
+    STEP: (STEP,),
+    FORWARD: (FORWARD, "scan_chunks", "scan_outputs"),
+    BACKWARD: (BACKWARD, "scan_values", "scan_gradients", "scan_flows"),
+}
 """The files that a comparison is about, by the one that gives it its name; gradients need those of the results too."""
 
 DEEP = (0.0, -1.0, -50.0)

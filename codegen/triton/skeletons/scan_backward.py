@@ -1,12 +1,12 @@
 """The way back of matrix states, chunk by chunk: one program for a sequence, a head and a block of the state's value channels.
 
-A program carries the gradient G [K, BLOCK_V] of its part of the state in fp32 from the end of the sequence to its begin, and
-at every chunk finds the gradients of what the chunk's tokens wrote:
+A program carries the gradient G [K, BLOCK_V] of its part of the state in fp32 from the end of the sequence to its begin:
 
-    dU = (K G) until + (K Q^T between) dO        with the delta rule the gradient of U's right side is dR = T^T dU
-    G  = G fade + Q^T (dO since) - K^T (erase dR since)
+    G  = G fade + Q^T (dO since) - K^T (erase dR since)          the last with the delta rule
+    dU = (K G) until + (K Q^T between) dO,  dR = T^T dU
 
-It leaves the gradients of states after each chunk, which scan_gradients reads, and of the states before all.
+It leaves the gradients of states after each chunk, which scan_values and scan_gradients read, and of the states before all;
+with the delta rule also those of values, which are dR with their strengths.
 
 Where scan_forward split sequences into segments, a program goes back through one of them. With ENDS it finds what a segment
 leaves of outputs' gradients alone; `carry` makes of that the gradients behind all segments.
@@ -19,7 +19,6 @@ import triton.language as tl
 from attnc.codegen.triton.skeletons.scan_parts import (
     add_product,
     architecture,
-    between_turned,
     bits,
     carry,
     carry_kernel,
@@ -36,6 +35,7 @@ from attnc.codegen.triton.skeletons.scan_parts import (
     since_start,
     until_end,
 )
+from attnc.codegen.triton.skeletons.scan_values import turned_weights
 
 FORM = ("scalar", "add", "scalar", "scalar", False)  # decay, update, strengths of erasing and writing, divided by sums
 KEY_WIDTH = 64
@@ -52,13 +52,6 @@ KNOWN = {}  # device -> its row of BLOCKS
 READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 
 LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def turned_weights(query, key, gates, pairs, row, head, heads, index, left, C: tl.constexpr):
-    """What the output of token i, a column, takes of what token j, a row, wrote [C, C]; 0 for j > i."""
-    product = tl.dot(key, tl.trans(query), input_precision="ieee")
-    return tl.where(index[:, None] <= index[None, :], product * between_turned(gates), 0.0)
 
 
 @triton.jit
@@ -114,28 +107,27 @@ def back_kernel(
         row = token_begin + chunk * C
         left = count - chunk * C
         here = index < left
-        key = read_rows(k, row, k_token_stride, k_head, index, left, c, K)
         query = read_rows(q, row, q_token_stride, q_head, index, left, c, K)
         out_grad = read_rows(o_grad, row, heads * V, head * V, index, left, d, V)
         slot = ((token_begin // C + sequence + chunk) * heads + head).to(tl.int64)
         gates = read_gates(decay, row, head, heads, index, left, slot, c, K)
         share = output_share(norms, factor, row, head, heads, index, left, NORMALIZE)
-        held = grad.to(key.dtype)
         if not ENDS:
             tl.store(states_grad + slot * (K * V) + tile, grad.to(states_grad.dtype.element_ty), mask=inside)
-        if DELTA or not ENDS:
-            turned = turned_weights(query, key, gates, pairs, row, head, heads, index, left, C) * share[None, :]
-            value_grad = tl.dot(key, held, input_precision="ieee") * until_end(gates)
-            value_grad = add_product(value_grad, turned.to(key.dtype), out_grad)
-        lead = (out_grad.to(tl.float32) * (since_start(gates) * share[:, None])).to(key.dtype)
+        if DELTA:
+            key = read_rows(k, row, k_token_stride, k_head, index, left, c, K)
+            turned = turned_weights(
+                key, q, gates, pairs, row, q_token_stride, q_head, head, heads, index, left, c, K, C
+            )  # fmt: skip
+            value_grad = tl.dot(key, grad.to(key.dtype), input_precision="ieee") * until_end(gates)
+            value_grad = add_product(value_grad, (turned * share[None, :]).to(key.dtype), out_grad)
+        lead = (out_grad.to(tl.float32) * (since_start(gates) * share[:, None])).to(query.dtype)
         if NORMALIZE:
             if block == 0 and not ENDS:
                 tl.store(sums_grad + slot * K + c, total, mask=c < K)
             change = tl.load(deltas + (row + index) * heads + head, mask=here, other=0.0)[:, None] * since_start(gates)
             total = fade_sum(total, gates) + tl.sum(query.to(tl.float32) * change, 0)
         grad = add_product(fade(grad, gates), tl.trans(query), lead)
-        to = (row * heads + head) * V + (index[:, None] * (heads * V) + d[None, :])
-        mask = here[:, None] & (d < V)[None, :]
         if DELTA:
             solve = read_turned(inverse, row, heads * C, head * C, index, left, index, C)
             value_grad = tl.dot(solve, value_grad.to(key.dtype), input_precision="ieee")
@@ -143,13 +135,12 @@ def back_kernel(
             back = (value_grad * (strength * since_start(gates))).to(key.dtype)
             grad -= tl.dot(tl.trans(erased), back, input_precision="ieee")
             if not ENDS:
-                tl.store(values_grad + to, value_grad.to(key.dtype), mask=mask)
+                to = (row * heads + head) * V + (index[:, None] * (heads * V) + d[None, :])
+                tl.store(values_grad + to, value_grad.to(key.dtype), mask=here[:, None] & (d < V)[None, :])
                 store_written(
                     value_grad, v, write, v_grad, write_grad, block, tokens, row, head, heads, v_token_stride, v_head,
                     index, left, d, V,
                 )  # fmt: skip
-        elif not ENDS:
-            tl.store(v_grad + to, value_grad.to(v_grad.dtype.element_ty), mask=mask)
 
     if not ENDS:
         place = (sequence * heads + head).to(tl.int64)
@@ -189,8 +180,8 @@ def go_back(steps, made, norms, deltas, o_grad, after_grad, sum_after_grad, spli
     steps, made as `scan` takes them; norms [T, H] as it gives them; deltas [T, H] fp32: the gradients of norms; o_grad
     [T, H, V] in q's dtype; after_grad [S, H, K, V] and sum_after_grad [S, H, K] fp32; split: the segments that `scan` kept.
     Returns gradients of the states before [S, H, K, V] and sums [S, H, K] or None, of states after each chunk [N, H, K, V] in
-    q's dtype, of sums after each chunk or None, of values [T, H, V], and with the delta rule of strengths of writing (in parts
-    [B, T, H] for blocks of channels, or [T, H, V]) and of what the inverse is applied to [T, H, V].
+    q's dtype, or fp32 if WIDE, of sums after each chunk or None, and with the delta rule, else None, of values [T, H, V], of
+    strengths of writing (in parts [B, T, H] for blocks of channels, or [T, H, V]) and of what the inverse is applied to.
     """
     chosen = blocks or BLOCKS[architecture(steps.q.device), steps.q.element_size()]
     numbers = norms, deltas, o_grad
@@ -220,7 +211,7 @@ def sweep_back(steps, made, norms, deltas, o_grad, after_grad, sum_after_grad, e
     states_grad = new(not ends, number, heads, KEY_WIDTH, VALUE_WIDTH, dtype=torch.float32 if WIDE else q.dtype)
     sums_grad = new(NORMALIZE and not ends, number, heads, KEY_WIDTH)
     values_grad = new(DELTA and not ends, tokens, heads, VALUE_WIDTH, dtype=q.dtype)
-    v_grad = new(not ends, tokens, heads, VALUE_WIDTH, dtype=q.dtype if v.shape[1] == heads else torch.float32)
+    v_grad = new(DELTA and not ends, tokens, heads, VALUE_WIDTH, dtype=q.dtype if v.shape[1] == heads else torch.float32)
     of_channels = steps.write is not None and steps.write.dim() == 3
     write_grad = new(DELTA and not ends, *((tokens, heads, VALUE_WIDTH) if of_channels else (parts, tokens, heads)))
     rows, keys = made.get("q", q), made.get("k", k)

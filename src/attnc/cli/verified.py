@@ -25,7 +25,16 @@ FORWARD = ("scan_chunks", "scan_forward", "scan_outputs", "channel_scan", *FAMIL
 TRAINED = ("softmax_prefill", *BACKWARD, *gluon.IN_GLUON.values(), *FORWARD)
 OVER_LISTS = (lists.ATTEND, lists.CHOOSE)
 RUN: dict[Phase, tuple[str, ...]] = {
-    "train": (*TRAINED, "scan_backward", "scan_gradients", "scan_flows", *OVER_LISTS, lists.BACKWARD, gluon_lists.PREFILL),
+    "train": (
+        *TRAINED,
+        "scan_backward",
+        "scan_values",
+        "scan_gradients",
+        "scan_flows",
+        *OVER_LISTS,
+        lists.BACKWARD,
+        gluon_lists.PREFILL,
+    ),
     "prefill": ("softmax_prefill", gluon.IN_GLUON["softmax_prefill"], *FORWARD, *OVER_LISTS, gluon_lists.PREFILL),
     "decode": ("softmax_decode", "scan_step", "channel_scan", FAMILIES["fast"][-1], *OVER_LISTS),
 }

@@ -13,7 +13,8 @@ def pair_weights(query, k, gates, pairs, row, token_stride, offset, head, heads,
 
 
 @triton.jit
-def turned_weights(query, key, gates, pairs, row, head, heads, index, left, C: tl.constexpr):
+def turned_weights(key, q, gates, pairs, row, token_stride, offset, head, heads, index, left, channel,
+                   K: tl.constexpr, C: tl.constexpr):  # fmt: skip
     """What the output of token i, a column, takes of what token j, a row, wrote [C, C]; 0 for j > i."""
     to = pairs + (row * heads + head) * C + (index[None, :] * (heads * C) + index[:, None])
     return tl.load(to, mask=(index < left)[None, :] & (index[None, :] >= index[:, None]), other=0.0).to(tl.float32)
