@@ -1,10 +1,16 @@
-"""GPU tests are deselected where there is no GPU; those that ran write docs/gpu.json."""
+"""GPU tests are deselected where there is no GPU; those that ran write docs/gpu.json.
+
+A module's `turn(item)` orders its tests: those of kernels that wait for a row first. ATTNC_SHARD=1/3 is the second of three
+processes, each of which has all tests of a kernel; after ATTNC_SECONDS no test begins, and what ran is written.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +40,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not GPU and here:
         config.hook.pytest_deselected(items=here)
         items[:] = [item for item in items if item not in here]
+        return
+    items.sort(key=lambda item: getattr(getattr(item, "module", None), "turn", lambda _: (0,))(item))
+    own, processes = map(int, os.environ.get("ATTNC_SHARD", "0/1").split("/"))
+    others = [item for item in here if zlib.crc32(kernel_name(item).encode()) % processes != own]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+
+
+def kernel_name(item: pytest.Item) -> str:
+    """Of the launch that a test compares, without its skeleton; the test's own where it compares none by name."""
+    name = str(getattr(item, "callspec", None) and item.callspec.params.get("name") or item.name)
+    return name.partition("-")[2] if name.startswith("softmax_") else name
+
+
+BEGAN = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time.monotonic() - BEGAN > float(os.environ.get("ATTNC_SECONDS", "inf")):
+        item.session.shouldstop = "ATTNC_SECONDS are over"
+        pytest.skip("ATTNC_SECONDS are over")
 
 
 @pytest.fixture
