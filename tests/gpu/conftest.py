@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def kernel_name(item: pytest.Item) -> str:
     """Of the launch that a test compares, without its skeleton; the test's own where it compares none by name."""
-    name = str(getattr(item, "callspec", None) and item.callspec.params.get("name") or item.name)
+    name = str((getattr(item, "callspec", None) and item.callspec.params.get("name")) or item.name)
     return name.partition("-")[2] if name.startswith("softmax_") else name
 
 
