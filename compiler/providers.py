@@ -46,11 +46,14 @@ from attnc.compiler.list_providers import (
 from attnc.compiler.planned import HeadPart, Price, Refusal
 from attnc.compiler.spec import Phase
 
-OPTIONAL = {"flex": "torch with triton", "fa4": "flash-attn-4", "fla": "flash-linear-attention", "gluon": "a GPU of sm_90"}
+OPTIONAL = {"flex": "torch with triton", "fa4": "flash-attn-4", "fla": "flash-linear-attention"}
 """Providers that a machine may lack, and what they come with; `fla` is one of matrix states (scan_providers.py)."""
 
 UNTRIED = {"gluon": "asked for by --with gluon alone, until a GPU has compared it"}
-"""Optional ones that are never there by themselves, and why."""
+"""Those that no machine lacks and no plan takes by itself, and why; without a name here, a provider is asked as `triton` is."""
+
+ASKABLE = (*OPTIONAL, "gluon")
+"""What `--with` takes."""
 
 KERNEL_WIDTHS = (1, 256)
 GLUON_ARCHITECTURE = "sm_90"
@@ -92,7 +95,7 @@ def absent(installed: Iterable[str] = (), without: Iterable[str] = ()) -> tuple[
     return tuple(
         Refusal(provider=name, reason="left out by --without" if name in refused else UNTRIED.get(name, "not installed"))
         for name in (*PROVIDERS, "fla")
-        if name in refused or (name in OPTIONAL and name not in there)
+        if name in refused or (name in OPTIONAL | UNTRIED and name not in there)
     )
 
 

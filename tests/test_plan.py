@@ -21,7 +21,7 @@ from attnc.compiler.graph import Apply, Mix, RouteTokens
 from attnc.compiler.list_providers import UNCOMPARED
 from attnc.compiler.plan import choose
 from attnc.compiler.planned import HeadPart
-from attnc.compiler.providers import OPTIONAL, absent
+from attnc.compiler.providers import ASKABLE, OPTIONAL, UNTRIED, absent
 from attnc.compiler.reduce import reduce
 from attnc.compiler.show import plan_text
 from attnc.compiler.spec import PHASES
@@ -34,7 +34,11 @@ UNSAID = HEAD.format(width=16) + "layers { all: sink(2) | window(8) { positions 
 WIDE = HEAD.format(width=512) + "layers { all: full }"
 
 
-def planned(spec, name="h100", length=8192, batch=1, installed=(), without=()):
+PORTABLE = ("gluon",)
+"""Left out where a plan's other kernels are asked about, whether or not plans take Gluon by themselves."""
+
+
+def planned(spec, name="h100", length=8192, batch=1, installed=(), without=PORTABLE):
     load = Workload(length=length, batch=batch)
     return choose(passes.run(graph.build(spec)), devices.device(name), load, absent(installed, without))
 
@@ -50,14 +54,14 @@ def test_the_plan_of_a_spec_is_as_accepted(name, device, golden):
     spec_texts(Sizes(rich=True, route=True, causal=None)),
     st.sampled_from(devices.device_names()),
     st.integers(1, 100000),
-    st.sets(st.sampled_from(sorted(OPTIONAL))),
+    st.sets(st.sampled_from(sorted(ASKABLE))),
     st.sets(st.sampled_from(["triton", "torch", "flex"])),
 )
 def test_every_part_is_chosen_priced_or_refused_in_every_phase(text, device, length, installed, without):
     found = passes.run(graph.build(check_text(text)))
     plan = choose(found, devices.device(device), Workload(length=length), absent(installed, without))
     away = {refusal.provider for refusal in plan.absent}
-    assert away == (set(OPTIONAL) - installed - {"fla"}) | without  # no spec drawn has matrix states
+    assert away == (set(OPTIONAL | UNTRIED) - installed - {"fla"}) | without  # no spec drawn has matrix states
     nodes = [name for name, node in found.nodes() if isinstance(node, Mix | Apply | RouteTokens)]
     assert [(choice.node, choice.phase) for choice in plan.choices] == [(name, phase) for name in nodes for phase in PHASES]
     for choice in plan.choices:
@@ -180,9 +184,7 @@ def rule(text, width=64, heads=32, kv_heads=8):
 
 def ways(spec, phase, device="h100", **options):
     """provider -> seconds, or why not."""
-    (choice,) = (
-        choice for choice in planned(spec, device, installed=tuple(OPTIONAL), **options).choices if choice.phase == phase
-    )
+    (choice,) = (choice for choice in planned(spec, device, installed=ASKABLE, **options).choices if choice.phase == phase)
     priced = {price.provider: price.seconds for price in (choice, *choice.others)}
     return priced | {refusal.provider: refusal.reason for refusal in choice.refused}
 
@@ -223,10 +225,13 @@ def test_dense_launches_follow_the_table_of_peers():
 
 
 def test_gluon_is_priced_where_it_was_asked_for_and_can():
-    def phases(name, width=128, **options):
-        return {choice.phase: choice for choice in planned(rule("window(1024)", width=width), name, 8192, **options).choices}
+    def phases(name, width=128, without=(), **options):
+        plan = planned(rule("window(1024)", width=width), name, 8192, without=without, **options)
+        return {choice.phase: choice for choice in plan.choices}
 
-    assert "gluon" in {refusal.provider for refusal in planned(rule("full")).absent}
+    absent_ones = {refusal.provider for refusal in planned(rule("full"), without=()).absent}
+    assert ("gluon" in absent_ones) == ("gluon" in UNTRIED)
+    assert (phases("h100")["prefill"].provider == "gluon") == ("gluon" not in UNTRIED)
     asked = phases("h100", installed=("gluon",))
     assert [asked[phase].provider for phase in ("train", "prefill")] == ["gluon", "gluon"]
     for away in (
@@ -242,7 +247,9 @@ def test_gluon_is_priced_where_it_was_asked_for_and_can():
 def test_which_kernel_of_pytorch_runs_is_told():
     def how(text, **options):
         return {
-            choice.how for choice in planned(rule(text), without=("triton",), **options).choices if choice.phase != "decode"
+            choice.how
+            for choice in planned(rule(text), without=("triton", *PORTABLE), **options).choices
+            if choice.phase != "decode"
         }
 
     assert how("full") == {"cuDNN"}
@@ -327,7 +334,7 @@ def test_kernels_over_lists_are_taken_by_their_price_but_for_what_no_gpu_has_com
     assert sum(few.seconds for few in little) < sum(many.seconds for many in much)
     for many, reason in ((64, "its kernel reads lists that 128 queries or more share"), (128, None)):
         text = f"block_local(64) | routed(blocks(64), top_k = 8, queries = block({many}))"
-        found = {(one.node[:5], one.phase): one for one in planned(rule(text), installed=("gluon",)).choices}
+        found = {(one.node[:5], one.phase): one for one in planned(rule(text), installed=("gluon",), without=()).choices}
         reads = found["0/mix", "prefill"]
         assert reads.provider == ("triton" if reason else "gluon")
         assert [one.reason for one in reads.refused if one.provider == "gluon"] == ([reason] if reason else [])

@@ -115,10 +115,10 @@ def built_folder(folder: Path) -> None:
 
 def providers(wanted: str, unwanted: str) -> dict[str, tuple[str, ...]]:
     """`installed` and `without` of a plan: the optional providers of this machine and of `--with`, and those of `--without`."""
-    from attnc.compiler.providers import OPTIONAL, PROVIDERS
+    from attnc.compiler.providers import ASKABLE, OPTIONAL, PROVIDERS
 
     known = dict.fromkeys((*PROVIDERS, *OPTIONAL))
-    there = _words("--with", wanted, tuple(OPTIONAL))
+    there = _words("--with", wanted, ASKABLE)
     out = _words("--without", unwanted, tuple(name for name in known if name != "reference"))
     return {"installed": (*_libraries(), *there), "without": out}
 
