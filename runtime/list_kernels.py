@@ -102,7 +102,8 @@ class ListKernels:
         """q [T, H, D] of the span's heads -> [T, H, E]; `some`: its heads of the parts."""
         q = q if q.stride(-1) == 1 else q.contiguous()
         choices = sorted((one for one in span.group.choices if one.keys != "chunks"), key=lambda one: one.diagonals)
-        if span.apart(choices) or (torch.is_grad_enabled() and _ungraded(choices)):
+        traced = torch.compiler.is_compiling()  # these launches are no operators
+        if traced or span.apart(choices) or (torch.is_grad_enabled() and _ungraded(choices)):
             return self._by_torch(q, parts, span)
         dense = seeing_all(choices, span.batch)
         if dense is None:

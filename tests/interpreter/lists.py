@@ -250,6 +250,18 @@ def test_attnc_verify_finds_a_kernel_that_reads_chunks_before_they_are_whole(ske
         assert row.verdict == verdict, row
 
 
+def test_a_compiled_model_leaves_choices_to_torch(tmp_path):
+    """Kernels over lists are no operators that a graph could hold."""
+    head = "model m { vocab = 64, dim = 32, layers = 1, heads = 4, kv_heads = 2, head_dim = 16, ffn = none, norm = rms(1e-6) }"
+    text = head + " layers { all: block_local(16) | routed(blocks(16), top_k = 2, keys = mean) }"
+    build_folder(check_text(text), tmp_path / "built", Options(seed=0))
+    tokens = torch.randint(0, 64, (1, 40), generator=torch.Generator().manual_seed(1))
+    planned, plain = (attnc.load(tmp_path / "built", use=way) for way in ("triton", "torch"))
+    with torch.no_grad():
+        found = torch.compile(planned, fullgraph=True, backend="eager")(tokens).logits
+        assert torch.equal(found, plain(tokens).logits)
+
+
 def test_attnc_tune_tries_blocks_of_each_kernel_over_lists(tmp_path):
     """The default is right, smaller tiles are others, and one that is made wrong is found."""
     build_folder(check_text(LENT), tmp_path / "built", Options(seed=0))
