@@ -127,9 +127,9 @@ def choosers(task: Task, out: tuple[Refusal, ...]) -> tuple[list[Price], tuple[R
     reference = Price(provider="reference", seconds=seconds(dense(*task.counted), task.device, 0.3, matrix=False))
     gone = any(refusal.provider == "torch" for refusal in out)
     away = any(refusal.provider == "triton" for refusal in out)
-    reason = None if away else unmade(task.launch, task.groups) if task.device.is_gpu else NO_GPU
+    reason = NO_GPU if not task.device.is_gpu else _too_wide(task.launch) or unmade(task.launch, task.groups)
     if away or reason is not None:
-        refused = () if reason is None else (Refusal(provider="triton", reason=reason),)
+        refused = () if away or reason is None else (Refusal(provider="triton", reason=reason),)
         return [*([] if gone else [torch]), reference], refused
     efficiency = task.device.efficiency["triton"][task.phase]
     how = uncompared(task.groups, task.phase)  # of what reads the lists, too: both run, or neither
@@ -181,10 +181,15 @@ def _triton(task: Task) -> Price | str:
         return reason
     if task.lists and task.phase == "train" and (reason := ungraded(task.groups)) is not None:
         return reason
-    if not all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim)):
-        return f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"
+    if (reason := _too_wide(launch)) is not None:
+        return reason
     work, how = reading(*task.counted) if task.lists else tiled(*task.counted), uncompared(task.groups, task.phase)
     return Price(provider="triton", seconds=seconds(work, device, device.efficiency["triton"][task.phase]), how=how)
+
+
+def _too_wide(launch: Launch) -> str | None:
+    fits = all(KERNEL_WIDTHS[0] <= width <= KERNEL_WIDTHS[1] for width in (launch.head_dim, launch.value_dim))
+    return None if fits else f"head widths above {KERNEL_WIDTHS[1]} do not fit its tiles"
 
 
 def _gluon(task: Task) -> Price | str:

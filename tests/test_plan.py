@@ -324,6 +324,8 @@ def test_kernels_over_lists_are_taken_by_their_price_but_for_what_no_gpu_has_com
             (triton,) = (price for price in choice.others if price.provider == "triton")
             assert (choice.provider, triton.how) == ("torch", f"{UNCOMPARED}: {what}")
             assert triton.seconds < choice.seconds
+    for choice in planned(rule(lists.format(""), width=512), length=32768).choices:
+        assert choice.provider == "torch", "who cannot read lists makes none"
     without = planned(rule(lists.format("")), length=32768, without=("torch",))
     assert {choice.provider for choice in without.choices} == {"triton"}
     little, much = (
