@@ -25,16 +25,15 @@ import triton
 import triton.language as tl
 
 from attnc.codegen.triton.skeletons.fast_lessons import gradients_of, maps_kernel
+from attnc.codegen.triton.skeletons.fast_maps_back import added, back_kernel, read_lesson, say, wait
 from attnc.codegen.triton.skeletons.fast_parts import (
     architecture,
     error,
-    error_back,
     gelu,
     product,
     read_map,
     read_norm,
     read_rows,
-    read_turned,
     tile_of,
     write_map,
 )
@@ -57,23 +56,27 @@ READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 
 
 @triton.jit
-def added(parts, index, size, channel, V: tl.constexpr, PARTS: tl.constexpr):
-    """What all blocks of hidden units said of tokens, in their order; other programs wrote it."""
-    mask = (index < size)[:, None] & (channel < V)[None, :]
-    place = index[:, None] * V + channel[None, :]
-    total = tl.load(parts + place, mask=mask, other=0.0, cache_modifier=".cg")
-    for part in range(1, PARTS):
-        total += tl.load(parts + part * size * V + place, mask=mask, other=0.0, cache_modifier=".cg")
-    return total
-
-
-@triton.jit
-def wait(counter, goal):
-    """Until `goal` programs have come, each with all that it has written."""
-    tl.debug_barrier()
-    come = tl.atomic_add(counter, 1, sem="acq_rel") + 1
-    while come < goal:
-        come = tl.atomic_add(counter, 0, sem="acquire")
+def learn(
+    then1, then2, moment1, moment2, hidden, slope, w2, here, raws, k, v, writes, pushes, index, size, block, c, d, weight, bias,
+    K: tl.constexpr, V: tl.constexpr, PARTS: tl.constexpr,
+    MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A block's part of weights and momentum after the tokens of a tile; the first block leaves what the maps make of keys."""
+    inside = (d < V)[None, :]
+    key, value, x = read_lesson(k, v, index, size, c, d, K, V, RESIDUAL)
+    raw = added(here, index, size, d, V, PARTS)
+    if block == 0:
+        tl.store(raws + index[:, None] * V + d[None, :], raw, mask=(index < size)[:, None] & inside)
+    wrong = error(raw, x, value, weight, bias, inside, V, NORM, RESIDUAL)
+    inner = product(wrong, w2, PRECISION) * slope
+    amount = tl.load(writes + index, mask=index < size, other=0.0)[:, None]
+    then1 -= product(tl.trans(key), amount * inner, PRECISION)
+    then2 -= product(tl.trans(amount * wrong), hidden, PRECISION)
+    if MOMENTUM:
+        amount = tl.load(pushes + index, mask=index < size, other=0.0)[:, None]
+        moment1 -= product(tl.trans(key), amount * inner, PRECISION)
+        moment2 -= product(tl.trans(amount * wrong), hidden, PRECISION)
+    return then1, then2, moment1, moment2
 
 
 @triton.jit(do_not_specialize=["first", "heads", "size"])
@@ -81,7 +84,7 @@ def sweep_kernel(
     k, v, writes, pushes, stays, speed, slows, weight, bias, known, known_moment, kept, kept_moment, after, after_moment,
     raws, parts, counters, begins, chunks, first, heads, size,
     K: tl.constexpr, V: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_H: tl.constexpr, TILE: tl.constexpr,
+    BLOCK_H: tl.constexpr, TILE: tl.constexpr, ONE: tl.constexpr,
     MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     blocks: tl.constexpr = (HIDDEN + BLOCK_H - 1) // BLOCK_H
@@ -94,7 +97,6 @@ def sweep_kernel(
     c = tl.arange(0, BLOCK_K)
     d = tl.arange(0, BLOCK_V)
     unit = block * BLOCK_H + tl.arange(0, BLOCK_H)
-    inside = (d < V)[None, :]
     own = pair.to(tl.int64) * numbers
     w1 = read_map(known + own, c, unit, K, HIDDEN, 1, K)
     w2 = read_map(known + own + second, d, unit, V, HIDDEN, HIDDEN, 1)
@@ -108,6 +110,10 @@ def sweep_kernel(
     for chunk in range(tl.load(chunks + rank)):
         place = (tl.load(begins + chunk) + rank) * heads + head  # int64
         row = place * numbers
+        index = tl.arange(0, TILE)
+        keys = k + place * size * K
+        if ONE:  # a chunk is read while weights are written; its hidden units are kept while the other blocks are awaited
+            key = read_rows(keys, index, size, c, K)
         write_map(kept + row, c, unit, w1, True, K, HIDDEN, 1, K)
         write_map(kept + row + second, d, unit, w2, True, V, HIDDEN, HIDDEN, 1)
         if MOMENTUM:
@@ -116,12 +122,14 @@ def sweep_kernel(
         tl.debug_barrier()
         turned2 = read_map(kept + row + second, unit, d, HIDDEN, V, 1, HIDDEN)
         here = said + chunk % 2 * (blocks * size * V)
-        for begin in range(0, size, TILE):
-            index = begin + tl.arange(0, TILE)
-            key = read_rows(k + place * size * K, index, size, c, K)
-            hidden, _, _ = gelu(product(key, w1, PRECISION))
-            to = here + (block * size + index[:, None]) * V + d[None, :]
-            tl.store(to, product(hidden, turned2, PRECISION), mask=(index < size)[:, None] & inside)
+        if ONE:
+            hidden, slope, _ = gelu(product(key, w1, PRECISION))
+            say(here, product(hidden, turned2, PRECISION), block, index, size, d, V)
+        else:
+            for begin in range(0, size, TILE):
+                spots = begin + index
+                units, _, _ = gelu(product(read_rows(keys, spots, size, c, K), w1, PRECISION))
+                say(here, product(units, turned2, PRECISION), block, spots, size, d, V)
         wait(counters + pair, blocks * (chunk + 1))
         then1 = w1 * tl.load(stays + place)
         then2 = w2 * tl.load(stays + place)
@@ -130,28 +138,23 @@ def sweep_kernel(
             then2 += moment2 * tl.load(speed + place)
             moment1 *= tl.load(slows + place)
             moment2 *= tl.load(slows + place)
-        for begin in range(0, size, TILE):
-            index = begin + tl.arange(0, TILE)
-            key = read_rows(k + place * size * K, index, size, c, K)
-            value = read_rows(v + place * size * V, index, size, d, V)
-            x = value
-            if RESIDUAL:
-                x = read_rows(k + place * size * K, index, size, d, K)
-            raw = added(here, index, size, d, V, blocks)
-            if block == 0:
-                to = raws + place * size * V + index[:, None] * V + d[None, :]
-                tl.store(to, raw, mask=(index < size)[:, None] & inside)
-            wrong = error(raw, x, value, of_weight, of_bias, inside, V, NORM, RESIDUAL)
-            hidden, slope, _ = gelu(product(key, w1, PRECISION))
-            inner = product(wrong, w2, PRECISION) * slope
-            turned = read_turned(k + place * size * K, index, size, c, K)
-            amount = tl.load(writes + place * size + index, mask=index < size, other=0.0)[:, None]
-            then1 -= product(turned, amount * inner, PRECISION)
-            then2 -= product(tl.trans(amount * wrong), hidden, PRECISION)
-            if MOMENTUM:
-                amount = tl.load(pushes + place * size + index, mask=index < size, other=0.0)[:, None]
-                moment1 -= product(turned, amount * inner, PRECISION)
-                moment2 -= product(tl.trans(amount * wrong), hidden, PRECISION)
+        values = v + place * size * V
+        write = writes + place * size
+        push = pushes + place * size
+        to = raws + place * size * V
+        if ONE:
+            then1, then2, moment1, moment2 = learn(
+                then1, then2, moment1, moment2, hidden, slope, w2, here, to, keys, values, write, push, index, size, block,
+                c, d, of_weight, of_bias, K, V, blocks, MOMENTUM, NORM, RESIDUAL, PRECISION,
+            )  # fmt: skip
+        else:
+            for begin in range(0, size, TILE):
+                spots = begin + index
+                units, slopes, _ = gelu(product(read_rows(keys, spots, size, c, K), w1, PRECISION))
+                then1, then2, moment1, moment2 = learn(
+                    then1, then2, moment1, moment2, units, slopes, w2, here, to, keys, values, write, push, spots, size, block,
+                    c, d, of_weight, of_bias, K, V, blocks, MOMENTUM, NORM, RESIDUAL, PRECISION,
+                )  # fmt: skip
         w1 = then1
         w2 = then2
     write_map(after + own, c, unit, w1, True, K, HIDDEN, 1, K)
@@ -161,141 +164,21 @@ def sweep_kernel(
         write_map(after_moment + own + second, d, unit, moment2, True, V, HIDDEN, HIDDEN, 1)
 
 
-@triton.jit(do_not_specialize=["first", "heads", "size"])
-def back_kernel(
-    k, v, writes, pushes, stays, speed, slows, weight, bias, kept, raws, kept_grad, kept_moment_grad, after_grad,
-    after_moment_grad, rows_grad, rows_moment_grad, known_grad, known_moment_grad, parts, within, counters, begins, chunks,
-    first, heads, size,
-    K: tl.constexpr, V: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_H: tl.constexpr, TILE: tl.constexpr,
-    READ: tl.constexpr, MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    blocks: tl.constexpr = (HIDDEN + BLOCK_H - 1) // BLOCK_H
-    numbers: tl.constexpr = HIDDEN * (K + V)
-    second: tl.constexpr = HIDDEN * K
-    block = tl.program_id(0) % blocks
-    pair = first + tl.program_id(0) // blocks
-    head = pair % heads
-    rank = pair // heads
-    c = tl.arange(0, BLOCK_K)
-    d = tl.arange(0, BLOCK_V)
-    unit = block * BLOCK_H + tl.arange(0, BLOCK_H)
-    inside = (d < V)[None, :]
-    own = pair.to(tl.int64) * numbers
-    by1 = read_map(after_grad + own, c, unit, K, HIDDEN, 1, K)
-    by2 = read_map(after_grad + own + second, d, unit, V, HIDDEN, HIDDEN, 1)
-    moment1 = by1
-    moment2 = by2
-    if MOMENTUM:
-        moment1 = read_map(after_moment_grad + own, c, unit, K, HIDDEN, 1, K)
-        moment2 = read_map(after_moment_grad + own + second, d, unit, V, HIDDEN, HIDDEN, 1)
-    of_weight, of_bias = read_norm(weight, bias, head, d, V, NORM)
-    said = parts + pair.to(tl.int64) * (2 * blocks * size * V)
-    apart = (size * HIDDEN).to(tl.int64)
-    inner = within + pair.to(tl.int64) * (3 * apart)
-    own_chunks = tl.load(chunks + rank)
-    for step in range(own_chunks):
-        place = (tl.load(begins + (own_chunks - 1 - step)) + rank) * heads + head  # int64
-        row = place * numbers
-        write_map(rows_grad + row, c, unit, by1, True, K, HIDDEN, 1, K)
-        write_map(rows_grad + row + second, d, unit, by2, True, V, HIDDEN, HIDDEN, 1)
-        if MOMENTUM:
-            write_map(rows_moment_grad + row, c, unit, moment1, True, K, HIDDEN, 1, K)
-            write_map(rows_moment_grad + row + second, d, unit, moment2, True, V, HIDDEN, HIDDEN, 1)
-        tl.debug_barrier()
-        here = said + step % 2 * (blocks * size * V)
-        for begin in range(0, size, TILE):
-            index = begin + tl.arange(0, TILE)
-            key = read_rows(k + place * size * K, index, size, c, K)
-            value = read_rows(v + place * size * V, index, size, d, V)
-            x = value
-            if RESIDUAL:
-                x = read_rows(k + place * size * K, index, size, d, K)
-            raw = read_rows(raws + place * size * V, index, size, d, V)
-            wrong = error(raw, x, value, of_weight, of_bias, inside, V, NORM, RESIDUAL)
-            z = product(key, read_map(kept + row, c, unit, K, HIDDEN, 1, K), PRECISION)
-            hidden, slope, _ = gelu(z)
-            outer = product(wrong, read_map(kept + row + second, d, unit, V, HIDDEN, HIDDEN, 1), PRECISION)
-            amount = tl.load(writes + place * size + index, mask=index < size, other=0.0)[:, None]
-            by_inner = -amount * product(key, read_map(rows_grad + row, c, unit, K, HIDDEN, 1, K), PRECISION)
-            of_map = read_map(rows_grad + row + second, unit, d, HIDDEN, V, 1, HIDDEN)
-            by_wrong = -amount * product(hidden, of_map, PRECISION)
-            if MOMENTUM:
-                amount = tl.load(pushes + place * size + index, mask=index < size, other=0.0)[:, None]
-                by_inner -= amount * product(key, read_map(rows_moment_grad + row, c, unit, K, HIDDEN, 1, K), PRECISION)
-                of_map = read_map(rows_moment_grad + row + second, unit, d, HIDDEN, V, 1, HIDDEN)
-                by_wrong -= amount * product(hidden, of_map, PRECISION)
-            of_map = read_map(kept + row + second, unit, d, HIDDEN, V, 1, HIDDEN)
-            by_wrong += product(by_inner * slope, of_map, PRECISION)
-            to = here + (block * size + index[:, None]) * V + d[None, :]
-            tl.store(to, by_wrong, mask=(index < size)[:, None] & inside)
-            to = inner + index[:, None] * HIDDEN + unit[None, :]
-            mask = (index < size)[:, None] & (unit < HIDDEN)[None, :]
-            tl.store(to, z, mask=mask)
-            tl.store(to + apart, outer, mask=mask)
-            tl.store(to + 2 * apart, by_inner, mask=mask)
-        wait(counters + pair, blocks * (step + 1))
-        gained1 = tl.zeros(
-            [BLOCK_K, BLOCK_H], tl.float32
-        )  # a product summed into what is larger would round there token by token
-        gained2 = tl.zeros([BLOCK_V, BLOCK_H], tl.float32)
-        for begin in range(0, size, TILE):
-            index = begin + tl.arange(0, TILE)
-            value = read_rows(v + place * size * V, index, size, d, V)
-            x = value
-            if RESIDUAL:
-                x = read_rows(k + place * size * K, index, size, d, K)
-            raw = read_rows(raws + place * size * V, index, size, d, V)
-            wrong = error(raw, x, value, of_weight, of_bias, inside, V, NORM, RESIDUAL)
-            by_wrong = added(here, index, size, d, V, blocks)
-            by_raw = error_back(by_wrong, raw, x, value, of_weight, of_bias, inside, V, NORM, RESIDUAL)
-            hidden, slope, bend = gelu(read_rows(inner, index, size, unit, HIDDEN))
-            outer = read_rows(inner + apart, index, size, unit, HIDDEN)
-            by_inner = read_rows(inner + 2 * apart, index, size, unit, HIDDEN)
-            amount = tl.load(writes + place * size + index, mask=index < size, other=0.0)[:, None]
-            by_hidden = product(by_raw, read_map(kept + row + second, d, unit, V, HIDDEN, HIDDEN, 1), PRECISION)
-            of_map = read_map(rows_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
-            by_hidden -= product(amount * wrong, of_map, PRECISION)
-            if MOMENTUM:
-                amount = tl.load(pushes + place * size + index, mask=index < size, other=0.0)[:, None]
-                of_map = read_map(rows_moment_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
-                by_hidden -= product(amount * wrong, of_map, PRECISION)
-            by_z = by_hidden * slope + by_inner * outer * bend
-            gained1 += product(read_turned(k + place * size * K, index, size, c, K), by_z, PRECISION)
-            gained2 += product(tl.trans(wrong), by_inner * slope, PRECISION)
-            gained2 += product(tl.trans(by_raw), hidden, PRECISION)
-        by1 = read_map(rows_grad + row, c, unit, K, HIDDEN, 1, K)
-        by2 = read_map(rows_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
-        if MOMENTUM:
-            moment1 = read_map(rows_moment_grad + row, c, unit, K, HIDDEN, 1, K) * tl.load(slows + place)
-            moment2 = read_map(rows_moment_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1) * tl.load(slows + place)
-            moment1 += by1 * tl.load(speed + place)
-            moment2 += by2 * tl.load(speed + place)
-            if READ:
-                moment1 += read_map(kept_moment_grad + row, c, unit, K, HIDDEN, 1, K)
-                moment2 += read_map(kept_moment_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
-        by1 = by1 * tl.load(stays + place) + read_map(kept_grad + row, c, unit, K, HIDDEN, 1, K) + gained1
-        by2 = by2 * tl.load(stays + place) + read_map(kept_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1) + gained2
-    write_map(known_grad + own, c, unit, by1, True, K, HIDDEN, 1, K)
-    write_map(known_grad + own + second, d, unit, by2, True, V, HIDDEN, HIDDEN, 1)
-    if MOMENTUM:
-        write_map(known_moment_grad + own, c, unit, moment1, True, K, HIDDEN, 1, K)
-        write_map(known_moment_grad + own + second, d, unit, moment2, True, V, HIDDEN, HIDDEN, 1)
-
-
 def settings(size, row, element_size, kernel):
     """A kernel's compile-time arguments for chunks of `size` tokens. The way back needs twice the registers: half a block."""
     tokens, block, warps, stages = row
     if kernel is back_kernel:
         tokens, block = tokens // 2, block // 2
-    return ({"READ": False} if kernel is back_kernel else {}) | {
+    tile = tile_of(size, tokens)
+    own = {} if kernel is maps_kernel else {"ONE": size <= tile}
+    return (own | {"READ": False} if kernel is back_kernel else own) | {
         "K": KEY_WIDTH,
         "V": VALUE_WIDTH,
         "HIDDEN": HIDDEN,
         "BLOCK_K": max(16, triton.next_power_of_2(KEY_WIDTH)),
         "BLOCK_V": max(16, triton.next_power_of_2(VALUE_WIDTH)),
         "BLOCK_H": max(16, min(block, triton.next_power_of_2(HIDDEN))),
-        "TILE": tile_of(size, tokens),
+        "TILE": tile,
         "MOMENTUM": MOMENTUM,
         "NORM": NORM,
         "RESIDUAL": RESIDUAL,
@@ -327,7 +210,7 @@ class Launches:
         self.parts = k.new_empty(pairs, 2, self.blocks, self.size, VALUE_WIDTH, dtype=torch.float32)
         self.counters = torch.zeros(pairs, dtype=torch.int32, device=k.device)
         self.places = given.begins, given.chunks
-        names = "TILE", "PRECISION", "READ"
+        names = "TILE", "ONE", "PRECISION", "READ"
         self.kernel, self.key = kernel, (kernel, k.device, row, *(self.compiled.get(name) for name in names))
 
     def run(self, tensors):
@@ -370,10 +253,11 @@ def go_back(given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_mom
     launches = Launches(back_kernel, given, pairs, blocks, READ=is_read)
     rows, known = torch.empty_like(kept), torch.empty_like(after_grad)
     rows_moment, known_moment = (torch.empty_like(x) if MOMENTUM else x for x in (rows, known))
-    within = launches.parts.new_empty(launches.pairs, 3, launches.size, HIDDEN)
+    room = () if launches.compiled["ONE"] else (launches.pairs, 3, launches.size, HIDDEN)
+    within = launches.parts.new_empty(room)  # what is found of tiles before the wait
     of_moment = tuple(kept if x is None else x for x in (kept_moment_grad, after_moment_grad))
-    held = (kept, raw, kept_grad, of_moment[0], after_grad, of_moment[1], rows, rows_moment, known, known_moment)
-    launches.run((*launches.tensors, *held, launches.parts, within))
+    tensors = (kept, raw, kept_grad, of_moment[0], after_grad, of_moment[1], rows, rows_moment, known, known_moment)
+    launches.run((*launches.tensors, *tensors, launches.parts, within))
     return rows, rows_moment if MOMENTUM else None, known, known_moment if MOMENTUM else None
 
 
