@@ -1,4 +1,4 @@
-"""Kernels of fast weights on a GPU against plain PyTorch in float64, beside PyTorch with the same products; and their time."""
+"""Kernels of fast weights on a GPU against plain PyTorch in float64, beside the formula in their roundings; and their time."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_the_same_bits_every_time() -> None:
 
 @pytest.mark.parametrize("products", ["tf32", "tf32x3", "bf16", "ieee"])
 def test_how_products_round(products: str) -> None:
-    """Prints by how much results in bf16 are off, in units of plain PyTorch's with products of TF32."""
+    """Prints by how much results in bf16 are off, in units of the formula's with products of TF32."""
     for name in ("titans", "ttt_linear"):
         case = Case(WIDE[name], **UNEVEN, dtype=torch.bfloat16, device="cuda")
         errors = compared(case, kernels(case.family, products))
