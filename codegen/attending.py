@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from attnc.codegen import latent, projecting, selecting
+from attnc.codegen import latent, projecting, selecting, sharing
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.launching import launch, plan_text, rope_text
 from attnc.codegen.parts import Launch, Names, Part, merged
 from attnc.compiler.attributes import Attributes, LogPosition
-from attnc.compiler.graph import Graph, Mix, Project, Smooth
+from attnc.compiler.graph import Apply, Graph, Mix, Project, Smooth
 from attnc.compiler.kept import chunk_size
 from attnc.compiler.mixer import Scores
 from attnc.compiler.mixers import MIXERS
@@ -40,11 +41,15 @@ def source_layer(graph: Graph, layer: int) -> int | None:
     return next((source for source in found if source is not None), None)
 
 
-def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, visible: Masks) -> Part:
-    """The class of a scope's Project node with all Mix nodes that read it."""
+def attention(
+    graph: Graph, layer: int, scope: str, names: Names, model: Model, visible: Masks, beside: Mapping[str, Part]
+) -> Part:
+    """The class of a scope's Project node with all Mix nodes that read it; `beside`: the classes of states of other heads."""
     project = next(node for _, node in graph.nodes(layer) if isinstance(node, Project) and node.scope == scope)
     mixes = [(name, node) for name, node in graph.nodes(layer) if isinstance(node, Mix) and node.scope == scope]
-    covered = sorted(group for _, mix in mixes for group in range(mix.first, mix.last + 1))
+    states = [node for _, node in graph.nodes(layer) if isinstance(node, Apply) and node.scope == scope and node.runs]
+    owned = [(mix.first, mix.last) for _, mix in mixes] + [run for node in states for run in node.runs]
+    covered = sorted(group for first, last in owned for group in range(first, last + 1))
     assert covered == list(range(project.attributes.kv_heads)), f"the launches of layer {layer} cover each KV group once"
     kinds = [key.kind for _, mix in mixes for variant in mix.variants for group in variant.groups for key in group.keys]
     class_name = names.new(kinds, "Attention")
@@ -54,11 +59,17 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
     )
     a = project.attributes
     more = _choosing([mix for _, mix in mixes], model, lends(graph, layer) or _summary_asked(graph, layer, scope))
-    attend = [*project_lines(project, handed=hands_on(graph, layer)), *_launches(mixes, a, more)]
+    made = sharing.made() if states else []
+    attend = [*made, *project_lines(project, handed=hands_on(graph, layer), given=sharing.GIVEN if states else None)]
+    launched, outputs = _launches(mixes, a, more)
+    attend += launched
     if a.kv_latent is not None:
         assert not many, "one launch reads a latent for all heads"
-        attend = [*projecting.begin(a, project.chained), *latent.body(a, more)]
-    body = [*attend, *projecting.output(a, project.chained)]
+        attend, outputs = [*projecting.begin(a, project.chained), *latent.body(a, more)], ["o"]
+    if states:
+        body = [*attend, *sharing.join(a, [mix for _, mix in mixes], outputs, states, model)]
+    else:
+        body = [*attend, *_joined(outputs), *projecting.output(a, project.chained)]
     origins = dict.fromkeys(str(group.origin) for _, mix in mixes for variant in mix.variants for group in variant.groups)
     plans = tuple(plan_text(mix, project, at, model) for at, (_, mix) in enumerate(mixes))
     return Part(
@@ -73,10 +84,11 @@ def attention(graph: Graph, layer: int, scope: str, names: Names, model: Model, 
             *_ropes(mixes),
             *learned([mix for _, mix in mixes], model),
             *_scorers([mix for _, mix in mixes], model),
+            *sharing.modules(beside, len(mixes)),
         ),
         body=tuple(body),
         plans=plans,
-        slots=len(mixes),
+        slots=len(mixes) + sum(part.slots for part in beside.values()),
         mixes=launches,
         launches={one.name: name for one, (name, _) in zip(launches, mixes, strict=True)}
         | _choices(graph, launches, mixes)
@@ -121,14 +133,15 @@ def ema_launch(graph: Graph, layer: int, scope: str, name: str) -> dict[str, str
     return {f"{name}.ema": one for one in found}
 
 
-def project_lines(project: Project, handed: bool) -> list[str]:
+def project_lines(project: Project, handed: bool, given: Mapping[str, str] | None = None) -> list[str]:
     """Lines of forward: from x to q [T, H, D], k [T, G, D], v [T, G, E], before positions.
 
-    `handed`: a later layer takes q and k over.
+    `handed`: a later layer takes q and k over. `given`: as of `projecting.project`.
     """
     a, own = project.attributes, project.qk_layer is None
     average = ["smooth = self.input_ema(x, call, self.slot)  # [T, W]"] if a.input_ema is not None and own else []
-    lines = [*projecting.begin(a, project.chained), *average, *projecting.project(of_softmax(a, own_qk=own), a)]
+    made = projecting.project(of_softmax(a, own_qk=own), a, given=given)
+    lines = [*projecting.begin(a, project.chained), *average, *made]
     if own and a.share_qk:
         lines.append("k = q")
     if not own:
@@ -177,8 +190,8 @@ def _summary_asked(graph: Graph, layer: int, scope: str) -> bool:
     return any(getattr(kind, "keys", None) in own for kind in others)
 
 
-def _launches(mixes: list[tuple[str, Mix]], a: Attributes, more: str) -> list[str]:
-    """Positions, then each launch over its heads; several launches are joined along the heads.
+def _launches(mixes: list[tuple[str, Mix]], a: Attributes, more: str) -> tuple[list[str], list[str]]:
+    """(positions, then each launch over its heads; the names of their outputs).
 
     `more`: what they are called with beside.
     """
@@ -199,9 +212,12 @@ def _launches(mixes: list[tuple[str, Mix]], a: Attributes, more: str) -> list[st
         slot = "self.slot" if at == 0 else f"self.slot + {at}"
         given = f"{q}, {k}, {v}, call.batch, call.slot({slot}){sink}{learned}{more}"
         lines.append(f"o{suffix} = self.mixes[{at}]({given})  # [T, H, E]")
-    if len(outputs) > 1:
-        lines.append(f"o = torch.cat(({', '.join(outputs)}), dim=1)  # [T, H, E]")
-    return lines
+    return lines, outputs
+
+
+def _joined(outputs: list[str]) -> list[str]:
+    """Several launches are joined along the heads."""
+    return [f"o = torch.cat(({', '.join(outputs)}), dim=1)  # [T, H, E]"] if len(outputs) > 1 else []
 
 
 def _turns(mix: Mix) -> bool:

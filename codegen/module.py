@@ -82,7 +82,9 @@ class Classes:
             case Route():
                 part = routing.routed(self.graph, layer, scope, self.names, self.spec.model, self.visible)
             case _:
-                part = attending.attention(self.graph, layer, scope, self.names, self.spec.model, self.visible)
+                beside = scanning.of_heads(self.graph, layer, scope, self.names, self.spec.model)
+                self.parts += beside.values()
+                part = attending.attention(self.graph, layer, scope, self.names, self.spec.model, self.visible, beside)
         if not self.parts or self.parts[-1] is not part:
             self.parts.append(part)
         return part

@@ -43,6 +43,7 @@ class Part:
     `needs`     runtime file -> names that it imports from there
     `source`    whether it takes the slot of an earlier launch whose keys it reads
     `more`      lines of further methods
+    `given`     what forward takes between x and the call, as source
     `chained`   whether its output gate reads `given`, what the chain around it reads, beside x
     """
 
@@ -59,6 +60,7 @@ class Part:
     launches: dict[str, str] = field(default_factory=dict)
     needs: dict[str, set[str]] = field(default_factory=dict)
     source: bool = False
+    given: str = ""
     chained: bool = False
     more: tuple[str, ...] = ()
 

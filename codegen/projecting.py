@@ -21,12 +21,24 @@ def summary(a: Attributes) -> str:
 
 def projections(streams: Streams, a: Attributes, model: Model) -> list[str]:
     """Lines of __init__: the projections, and what stands between them and the kind."""
+    return [*maps(streams, a, model), *between(streams, a, model)]
+
+
+def maps(streams: Streams, a: Attributes, model: Model) -> list[str]:
+    """Lines of __init__: the projections of x, and o."""
     bias, out_bias = model.bias in ("qkv", "all"), model.bias == "all"
     sizes = {name: f"{heads} * {width}" for name, (heads, width) in streams.items()}
     lines = [f"self.{name}_proj = nn.Linear({model.dim}, {size}, bias={bias})" for name, size in sizes.items()]
-    lines.append(f"self.o_proj = nn.Linear({a.heads} * {a.value_dim}, {model.dim}, bias={out_bias})")
+    return [*lines, f"self.o_proj = nn.Linear({a.heads} * {a.value_dim}, {model.dim}, bias={out_bias})"]
+
+
+def between(streams: Streams, a: Attributes, model: Model) -> list[str]:
+    """Lines of __init__: what stands between the projections and the kind."""
+    lines: list[str] = []
     if a.short_conv is not None:
-        lines += [f"self.{name}_conv = ShortConv({size}, {a.short_conv})" for name, size in sizes.items()]
+        lines += [
+            f"self.{name}_conv = ShortConv({heads} * {width}, {a.short_conv})" for name, (heads, width) in streams.items()
+        ]
     if a.qk_norm == "rms":
         centre = ", centre=1" if model.norm.centre else ""
         lines += [
@@ -79,11 +91,17 @@ def gate(a: Attributes, chained: bool) -> str:
     )
 
 
-def project(streams: Streams, a: Attributes, axes: Mapping[str, str] = AXES) -> list[str]:
-    """Lines of forward: from x to those of q, k and v that are made, [T, heads, width] each, before positions."""
+def project(
+    streams: Streams, a: Attributes, axes: Mapping[str, str] = AXES, given: Mapping[str, str] | None = None
+) -> list[str]:
+    """Lines of forward: from x to those of q, k and v that are made, [T, heads, width] each, before positions.
+
+    `given`: names of what projections have made already, [T, heads * width] each.
+    """
     lines = []
     for name, (heads, width) in streams.items():
         text = f"self.{name}_proj({'smooth' if a.input_ema is not None and name != 'v' else 'x'})"
+        text = text if given is None else given[name]
         if a.short_conv is not None:
             lines.append(f'{name} = convolve(self.{name}_conv, {text}, call, self.slot, "{name}_conv")  # [T, channels]')
             text = name
@@ -99,13 +117,17 @@ def project(streams: Streams, a: Attributes, axes: Mapping[str, str] = AXES) -> 
 
 def output(a: Attributes, chained: bool = False) -> list[str]:
     """Lines of forward: output_norm per head, times output_gate, o, scale."""
+    return [*gated(a, chained), f"return {scaled('self.o_proj(o)', a)}"]
+
+
+def gated(a: Attributes, chained: bool = False) -> list[str]:
+    """Lines of forward: output_norm per head, times output_gate; o is [T, heads * E] then."""
     lines = []
     if a.output_norm is not None:
         lines.append("o = self.output_norm(o)")
     lines.append("o = o.flatten(-2)  # [T, heads * E]")
     if a.output_gate is not None:
         lines.append(f"o = o * {gate(a, chained)}")
-    lines.append(f"return {scaled('self.o_proj(o)', a)}")
     return lines
 
 

@@ -22,20 +22,32 @@ LONGEST = 116
 def scanned(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> Part:
     """The class of an Apply node whose kind says how it is scanned."""
     found = ((name, node) for name, node in graph.nodes(layer) if isinstance(node, Apply) and node.scope == scope)
-    name, node = next(found)
-    declared = MIXERS[node.kind.kind]
+    return _part(*next(found), names, model)
+
+
+def of_heads(graph: Graph, layer: int, scope: str, names: Names, model: Model) -> dict[str, Part]:
+    """The classes of the kinds that keep states for some heads of a block, by name: each takes q, k and v of its heads from the
+    block's projections, and returns what the block's o reads.
+    """
+    found = ((name, node) for name, node in graph.nodes(layer) if isinstance(node, Apply) and node.scope == scope and node.runs)
+    return {node.name: _part(name, node, names, model) for name, node in found}
+
+
+def _part(name: str, node: Apply, names: Names, model: Model) -> Part:
+    declared, a, shares = MIXERS[node.kind.kind], node.attributes, bool(node.runs)
     assert declared.scanned is not None, "asked only of kinds that lower to states"
-    one = declared.scanned(node.kind, node.attributes, model)
-    class_name = names.new([node.kind.kind], "Mixer")
-    weights = declared.weights(node.kind, node.attributes, model)
+    one = declared.scanned(node.kind, a, model)
+    class_name = names.new([node.kind.kind], "Heads" if shares else "Mixer")
     modules = [
-        *projecting.projections(one.streams, node.attributes, model),
-        *(_made(weight, model) for weight in weights),
-        *projecting.after(node.attributes, model),
-        *projecting.out_scale(node.attributes, model),
-        *([f"self.rope = {rope_text(node.attributes)}"] if _turns(node, one) else []),
+        *([] if shares else projecting.maps(one.streams, a, model)),
+        *projecting.between(one.streams, a, model),
+        *(_made(weight, model) for weight in declared.weights(node.kind, a, model)),
+        *projecting.after(a, model),
+        *([] if shares else projecting.out_scale(a, model)),
+        *([f"self.rope = {rope_text(a)}"] if _turns(node, one) else []),
         _launch(one, class_name),
     ]
+    output = [*projecting.gated(a), "return o"] if shares else projecting.output(a, node.chained)
     return Part(
         name=class_name,
         place="mixer",
@@ -43,10 +55,11 @@ def scanned(graph: Graph, layer: int, scope: str, names: Names, model: Model) ->
         summary=_summary(node, one),
         origins=(str(node.origin),),
         modules=tuple(modules),
-        body=(*_body(node, one), *projecting.output(node.attributes, node.chained)),
+        body=(*_body(node, one), *output),
         plans=(plan_of_states(node, declared, model),),
         slots=1,
-        chained=node.chained and node.attributes.output_gate is not None,
+        given="".join(f"{key}: Tensor, " for key in one.streams) if shares else "",
+        chained=node.chained and a.output_gate is not None,
         launches={class_name: name},
         needs=_needs(node, one, modules),
     )
@@ -95,8 +108,9 @@ def _turns(node: Apply, one: Scanned) -> bool:
 
 def _body(node: Apply, one: Scanned) -> list[str]:
     """From x to o [T, H, E]."""
+    given = {key: key for key in one.streams} if node.runs else None
     lines = projecting.begin(node.attributes, node.chained)
-    lines += projecting.project(one.streams, node.attributes, AXES)
+    lines += projecting.project(one.streams, node.attributes, AXES, given)
     if _turns(node, one):
         lines.append("turn = call.angles(self.rope)  # cosines and sines, [T, rotated / 2]")
         lines.append("q, k = rotate_by(q, *turn), rotate_by(k, *turn)")

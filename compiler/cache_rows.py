@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from attnc.compiler.attributes import Attributes
 from attnc.compiler.cache_runs import Run, runs
 from attnc.compiler.cache_spec import BYTES, SPARE, CacheRow, count
+from attnc.compiler.head_states import of_groups
 from attnc.compiler.mixer import Growing, Kept, Kind
 from attnc.compiler.mixers import MIXERS
 from attnc.compiler.part_names import part_names
-from attnc.compiler.spec import Change, Context, Heads, Layer, Mixing, Model, Route
+from attnc.compiler.spec import Change, Choose, Context, Heads, Layer, Mixing, Model, Route
 from attnc.compiler.streams import channels, of_softmax
 from attnc.compiler.value import Share, Tokens
-from attnc.compiler.walk import Part, every, first_leaf, kinds, leaves, parts
+from attnc.compiler.walk import Part, attentions, every, first_leaf, kinds, leaves, parts
 
 Shapes = dict[str, tuple[int | None, ...]]
 
@@ -46,7 +47,8 @@ class _Rows:
     @property
     def attributes(self) -> Attributes:
         """Those of the part's projections."""
-        return first_leaf(self.part.mixer).attributes
+        block = isinstance(self.part.mixer, Heads | Choose)  # whose first case may be a kind with states
+        return (attentions(self.part.mixer)[0] if block else first_leaf(self.part.mixer)).attributes
 
     def all(self) -> Iterator[CacheRow]:
         """All rows."""
@@ -72,7 +74,7 @@ class _Rows:
             shown = f".heads.{run.first}" + f"-{run.last}" * (run.last > run.first)
             name = self.name if whole else self.name + shown
             yield self._of_keys(name, run)
-            own = _part_of(attributes, run.last - run.first + 1)
+            own = of_groups(attributes, run.last - run.first + 1)
             for word, kind in zip(part_names([kind.kind for kind in run.decoding]), run.decoding, strict=True):
                 for row in self._of_kind(f"{name}.{word}", kind, run, own):
                     yield replace(row, first=run.first, kv_heads=own.kv_heads)
@@ -98,7 +100,7 @@ class _Rows:
         declared, kind = MIXERS[mixing.kind.kind], mixing.kind
         attributes = mixing.attributes
         if declared.per_head:
-            attributes = _part_of(attributes, _owned(mixing, self.layer))
+            attributes = of_groups(attributes, _owned(mixing, self.layer))
         name = f"{self.name}.{kind.kind}"
         state = declared.state(kind, attributes, self.model)
         if state:
@@ -252,19 +254,11 @@ def _decision(route: Route, attributes: Attributes) -> Growing:
     return Growing(name="route", shape=(attributes.kv_heads if route.per == "head" else 1,), step=0, dtype="uint8")
 
 
-def _part_of(attributes: Attributes, groups: int) -> Attributes:
-    """The same attributes for some of the KV heads."""
-    if groups == attributes.kv_heads:
-        return attributes
-    share = {key: max(1, getattr(attributes, key) * groups // attributes.kv_heads) for key in ("heads", "qk_heads")}
-    return replace(attributes, **share, kv_heads=groups)
-
-
 def _owned(mixing: Mixing, layer: Layer) -> int:
-    """How many KV heads a kind owns: all, unless it is a case of `heads`."""
+    """How many KV heads a kind owns: all, unless it is a case of `heads`, whose selector may name groups apart."""
     for mixer in every(layer.mixer):
         if isinstance(mixer, Heads):
-            for case in mixer.cases:
-                if any(leaf is mixing for leaf in leaves(case.mixer)):
-                    return case.last - case.first + 1
+            found = [case for case in mixer.cases if any(leaf == mixing for leaf in leaves(case.mixer))]
+            if found:
+                return sum(case.last - case.first + 1 for case in found if case.name == found[0].name)
     return mixing.attributes.kv_heads

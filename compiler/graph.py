@@ -19,6 +19,7 @@ import networkx as nx
 
 from attnc.compiler import intervals as arithmetic
 from attnc.compiler.attributes import Attributes
+from attnc.compiler.head_states import Runs, head_states
 from attnc.compiler.intervals import Intervals
 from attnc.compiler.mixer import Kind
 from attnc.compiler.mixers import MIXERS, stands
@@ -142,7 +143,11 @@ class RouteTokens(Value):
 
 
 class Apply(Value):
-    """A kind that is a mixer by itself, projections included. `chained`: as of `Project`."""
+    """A kind that is a mixer by itself, projections included. `chained`: as of `Project`.
+
+    `runs`: the KV groups that it owns in a block of `heads`, under `name`; then q, k, v and o are the block's, and `attributes`
+    are of its own heads.
+    """
 
     layer: int
     scope: str
@@ -150,6 +155,8 @@ class Apply(Value):
     attributes: Attributes
     origin: Origin
     chained: bool = False
+    runs: Runs = ()
+    name: str = ""
 
 
 class Combine(Value):
@@ -321,8 +328,16 @@ class _Builder:
                 when = Combine(layer=index, scope=scope, how="when")
                 tops = [self.add(_name(index, scope, f"when.{first}-{last}"), when, *tops)]
             segments += tops
+        segments += self.states(mixer, index, scope, top)
         heads = Combine(layer=index, scope=scope, how="heads", attributes=attributes)
         return self.add(_name(index, scope, "heads"), heads, *segments)
+
+    def states(self, mixer: Mixer, index: int, scope: str, source: str) -> Iterator[str]:
+        """The kinds that keep states for some of the heads."""
+        for name, mixing, runs in head_states(mixer):
+            kind, attributes, origin = mixing.kind, mixing.attributes, mixing.origin
+            node = Apply(layer=index, scope=scope, kind=kind, attributes=attributes, origin=origin, runs=runs, name=name)
+            yield self.add(_name(index, scope, f"states.{name}"), node, source)
 
     def smooth(self, attributes: Attributes, index: int, scope: str, source: str) -> str:
         """What q and k are made of, if it is not the input itself."""
@@ -372,8 +387,10 @@ def _segment_mixes(mixer: Mixer, group: Callable[[int, int, Attention], HeadGrou
     for first, following in zip(starts, [*starts[1:], _kv_heads(mixer)], strict=True):
         choices: list[tuple[Attributes, tuple[Variant, ...]]] = []
         for guards, leaf in _variants(mixer, first):
-            choices.append((leaf.attributes, (Variant(guards=guards, groups=(group(first, following - 1, leaf),)),)))
-        segments.append((first, following - 1, choices))
+            if isinstance(leaf, Attention):  # others keep states, and are nodes of their own
+                choices.append((leaf.attributes, (Variant(guards=guards, groups=(group(first, following - 1, leaf),)),)))
+        if choices:
+            segments.append((first, following - 1, choices))
     every = [attributes for _, _, choices in segments for attributes, _ in choices]
     logits = next((one.sink_logit for one in every if one.sink_logit), None)  # one tensor for all heads, if some need it
     return replace(every[0], sink_logit=logits), segments
@@ -387,10 +404,10 @@ def _starts(mixer: Mixer) -> set[int]:
     return {0}.union(*map(_starts, inner))
 
 
-def _variants(mixer: Mixer, group: int) -> list[tuple[tuple[Guard, ...], Attention]]:
+def _variants(mixer: Mixer, group: int) -> list[tuple[tuple[Guard, ...], Attention | Mixing]]:
     """All that a KV group may do, and when: the first whose guards hold."""
     match mixer:
-        case Attention():
+        case Attention() | Mixing():
             return [((), mixer)]
         case Choose(alternatives=alternatives):
             return _variants(alternatives[0].mixer, group)
@@ -430,7 +447,7 @@ def is_static(key: Kind) -> bool:
 
 def _kv_heads(mixer: Mixer) -> int:
     match mixer:
-        case Attention(attributes=attributes):
+        case Attention(attributes=attributes) | Mixing(attributes=attributes):
             return attributes.kv_heads
         case Choose(alternatives=(first, *_)):
             return _kv_heads(first.mixer)

@@ -40,7 +40,11 @@ def total(weights: tuple[Weight, ...]) -> int:
 
 
 def place(node: Node) -> str:
-    """Where below a layer the tensors of a node lie: `self_attn` for a layer's only projections, else `mixer.{part}`."""
+    """Where below a layer the tensors of a node lie: `self_attn` for a layer's only projections, else `mixer.{part}`; a kind of
+    some heads lies in its projections' place, below `states`.
+    """
+    if isinstance(node, Apply) and node.runs:
+        return f"{f'mixer.{node.scope}' if node.scope else 'self_attn'}.states.{node.name}"
     if node.scope:
         return f"mixer.{node.scope}"
     return f"mixer.{node.kind.kind}" if isinstance(node, Apply) else "self_attn"
@@ -149,6 +153,8 @@ def of_apply(node: Apply, model: Model) -> list[Weight]:
     if lower is None:
         return list(own)
     streams = lower(node.kind, a, model).streams
+    if node.runs:
+        return [*between(streams, a, model), *own]
     return [*into(streams, a, model), *between(streams, a, model), *own, *_scale(a, model)]
 
 

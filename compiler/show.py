@@ -96,8 +96,9 @@ def _node_text(node: Node) -> str:
             return f"a moving average with {a.input_ema} states a channel"
         case RouteTokens(names=names, alternatives=alternatives):
             return ", ".join(f"{name}: {_keys_text(keys)}" for name, keys in zip(names, alternatives, strict=True))
-        case Apply(kind=kind):
-            return kind_text(kind)
+        case Apply(kind=kind, runs=runs):
+            heads = ", ".join(f"{first}" if first == last else f"{first}..{last}" for first, last in runs)
+            return f"{heads}: {kind_text(kind)}" if runs else kind_text(kind)
         case Combine(how=how):
             return {"when": "the variant that holds", "heads": "side by side, then o", "sum": "added", "gate": "gated"}[how]
 

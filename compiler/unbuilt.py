@@ -5,9 +5,10 @@ The language is wider than the compiler. `check` accepts all of it; whatever nee
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from attnc.compiler import unbuilt_states
 from attnc.compiler.attributes import Attributes, LogPosition
 from attnc.compiler.fields import fields
 from attnc.compiler.mixer import Kind
@@ -207,10 +208,17 @@ def _of_wrapped(mixer: Context | Select, at: Origin, built: set[int]) -> Iterato
 def _of_several(mixer: Chain | Gate, at: Origin) -> Iterator[Finding]:
     """What mixers cannot have together so far."""
     match mixer:
+        case Chain(gated=True, parts=(*_, last)) if unbuilt_states.beside_states(last):
+            help_line = "leave `output_gate` out, or write the state as a branch of its own"
+            yield Finding(
+                "`output_gate` around a chain that ends with states for some heads", at, "a chain without it", help_line
+            )
         case Chain(gated=True, parts=(*_, last)) if not _is_softmax(last) and not isinstance(last, Mixing | Route):
             help_line = "set `output_gate` in the braces of the last mixer"
             yield Finding("`output_gate` around a chain that ends with several mixers", at, "one mixer at its end", help_line)
-        case Gate(shared=shared, parts=parts) if shared and not all(map(_is_softmax, parts)):
+        case Gate(shared=shared, parts=parts) if shared and (
+            not all(map(_is_softmax, parts)) or any(map(unbuilt_states.beside_states, parts))
+        ):
             expected = "branches that are softmax over key sets"
             yield Finding("a gate that shares projections with a state", at, expected, "leave `shared` out")
         case Gate(shared=shared) if shared and any(one.attributes.kv_latent for one in held(mixer)):
@@ -345,6 +353,11 @@ def _is_softmax(mixer: Mixer) -> bool:
     return isinstance(mixer, Attention | Heads | When | Choose)
 
 
+def _keeps_states(mixer: Mixer) -> bool:
+    """Whether it is a kind with a state a head, of which others say what is built."""
+    return isinstance(mixer, Mixing) and MIXERS[mixer.kind.kind].per_head
+
+
 def _of_kind(kind: Kind, at: Origin, built: set[int]) -> Iterator[Finding]:
     mixer = MIXERS[kind.kind]
     if mixer.built:
@@ -394,10 +407,9 @@ def _of_block(mixer: Heads | When | Choose | Route, at: Origin, built: set[int])
         yield Finding(f"`route(per = {shown})`", at, "`route(per = token)`", "write `choose`, or `route(per = token)`")
     if isinstance(mixer, Route):
         yield from _of_values(mixer.by, f"`{mixer.by.word}`", at, built)
-    if not all(map(_is_softmax, inner)):
-        routed = any(isinstance(one, Route) for one in inner)
-        what = f"`route` within `{word}`" if routed else f"`{word}` between mixers with weights of their own"
-        yield Finding(what, at, "key sets as alternatives", f"move what is not a key set out of the `{word}`")
+    apart = list(_of_own_weights(mixer, inner, at))
+    yield from apart
+    if apart:
         return
     found = [leaf for one in inner for leaf in leaves(one) if isinstance(leaf, Attention)]
     for one in dict.fromkeys(key.kind for leaf in found for key in leaf.keys if stands(key)):
@@ -412,6 +424,20 @@ def _of_block(mixer: Heads | When | Choose | Route, at: Origin, built: set[int])
         yield from _of_one_launch(inner, word, at)
     if isinstance(mixer, Route) and mixer.per == "token":
         yield from _of_plain_route(found[0].attributes, at)
+
+
+def _of_own_weights(mixer: Heads | When | Choose | Route, inner: list[Mixer], at: Origin) -> Iterator[Finding]:
+    """Alternatives that are no softmax: kinds with a state for some heads, and what has weights of its own."""
+    of_states: Iterable[unbuilt_states.Found] = ()
+    if isinstance(mixer, Heads):
+        of_states = unbuilt_states.of_heads(mixer)
+    elif isinstance(mixer, When):
+        of_states = unbuilt_states.of_cases(mixer)
+    yield from (Finding(what, at, expected, help_line) for what, expected, help_line in of_states)
+    if not all(_is_softmax(one) or (isinstance(mixer, Heads | When) and _keeps_states(one)) for one in inner):
+        routed = any(isinstance(one, Route) for one in inner)
+        what = f"`route` within `{mixer.node}`" if routed else f"`{mixer.node}` between mixers with weights of their own"
+        yield Finding(what, at, "key sets as alternatives", f"move what is not a key set out of the `{mixer.node}`")
 
 
 def _of_one_launch(inner: list[Mixer], word: str, at: Origin) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.compiler.graph import Combine, Graph, Mix
+from attnc.compiler.graph import Apply, Combine, Graph, Mix
 
 
 def verify(graph: Graph) -> None:
@@ -35,11 +35,13 @@ def _verify_heads(graph: Graph, name: str, node: Combine) -> None:
     assert heads == list(range(node.attributes.kv_heads)), f"{name} joins KV groups {heads}"
 
 
-def _heads_of(graph: Graph, name: str) -> range | None:
+def _heads_of(graph: Graph, name: str) -> tuple[int, ...] | None:
     """The KV groups that a node hands on; None: all of the layer's. The cases of a `when` hand on the same."""
     node = graph.network.nodes[name]["node"]
     if isinstance(node, Mix):
-        return range(node.first, node.last + 1)
+        return tuple(range(node.first, node.last + 1))
+    if isinstance(node, Apply) and node.runs:
+        return tuple(group for first, last in node.runs for group in range(first, last + 1))
     if not isinstance(node, Combine):
         return None
     found = {_heads_of(graph, source) for source in graph.inputs(name)}

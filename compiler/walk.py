@@ -67,7 +67,7 @@ def parts(mixer: Mixer, scope: str = "", phases: frozenset[str] = CACHED_PHASES)
             if any(isinstance(leaf, Attention) for leaf in leaves(mixer)):
                 met = any(isinstance(leaf.mixer, Attention) for leaf in default_leaves(mixer, 0, 0, phases))
                 yield Part(scope, mixer, phases if met else frozenset())
-            for name, inner, left in _with_own_weights(mixer, phases):
+            for name, inner, left in dict.fromkeys(_with_own_weights(mixer, phases)):  # KV groups apart are one case
                 yield from parts(inner, joined(scope, name), left)
         case Change():
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,7 @@ def holds(condition, phase: str, length: int) -> bool:
 def owner(mixer, group: int, phase: str, length: int):
     """The attention that owns a KV group in this phase at this length; a `choose` is at its default."""
     match mixer.node:
-        case "attention":
+        case "attention" | "mixing":
             return mixer
         case "heads":
             (case,) = (case for case in mixer.cases if case.first <= group <= case.last)
@@ -91,9 +91,12 @@ def owner(mixer, group: int, phase: str, length: int):
 
 def any_attention(mixer):
     """One of the attentions that share a set of projections."""
-    while mixer.node != "attention":
-        mixer = (mixer.cases if mixer.node in ("heads", "when") else mixer.alternatives)[0].mixer
-    return mixer
+    if mixer.node == "attention":
+        return mixer
+    if mixer.node == "choose":
+        return any_attention(mixer.alternatives[0].mixer)
+    inner = [any_attention(case.mixer) for case in getattr(mixer, "cases", getattr(mixer, "alternatives", ()))]
+    return next((one for one in inner if one is not None), None)
 
 
 @dataclass
@@ -192,7 +195,7 @@ class _Call:
             case "route":
                 return self.route(mixer, f"{at}.mixer.{scope}" if scope else f"{at}.self_attn", x)
             case _:
-                return self.attention(mixer, f"{at}.mixer.{scope}" if scope else f"{at}.self_attn", x)
+                return self.heads_apart(mixer, f"{at}.mixer.{scope}" if scope else f"{at}.self_attn", x)
 
     def mixing(self, mixer, at, x):
         """A kind that is a mixer by itself."""
@@ -259,11 +262,45 @@ class _Call:
         for h in range(shape.heads):
             g = h // ratio
             leaf = owner(mixer, g, self.step.phase, self.step.length)
+            if leaf.node == "mixing":
+                outputs.append(x.new_zeros(len(x), shape.value_dim))
+                continue
             sink = self.weights[f"{at}.sink_logit"][h] if leaf.attributes.sink_logit else None
             more = self.content(leaf, mixer, at, h, asked, k, x)
             outputs.append(self.head(leaf, at, g, q[:, h], k[:, g], v[:, g], sink, more))
         self.lends(mixer, at, asked, k)
         return self.output(at, shape, torch.stack(outputs, dim=1), x)
+
+    def heads_apart(self, mixer, at, x):
+        """The softmaxes, plus each kind that keeps states as a layer of its own: it has its heads' rows of q, k and v and their
+        columns of o.
+        """
+        if mixer.node == "choose":
+            return self.heads_apart(mixer.alternatives[0].mixer, at, x)
+        y, cases = self.attention(mixer, at, x), {}
+        for case in mixer.cases if mixer.node == "heads" else ():
+            leaf, name = case.mixer, case.name
+            while leaf.node == "choose":
+                name, leaf = name or leaf.alternatives[0].name, leaf.alternatives[0].mixer
+            if leaf.node == "mixing":
+                cases.setdefault((name, leaf), []).extend(range(case.first, case.last + 1))
+        for (name, leaf), groups in cases.items():
+            own, a = f"{at}.states.{name}", leaf.attributes
+            ratio = a.heads // a.kv_heads
+            asked = [g * ratio + i for g in groups for i in range(ratio)]
+            taken = {"q": (asked, a.head_dim), "k": (groups, a.head_dim), "v": (groups, a.value_dim)}
+            for letter, (heads, width) in taken.items():
+                rows = [h * width + i for h in heads for i in range(width)]
+                for what in ("weight", "bias"):
+                    if f"{at}.{letter}_proj.{what}" in self.weights:
+                        self.weights[f"{own}.{letter}_proj.{what}"] = self.weights[f"{at}.{letter}_proj.{what}"][rows]
+            columns = [h * a.value_dim + i for h in asked for i in range(a.value_dim)]
+            self.weights[f"{own}.o_proj.weight"] = self.weights[f"{at}.o_proj.weight"][:, columns]
+            if f"{at}.scale" in self.weights:
+                self.weights[f"{own}.scale"] = self.weights[f"{at}.scale"]
+            alone = replace(a, heads=len(asked), qk_heads=len(asked), kv_heads=len(groups))
+            y = y + linear(self, replace(leaf, attributes=alone), own, x)
+        return y
 
     def content(self, leaf, mixer, at, h, q, k, x):
         """What content adds to the keys of head h: see chosen_model.py."""
@@ -273,6 +310,8 @@ class _Call:
     def lends(self, mixer, at, q, k):
         """A layer that is full or chooses for itself lends its choice to the next ones."""
         leaf = owner(mixer, 0, self.step.phase, self.step.length)
+        if leaf.node == "mixing":
+            return
         for kind in leaf.keys:
             if kind.kind == "summary" and not stands(kind):
                 self.summaries[kind] = [chunk_keys(kind, leaf.attributes, self.weights, at, k[:, g]) for g in range(k.shape[1])]

@@ -134,6 +134,13 @@ SPECS = {
         "2: full + linear(decay = retention, feature = elu, normalize = sum) { qk_heads = 2, value_dim = 5 }",
         ", bias = all",
     ),
+    "matrix states of some heads, the others softmaxes": spec_text(
+        "0: heads { [0, 2]: linear(update = delta, decay = scalar) { short_conv = 3, qk_norm = l2, output_norm = rms,"
+        " output_gate = silu }, else: full { sink_logit = learned } } { scale = learned(init = 2) }\n"
+        "1: window(4) + heads { 0: linear(decay = vector, key = one_minus_decay), 1: linear(decay = slopes) { rope = 100 },"
+        " 2: when { length < 9: full, else: window(3) } } { qk_norm = rms, output_norm = rms }",
+        ", bias = all",
+    ),
     "matrix states behind feature maps": spec_text(
         "0: linear(feature = taylor(3), normalize = sum) { head_dim = 3 }\n1: linear(feature = favor, normalize = sum)\n"
         "2: linear(feature = hedgehog, decay = scalar) { qk_norm = l2, short_conv = 3 }\n"

@@ -30,7 +30,12 @@ NOT_BUILT = {
     "  else: route(per = token, by = router(linear, init = [1, 2])) { a: full, b: sink(3) } { score = uniform } }",
     "whole_mixers": "layers { 0: when { length < 5: conv(3), else: full }, 1: choose(per = layer) { a: full, b: "
     "full + full { distribute = mesh } }, 3: choose(per = layer) { a: full + full { distribute = mesh }, b: full }\n"
-    "  2: heads { 0: full, else: linear }, else: gate(full, linear, shared = [q]) }",
+    "  2: heads { 0: full, else: memory(linear) }, else: gate(full, linear, shared = [q]) }",
+    "states_of_heads": "layers { 0: heads { 0: full, else: linear } { output_gate = silu }\n"
+    "  1: heads { 0: full, else: linear { value_dim = 4, qk_heads = 2 } }\n"
+    "  2: heads { 0: linear, else: linear(decay = slopes) }\n"
+    "  3: when { phase == prefill: full, else: linear }, 4: when { length < 5: heads { 0: full, else: linear }, else: full }\n"
+    "  else: window(4) >> heads { 0: full, else: linear } }",
     "other_attributes": "layers { 0: when { length < 5: full { rope = none }, else: full }\n"
     "  1: when { length < 5: persistent(3) | full, else: full }\n"
     "  2: heads { 0: full { share_qk = true }, else: full } { kv_heads = 8 }\n"
