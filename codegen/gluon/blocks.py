@@ -39,5 +39,5 @@ def list_row(head_width: int, value_width: int, unit: int) -> Row:
     """The row of a kernel over lists, whose units are one block of keys or several, for widths of what is copied."""
     queries, keys, warps, slots, q_slots, ahead, *rest = ROWS[head_width, value_width]
     if unit % keys:
-        keys, slots, ahead = keys // 2, slots * 2, ahead * 2
+        keys, slots, ahead = keys // 2, slots * 2, slots * 2 + 2
     return (queries, keys, warps, slots, q_slots, ahead, *rest)

@@ -105,8 +105,8 @@ def hide(
     i = told(words, at + FIRST_AT, 4) + party * SHARE + gl.arange(0, SHARE, layout=gl.SliceLayout(1, SCORES))[:, None]
     j = spread.index(place).load(KEYS)[None, :]
     near = shown(numbers, i, j, spread, place + 1, FAR, KEYS)
-    score = gl.where(gl.where(step < many, (j <= i) & (near == 0), near), score, HIDDEN)
-    return gl.where(many >= 0, score, UNKNOWN)
+    seen = (j <= i) & (near != (step < many)) & (many >= 0)  # what is shown is no later than the query
+    return gl.where(seen, score, gl.where(many >= 0, HIDDEN, UNKNOWN))
 
 
 @gluon.jit(do_not_specialize=["sequences", "kv_heads", "blocks", "tiles", "k_stride", "v_stride", "row_stride",
