@@ -105,6 +105,21 @@ def test_a_built_policy_computes_what_the_spec_by_hand_computes(place, capsys):
     assert of_folder(place / "one").cache_spec() == settle(spec, made).cache_spec() != spec.cache_spec()
 
 
+def test_a_policy_may_give_some_heads_of_a_layer_states(tmp_path):
+    rest = "mix gdn = linear(update = delta, decay = scalar) { short_conv = 2, output_gate = silu }\n"
+    spec = attnc.check(MODEL + rest + "layers { all: choose(per = head) { full: full, gdn: gdn } }")
+    hand = attnc.check(MODEL + rest + "layers { 0..1: heads { 0: full, 1: gdn }, 2: heads { 0: gdn, 1: full } }")
+    made = policy(spec, lambda layer, group: group if layer < 2 else 1 - group)
+    (tmp_path / "policy.json").write_text(policy_text(made))
+    attnc.build(spec, tmp_path / "one", policy=tmp_path / "policy.json", init=0)
+    attnc.build(hand, tmp_path / "other", init=0)
+    tokens = torch.arange(24)[None] % 64
+    with torch.no_grad():
+        one, other = (attnc.load(tmp_path / name)(tokens).logits for name in ("one", "other"))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert settle(spec, made).cache_spec() == hand.cache_spec()
+
+
 def test_a_policy_for_another_device_is_left_alone_unless_it_is_named(place, capsys):
     path = place / "m.h100.policy.json"
     path.write_text(policy_text(policy(attnc.check(place / "m.attn"), lambda *_: 1, machine=Machine(device="h100"))))
