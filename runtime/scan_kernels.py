@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .batch import Batch
 from .operators import NAMESPACE, dense, device_of
@@ -117,6 +118,29 @@ def _given(parts: Sequence[Any]) -> Given:
     return Given(dense(q), dense(k), dense(v), decay, erase, write, offsets, heads, scale, max_new)
 
 
+def widened(modules: Modules, given: Given, held: Sequence[Tensor | None]) -> tuple[Given, list[Any]]:
+    """With as many key channels as the chunks' kernels have, zeros: rows of an odd width would be read number by number.
+
+    held  states [S, H, K, V] and sums of keys [S, H, K], or their gradients, or None
+    """
+    more = modules["scan_forward"].KEY_WIDTH - given.q.shape[-1]
+    if more == 0:
+        return given, list(held)
+
+    def wide(x: Any) -> Any:
+        return x if x is None or x.dim() < 3 else pad(x, (0, 0, 0, more) if x.dim() == 4 else (0, more))
+
+    q, k, decay, erase = (wide(x) for x in (given.q, given.k, given.decay, given.erase))
+    return given._replace(q=q, k=k, decay=decay, erase=erase), [wide(x) for x in held]
+
+
+def _narrow(x: Any, width: int) -> Any:
+    """Of states [S, H, K, V] or rows of keys [T, H, K] the channels that were given."""
+    if x is None or x.dim() < 3 or x.shape[2] == width:
+        return x
+    return x[:, :, :width].contiguous()
+
+
 def _prepared(modules: Modules, given: Given) -> dict[str, Tensor]:
     made: dict[str, Tensor] = modules["scan_chunks"].prepare(given) if "scan_chunks" in modules else {}
     return made
@@ -134,10 +158,12 @@ def _scan(modules: Modules) -> Callable[..., tuple[Tensor, ...]]:
                 o, after, sum_after = modules["scan_step"].step(given, *held)
                 norms = None
             else:
+                width = given.q.shape[-1]
+                given, held = widened(modules, given, held)
                 made = _prepared(modules, given)
                 kept = modules["scan_forward"].scan(given, made, *held)
                 o, norms = modules["scan_outputs"].outputs(given, made, kept)
-                after, sum_after = kept[-2:]
+                after, sum_after = (_narrow(x, width) for x in kept[-2:])
         found = (sum_after, norms if keep else None)
         return o, after, *(after.new_empty(0) if x is None else x for x in found)
 
@@ -151,7 +177,9 @@ def _scan_backward(modules: Modules) -> Callable[..., list[Tensor]]:
         *parts, before, sum_before, o, norms, o_grad, after_grad, sum_after_grad = parts  # type: ignore[assignment]
         given = _given(parts)
         held = [None if x is None else x.contiguous() for x in (before, sum_before)]
-        grads = o_grad.contiguous(), after_grad.contiguous(), sum_after_grad.contiguous()
+        width = given.q.shape[-1]
+        given, (*held, after_wide, sum_wide) = widened(modules, given, (*held, after_grad, sum_after_grad))
+        grads = o_grad.contiguous(), after_wide.contiguous(), sum_wide.contiguous()
         norms, deltas = (norms, of_norms(o, norms, grads[0])) if norms.numel() else (None, None)
         with device_of(given.q):
             made = _prepared(modules, given)
@@ -166,7 +194,11 @@ def _scan_backward(modules: Modules) -> Callable[..., list[Tensor]]:
                 found = modules["scan_flows"].unfold(given, found)
         rows = (_shared(x, grad) for x, grad in ((given.q, found["q"]), (given.k, found["k"]), (given.v, v_grad)))
         gates = (given.decay, found.get("decay")), (given.erase, found.get("erase")), (given.write, write_grad)
-        results = (*rows, *(_summed(gate, grad) for gate, grad in gates), before_grad, sum_grad)
+        q_grad, k_grad, v_grad = rows
+        decay_grad, erase_grad, write_grad = (_summed(*gate) for gate in gates)
+        of_keys = q_grad, k_grad, decay_grad, erase_grad, before_grad, sum_grad
+        q_grad, k_grad, decay_grad, erase_grad, *states = (_narrow(x, width) for x in of_keys)
+        results = q_grad, k_grad, v_grad, decay_grad, erase_grad, write_grad, *states
         return [after_grad.new_empty(0) if x is None else x for x in results]
 
     return scan_backward

@@ -43,7 +43,7 @@ def constants(skeleton: str, kernel: Recurrence) -> dict[str, str]:
     """The constants at the top of a skeleton."""
     every = {
         "FORM": (kernel.decay, kernel.update, kernel.erase, kernel.write, kernel.normalize),
-        "KEY_WIDTH": kernel.key_width,
+        "KEY_WIDTH": kernel.key_width if skeleton == "scan_step" else -(-kernel.key_width // 16) * 16,  # rows are read whole
         "VALUE_WIDTH": kernel.value_width,
         "CHANNELS": kernel.decay == "vector",
         "DECAYS": kernel.decay != "none",

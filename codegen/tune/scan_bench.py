@@ -22,7 +22,7 @@ from attnc.codegen.tune.table import Blocks
 from attnc.codegen.verify.state_cases import Case, inputs, launched
 from attnc.codegen.verify.state_judge import Expected
 from attnc.codegen.verify.states import BACKWARD, FORWARD, StateSubject, classes, prepared, skeleton_of, state_subjects, tried
-from attnc.runtime.scan_kernels import Given, of_norms
+from attnc.runtime.scan_kernels import Given, of_norms, widened
 
 TOKENS, DECODED = 4096, 64
 """Of a text that chunks are timed on; sequences of a decode call."""
@@ -107,6 +107,8 @@ class ScanBench:
         given = Given(steps.q, steps.k, steps.v, *gates, batch.offsets, steps.heads, steps.scale, batch.max_new)
         if self.skeleton == STEP:
             return lambda blocks: self.module.step(given, *held, blocks=blocks)
+        given, (matrix, total) = widened(self.files, given, held)
+        held = matrix, total
         ready: dict[int, dict[str, Any]] = {}
 
         def run(blocks: Blocks) -> object:

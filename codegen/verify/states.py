@@ -94,7 +94,7 @@ def parts_of(files: Mapping[str, ModuleType], launches: tuple[str, ...] = ()) ->
     found = []
     for first, skeletons in PARTS.items():
         names = sorted((name for name in files if skeleton_of(name) in skeletons), key=lambda name: skeleton_of(name) != first)
-        kernel = made_for(files[names[0]])
+        kernel = made_for(next(file for name, file in files.items() if skeleton_of(name) == STEP))  # the others' keys are wider
         found.append(StateSubject(names[0], tuple(names[1:]), tuple(files.values()), kernel, launches))
     return found
 
