@@ -38,8 +38,13 @@ def _part(name: str, node: Apply, names: Names, model: Model) -> Part:
     assert declared.scanned is not None, "asked only of kinds that lower to states"
     one = declared.scanned(node.kind, a, model)
     class_name = names.new([node.kind.kind], "Heads" if shares else "Mixer")
+    widths = ", ".join(f"{count} * {width}" for count, width in one.streams.values())
     modules = [
-        *([] if shares else projecting.maps(one.streams, a, model)),
+        *(
+            [f"self.takes = ({widths},)  # widths of {', '.join(one.streams)}"]
+            if shares
+            else projecting.maps(one.streams, a, model)
+        ),
         *projecting.between(one.streams, a, model),
         *(_made(weight, model) for weight in declared.weights(node.kind, a, model)),
         *projecting.after(a, model),

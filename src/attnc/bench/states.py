@@ -197,7 +197,8 @@ def _numbers(folder: Folder, module: Any, scan: Any) -> Sizes:
     _, batch = folder.runtime("batch").Batch.of(torch.zeros(1, 1, dtype=torch.int64, device="meta"), phase="train")
     width = folder.model.model.embed_tokens.weight.shape[1]
     module.scan = spy
-    module(torch.empty(1, width, device="meta"), folder.runtime("call").Call(batch))
+    taken = [torch.empty(1, columns, device="meta") for columns in vars(module).get("takes", ())]  # of shared projections
+    module(torch.empty(1, width, device="meta"), *taken, folder.runtime("call").Call(batch))
     module.scan = scan
     axes = {name: tuple(given[name].shape[2:]) if name in given else None for name in ("decay", "erase", "write")}
     (_, q_heads, rows), (_, k_heads, _), (_, v_heads, columns) = (given[name].shape for name in "qkv")
