@@ -128,8 +128,9 @@ SOFTPLUS: dict[tuple[str, int], Table] = {
     ("softmax_prefill", 64): {("sm_90", 4): (32, 32, 4, 2)},
     ("softmax_decode", 64): {
         ("sm_100", 2): (64, 4, 8, 4),
+        ("sm_80", 2): (64, 4, 8, 3),
         ("sm_80", 4): (16, 8, 8, 1),
-        ("sm_90", 4): (16, 8, 8, 1),
+        ("sm_90", 4): (16, 4, 8, 2),
     },
     ("softmax_backward_queries", 64): {("sm_90", 2): (64, 32, 4, 2)},
     ("softmax_backward_keys", 64): {("sm_90", 2): (32, 32, 4, 2)},

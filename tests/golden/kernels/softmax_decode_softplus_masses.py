@@ -22,12 +22,12 @@ CAP = False
 SINK_LOGIT = False
 EXPONENT = 0.0  # of re-weighted softplus masses; 0.0: their sum alone; None: a softmax
 BLOCKS = {  # (architecture, bytes of an element): keys of a block, warps, warps of the largest tile, pipeline stages
-    ("sm_80", 2): (64, 4, 4, 3),
+    ("sm_80", 2): (64, 4, 8, 3),
     ("sm_90", 2): (64, 4, 4, 4),
     ("sm_100", 2): (64, 4, 8, 4),
     ("gfx942", 2): (64, 4, 4, 2),
     ("sm_80", 4): (16, 8, 8, 1),
-    ("sm_90", 4): (16, 8, 8, 1),
+    ("sm_90", 4): (16, 4, 8, 2),
     ("sm_100", 4): (32, 8, 16, 1),
     ("gfx942", 4): (32, 8, 8, 2),
     ("any", 2): (32, 4, 4, 1),
