@@ -49,17 +49,17 @@ READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 
 @triton.jit
 def lesson(
-    state, then, then_moment, key, value, x, writes, pushes, index, size, weight, bias, inside,
+    state, learned, pushed, key, value, x, writes, pushes, index, size, weight, bias, inside,
     V: tl.constexpr, MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Weights and momentum after the tokens of a tile, whose gradients are taken at `state`."""
+    """With the tokens of a tile: what weights and momentum lose by them, whose gradients are taken at `state`."""
     wrong = error(product(key, state, PRECISION), x, value, weight, bias, inside, V, NORM, RESIDUAL)
     amount = tl.load(writes + index, mask=index < size, other=0.0)[:, None]
-    then -= product(tl.trans(key), amount * wrong, PRECISION)
+    learned += product(tl.trans(key), amount * wrong, PRECISION)
     if MOMENTUM:
         amount = tl.load(pushes + index, mask=index < size, other=0.0)[:, None]
-        then_moment -= product(tl.trans(key), amount * wrong, PRECISION)
-    return then, then_moment
+        pushed += product(tl.trans(key), amount * wrong, PRECISION)
+    return learned, pushed
 
 
 @triton.jit(do_not_specialize=["heads", "size"])
@@ -101,12 +101,10 @@ def sweep_kernel(
         following = tl.load(begins + tl.minimum(chunk + 2, count - 1))
         to = here * (V * K) + tile
         tl.store(kept + to, state, mask=there)
-        then = state * tl.load(stays + here)
-        then_moment = moment
         if MOMENTUM:
             tl.store(kept_moment + to, moment, mask=there)
-            then += moment * tl.load(speed + here)
-            then_moment = moment * tl.load(slows + here)
+        learned = tl.zeros_like(state)  # summed by itself: tiles subtracted from what is larger would round there one by one
+        pushed = learned
         if ONE:
             key = known_k
             value = known_v
@@ -116,8 +114,8 @@ def sweep_kernel(
             known_x = known_v
             if RESIDUAL:
                 known_x = read_rows(k + place * size * K, index, size, d, K)
-            then, then_moment = lesson(
-                state, then, then_moment, key, value, x, writes + here * size, pushes + here * size, index, size,
+            learned, pushed = lesson(
+                state, learned, pushed, key, value, x, writes + here * size, pushes + here * size, index, size,
                 of_weight, of_bias, inside, V, MOMENTUM, NORM, RESIDUAL, PRECISION,
             )  # fmt: skip
         else:
@@ -128,12 +126,15 @@ def sweep_kernel(
                 x = value
                 if RESIDUAL:
                     x = read_rows(k + here * size * K, spots, size, d, K)
-                then, then_moment = lesson(
-                    state, then, then_moment, key, value, x, writes + here * size, pushes + here * size, spots, size,
+                learned, pushed = lesson(
+                    state, learned, pushed, key, value, x, writes + here * size, pushes + here * size, spots, size,
                     of_weight, of_bias, inside, V, MOMENTUM, NORM, RESIDUAL, PRECISION,
                 )  # fmt: skip
-        state = then
-        moment = then_moment
+        state *= tl.load(stays + here)
+        if MOMENTUM:
+            state += moment * tl.load(speed + here)
+            moment = moment * tl.load(slows + here) - pushed
+        state -= learned
     tl.store(after + own, state, mask=there)
     if MOMENTUM:
         tl.store(after_moment + own, moment, mask=there)

@@ -57,11 +57,11 @@ READY = {}  # key of `run` -> what was compiled, and its compile-time arguments
 
 @triton.jit
 def learn(
-    then1, then2, moment1, moment2, hidden, slope, w2, here, raws, k, v, writes, pushes, index, size, block, c, d, weight, bias,
-    K: tl.constexpr, V: tl.constexpr, PARTS: tl.constexpr,
+    learned1, learned2, pushed1, pushed2, hidden, slope, w2, here, raws, k, v, writes, pushes, index, size, block, c, d,
+    weight, bias, K: tl.constexpr, V: tl.constexpr, PARTS: tl.constexpr,
     MOMENTUM: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A block's part of weights and momentum after the tokens of a tile; the first block leaves what the maps make of keys."""
+    """With a tile: what a block's part of weights and momentum loses; the first block leaves what the maps make of keys."""
     inside = (d < V)[None, :]
     key, value, x = read_lesson(k, v, index, size, c, d, K, V, RESIDUAL)
     raw = added(here, index, size, d, V, PARTS)
@@ -70,13 +70,13 @@ def learn(
     wrong = error(raw, x, value, weight, bias, inside, V, NORM, RESIDUAL)
     inner = product(wrong, w2, PRECISION) * slope
     amount = tl.load(writes + index, mask=index < size, other=0.0)[:, None]
-    then1 -= product(tl.trans(key), amount * inner, PRECISION)
-    then2 -= product(tl.trans(amount * wrong), hidden, PRECISION)
+    learned1 += product(tl.trans(key), amount * inner, PRECISION)
+    learned2 += product(tl.trans(amount * wrong), hidden, PRECISION)
     if MOMENTUM:
         amount = tl.load(pushes + index, mask=index < size, other=0.0)[:, None]
-        moment1 -= product(tl.trans(key), amount * inner, PRECISION)
-        moment2 -= product(tl.trans(amount * wrong), hidden, PRECISION)
-    return then1, then2, moment1, moment2
+        pushed1 += product(tl.trans(key), amount * inner, PRECISION)
+        pushed2 += product(tl.trans(amount * wrong), hidden, PRECISION)
+    return learned1, learned2, pushed1, pushed2
 
 
 @triton.jit(do_not_specialize=["first", "heads", "size"])
@@ -131,32 +131,36 @@ def sweep_kernel(
                 units, _, _ = gelu(product(read_rows(keys, spots, size, c, K), w1, PRECISION))
                 say(here, product(units, turned2, PRECISION), block, spots, size, d, V)
         wait(counters + pair, blocks * (chunk + 1))
-        then1 = w1 * tl.load(stays + place)
-        then2 = w2 * tl.load(stays + place)
-        if MOMENTUM:
-            then1 += moment1 * tl.load(speed + place)
-            then2 += moment2 * tl.load(speed + place)
-            moment1 *= tl.load(slows + place)
-            moment2 *= tl.load(slows + place)
+        learned1 = tl.zeros_like(w1)  # summed by itself: tiles subtracted from what is larger would round there one by one
+        learned2 = tl.zeros_like(w2)
+        pushed1 = learned1
+        pushed2 = learned2
         values = v + place * size * V
         write = writes + place * size
         push = pushes + place * size
         to = raws + place * size * V
         if ONE:
-            then1, then2, moment1, moment2 = learn(
-                then1, then2, moment1, moment2, hidden, slope, w2, here, to, keys, values, write, push, index, size, block,
-                c, d, of_weight, of_bias, K, V, blocks, MOMENTUM, NORM, RESIDUAL, PRECISION,
+            learned1, learned2, pushed1, pushed2 = learn(
+                learned1, learned2, pushed1, pushed2, hidden, slope, w2, here, to, keys, values, write, push, index, size,
+                block, c, d, of_weight, of_bias, K, V, blocks, MOMENTUM, NORM, RESIDUAL, PRECISION,
             )  # fmt: skip
         else:
             for begin in range(0, size, TILE):
                 spots = begin + index
                 units, slopes, _ = gelu(product(read_rows(keys, spots, size, c, K), w1, PRECISION))
-                then1, then2, moment1, moment2 = learn(
-                    then1, then2, moment1, moment2, units, slopes, w2, here, to, keys, values, write, push, spots, size, block,
-                    c, d, of_weight, of_bias, K, V, blocks, MOMENTUM, NORM, RESIDUAL, PRECISION,
+                learned1, learned2, pushed1, pushed2 = learn(
+                    learned1, learned2, pushed1, pushed2, units, slopes, w2, here, to, keys, values, write, push, spots, size,
+                    block, c, d, of_weight, of_bias, K, V, blocks, MOMENTUM, NORM, RESIDUAL, PRECISION,
                 )  # fmt: skip
-        w1 = then1
-        w2 = then2
+        w1 *= tl.load(stays + place)
+        w2 *= tl.load(stays + place)
+        if MOMENTUM:
+            w1 += moment1 * tl.load(speed + place)
+            w2 += moment2 * tl.load(speed + place)
+            moment1 = moment1 * tl.load(slows + place) - pushed1
+            moment2 = moment2 * tl.load(slows + place) - pushed2
+        w1 -= learned1
+        w2 -= learned2
     write_map(after + own, c, unit, w1, True, K, HIDDEN, 1, K)
     write_map(after + own + second, d, unit, w2, True, V, HIDDEN, HIDDEN, 1)
     if MOMENTUM:

@@ -149,6 +149,21 @@ def leave_errors(
 
 
 @triton.jit
+def moved(
+    known, moment, learned, pushed, rows, columns, fresh, stays, speed, slows,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, PUSHES: tl.constexpr,
+):  # fmt: skip
+    """Part of a map and of its momentum, less what tokens add up to."""
+    then = known * stays
+    slowed = then
+    if PUSHES:
+        old = tl.where(fresh, 0.0, read_map(moment, rows, columns, ROWS, COLUMNS, ROW, COLUMN))
+        then += old * speed
+        slowed = old * slows - pushed
+    return then - learned, slowed
+
+
+@triton.jit
 def change(
     x, q, k, held_k, into, up, out, into_moment, up_moment, out_moment, into_start, up_start, out_start, errors, writes, pushes,
     share, waiting, fresh, stays, speed, slows, k_stride,
@@ -163,57 +178,60 @@ def change(
     for begin in range(0, UNITS, BLOCK_U):
         unit = begin + tl.arange(0, BLOCK_U)
         of_out = read_known(out, out_start, fresh, d, unit, V, UNITS, UNITS, 1) * share[:, None]
-        then = of_out * stays
-        moment = then
         known = of_out
         wide = of_out
-        then_into = of_out
-        then_up = of_out
-        moment_into = of_out
-        moment_up = of_out
-        if PUSHES:
-            moment = tl.where(fresh, 0.0, read_map(out_moment, d, unit, V, UNITS, UNITS, 1))
-            then += moment * speed
-            moment *= slows
+        learned = tl.zeros(
+            [BLOCK_V, BLOCK_U], tl.float32
+        )  # summed by itself: tiles subtracted from what is larger would round there
+        pushed = learned
+        learned_into = tl.zeros([BLOCK_K, BLOCK_U], tl.float32)
+        learned_up = learned_into
+        pushed_into = learned_into
+        pushed_up = learned_into
         if MAPS != 1:
             known = begun(into, into_start, fresh, c, unit, K, UNITS, WEIGHT_NORM)
-            then_into = known * stays
-            if PUSHES:
-                moment_into = tl.where(fresh, 0.0, read_map(into_moment, c, unit, K, UNITS, 1, K))
-                then_into += moment_into * speed
-                moment_into *= slows
             wide = known
             if MAPS == 3:
                 wide = begun(up, up_start, fresh, c, unit, K, UNITS, WEIGHT_NORM)
-                then_up = wide * stays
-                if PUSHES:
-                    moment_up = tl.where(fresh, 0.0, read_map(up_moment, c, unit, K, UNITS, 1, K))
-                    then_up += moment_up * speed
-                    moment_up *= slows
         for first in range(0, waiting + 1, TILE):
             index = first + tl.arange(0, TILE)
             there = (index <= waiting)[:, None]
             wrong = tl.load(errors + index[:, None] * V + d[None, :], mask=there & (d < V)[None, :], other=0.0)
             amount = tl.load(writes + index, mask=index <= waiting, other=0.0)[:, None]
-            pushed = amount
+            push = amount
             if PUSHES and LEARN:
-                pushed = tl.load(pushes + index, mask=index <= waiting, other=0.0)[:, None]
+                push = tl.load(pushes + index, mask=index <= waiting, other=0.0)[:, None]
             if MAPS == 1:
                 hidden = read_waiting(held_k, k, index, waiting, unit, k_stride, K)
             else:
                 key = read_waiting(held_k, k, index, waiting, c, k_stride, K)
                 hidden, slope, slope_up = inside_of(key, known, wide, PRECISION, MAPS)
                 inner = product(wrong, of_out, PRECISION)
-                then_into -= product(tl.trans(key), amount * inner * slope, PRECISION)
+                learned_into += product(tl.trans(key), amount * inner * slope, PRECISION)
                 if MAPS == 3:
-                    then_up -= product(tl.trans(key), amount * inner * slope_up, PRECISION)
+                    learned_up += product(tl.trans(key), amount * inner * slope_up, PRECISION)
                 if PUSHES and LEARN:
-                    moment_into -= product(tl.trans(key), pushed * inner * slope, PRECISION)
+                    pushed_into += product(tl.trans(key), push * inner * slope, PRECISION)
                     if MAPS == 3:
-                        moment_up -= product(tl.trans(key), pushed * inner * slope_up, PRECISION)
-            then -= product(tl.trans(amount * wrong), hidden, PRECISION)
+                        pushed_up += product(tl.trans(key), push * inner * slope_up, PRECISION)
+            learned += product(tl.trans(amount * wrong), hidden, PRECISION)
             if PUSHES and LEARN:
-                moment -= product(tl.trans(pushed * wrong), hidden, PRECISION)
+                pushed += product(tl.trans(push * wrong), hidden, PRECISION)
+        then, moment = moved(
+            of_out, out_moment, learned, pushed, d, unit, fresh, stays, speed, slows, V, UNITS, UNITS, 1, PUSHES
+        )
+        then_into = then
+        then_up = then
+        moment_into = then
+        moment_up = then
+        if MAPS != 1:
+            then_into, moment_into = moved(
+                known, into_moment, learned_into, pushed_into, c, unit, fresh, stays, speed, slows, K, UNITS, 1, K, PUSHES
+            )
+        if MAPS == 3:
+            then_up, moment_up = moved(
+                wide, up_moment, learned_up, pushed_up, c, unit, fresh, stays, speed, slows, K, UNITS, 1, K, PUSHES
+            )
         if LEARN:
             write_map(out, d, unit, then, True, V, UNITS, UNITS, 1)
             if MAPS != 1:
