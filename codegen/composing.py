@@ -10,13 +10,15 @@ from attnc.compiler.walk import first_leaf
 def combine(mixer: Sum | Chain | Gate, inner: list[Part], names: Names, model: Model) -> Part:
     """`inner`: the classes of the parts, in order; their launches take neighbouring slots."""
     modules, slot = [], 0
+    chained = isinstance(mixer, Sum) and all(part.chained for part in inner)
+    given = ", given" if chained else ""
     for name, part in zip(mixer.names, inner, strict=True):
         modules.append(f"self.{name} = {part.name}({'slot' if slot == 0 else f'slot + {slot}'})")
         slot += part.slots
     match mixer:
         case Sum():
             summary = f"Outputs added: {' + '.join(mixer.names)}." if len(inner) > 1 else f"{mixer.names[0]} alone."
-            body = [f"return {' + '.join(f'self.{name}(x, call)' for name in mixer.names)}"]
+            body = [f"return {' + '.join(f'self.{name}(x, call{given})' for name in mixer.names)}"]
         case Chain():
             summary = f"One reads the other: {' >> '.join(mixer.names)}."
             body = [*(f"x = self.{name}(x, call)" for name in mixer.names[:-1]), f"return self.{mixer.names[-1]}(x, call)"]
@@ -35,6 +37,7 @@ def combine(mixer: Sum | Chain | Gate, inner: list[Part], names: Names, model: M
         modules=tuple(modules),
         body=tuple(body),
         slots=slot,
+        chained=chained,
         needs=merged([{"layers": {"ProductGate"}}] if isinstance(mixer, Gate) and mixer.by == "product" else []),
     )
 

@@ -20,7 +20,7 @@ from attnc.compiler.mixers import MIXERS, stands
 from attnc.compiler.planned import Choice, Plan
 from attnc.compiler.selectors import ranges
 from attnc.compiler.spec import Attention, Chain, Choose, Context, Gate, Layer, Mixer, Mixing, Model, Route, Spec, Sum
-from attnc.compiler.walk import is_softmax
+from attnc.compiler.walk import default, is_softmax
 
 Entry = tuple[int, Part, int, str]
 """A layer, its class, its first slot, and what else its class is given, as source."""
@@ -71,10 +71,11 @@ class Classes:
                 part = composing.combine(mixer, inner, self.names, self.spec.model)
             case Mixing():
                 part = self.mixing(mixer, layer, scope)
-            case Choose(alternatives=(first, *_)) if not is_softmax(first.mixer):
+            case Choose(alternatives=(first, *_)) if isinstance(default(mixer), Route):
+                part = self.write(first.mixer, layer, scope)
+            case Choose(alternatives=(first, *_)) if not is_softmax(default(mixer)):
                 part = self.write(first.mixer, layer, f"{scope}.{first.name}" if scope else first.name)
-                if not scope:
-                    part = self.alone(first.name, first.mixer, part)
+                part = self.alone(first.name, first.mixer, part)
             case Attention(keys=keys) if any(stands(key) for key in keys):
                 part = condensing.condensed(self.graph, layer, scope, self.names, self.spec.model, self.visible)
             case Context():

@@ -6,10 +6,11 @@ from attnc.codegen import projecting
 from attnc.codegen.attending import WORDS, modules, project_lines
 from attnc.codegen.eager.emit import Masks
 from attnc.codegen.launching import rope_text, scale
-from attnc.codegen.parts import Names, Part
+from attnc.codegen.parts import Names, Part, merged
 from attnc.compiler.graph import Graph, Project, RouteTokens
 from attnc.compiler.parameters import place
 from attnc.compiler.spec import Model
+from attnc.compiler.streams import of_softmax
 
 
 def routed(graph: Graph, layer: int, scope: str, names: Names, model: Model, visible: Masks) -> Part:
@@ -38,8 +39,7 @@ def routed(graph: Graph, layer: int, scope: str, names: Names, model: Model, vis
     needs = {"route": {"TokenRoute", "routes"}, "intervals": {"HeadGroup"}, "cache": {"LayerPlan", "Slots", "Growing"}}
     if turn:
         needs["rotary"] = {"Rope", "rotate_by", *(name for name in WORDS["rotary"] if f"{name}(" in rope[0])}
-    if a.qk_norm is not None:
-        needs["layers"] = {"RMSNorm" if a.qk_norm == "rms" else "l2_norm"}
+    needs = merged([needs, projecting.needs(of_softmax(a, own_qk=project.qk_layer is None), a)])
     return Part(
         name=names.new([], "RoutedAttention"),
         place=place(project).split(".")[0],

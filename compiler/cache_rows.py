@@ -15,7 +15,7 @@ from attnc.compiler.part_names import part_names
 from attnc.compiler.spec import Change, Choose, Context, Heads, Layer, Mixing, Model, Route
 from attnc.compiler.streams import channels, of_softmax
 from attnc.compiler.value import Share, Tokens
-from attnc.compiler.walk import Part, attentions, every, first_leaf, kinds, leaves, parts
+from attnc.compiler.walk import Part, attentions, default, every, first_leaf, kinds, leaves, parts
 
 Shapes = dict[str, tuple[int | None, ...]]
 
@@ -66,7 +66,7 @@ class _Rows:
             yield self._fixed(f"{self.name}.input_ema", shapes, self._exact)
 
     def _of_softmax(self) -> Iterator[CacheRow]:
-        mixer, attributes = self.part.mixer, self.attributes
+        mixer, attributes = default(self.part.mixer), self.attributes
         if isinstance(mixer, Route) and mixer.per != "token":
             yield from self._growing(f"{self.name}.route", (_decision(mixer, attributes),))
         for run in runs(mixer, attributes, self.part.phases):
@@ -129,8 +129,9 @@ class _Rows:
         widths = {"k": attributes.head_dim, "v": attributes.value_dim}
         if attributes.qk_from:
             del widths["k"]
-        if isinstance(self.part.mixer, Route) and self.part.mixer.per == "token":
-            widths["route"] = len(self.part.mixer.alternatives)
+        mixer = default(self.part.mixer)
+        if isinstance(mixer, Route) and mixer.per == "token":
+            widths["route"] = len(mixer.alternatives)
         return widths
 
     def _of_keys(self, name: str, run: Run) -> CacheRow:

@@ -45,7 +45,7 @@ from attnc.compiler.taking import lenders, resolved
 from attnc.compiler.tuning import Router
 from attnc.compiler.unbuilt import refuse_unbuilt
 from attnc.compiler.value import Origin, Value
-from attnc.compiler.walk import children, is_softmax
+from attnc.compiler.walk import children, default, is_softmax
 
 
 class Guard(Value):
@@ -266,7 +266,9 @@ class _Builder:
                 return self.condense(mixer, index, scope, source, chained)
             case Route():
                 return self.route(mixer, index, scope, source, chained)
-            case Choose(alternatives=(first, *_)) if not is_softmax(first.mixer):
+            case Choose(alternatives=(first, *_)) if isinstance(default(mixer), Route):  # a route reads the block's projections
+                return self.lower(first.mixer, layer, scope, source, chained)
+            case Choose(alternatives=(first, *_)) if not is_softmax(default(mixer)):
                 return self.lower(first.mixer, layer, _join(scope, first.name), source, chained)
             case _:
                 return self.attend(mixer, index, scope, source, chained)

@@ -91,6 +91,13 @@ def is_softmax(mixer: Mixer) -> bool:
     return isinstance(mixer, Attention | Heads | When | Choose | Route)
 
 
+def default(mixer: Mixer) -> Mixer:
+    """What a `choose` is until the tuner has decided, `choose` within `choose` included; any other mixer is itself."""
+    while isinstance(mixer, Choose):
+        mixer = mixer.alternatives[0].mixer
+    return mixer
+
+
 def _with_own_weights(mixer: Mixer, phases: frozenset[str]) -> Iterator[tuple[str, Mixer, frozenset[str]]]:
     """The alternatives of a block, and of blocks directly in it, that are no softmax: name, mixer, phases that meet it."""
     for name, inner, left in alternatives(mixer, phases):

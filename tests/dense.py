@@ -89,6 +89,13 @@ def owner(mixer, group: int, phase: str, length: int):
     raise AssertionError(mixer.node)
 
 
+def default(mixer):
+    """What a `choose` is until it is decided."""
+    while mixer.node == "choose":
+        mixer = mixer.alternatives[0].mixer
+    return mixer
+
+
 def any_attention(mixer):
     """One of the attentions that share a set of projections."""
     if mixer.node == "attention":
@@ -172,6 +179,10 @@ class _Call:
         """`at` names the layer; `scope` where in it the mixer stands (`gate` parts and the like are named in checkpoints);
         `given`: what the output gate reads, where it is not the mixer's own input.
         """
+        if mixer.node == "choose" and default(mixer).node not in ("attention", "heads", "when"):
+            first = mixer.alternatives[0]
+            own = scope if default(mixer).node == "route" else f"{scope}.{first.name}" if scope else first.name
+            return self.mixer(first.mixer, at, own, x, given)
         if mixer.node not in ("sum", "chain", "gate"):
             self.given, x = x if given is None else given, self.activated(mixer, x)
         if mixer.node == "mixing":
@@ -187,9 +198,6 @@ class _Call:
                 return x
             case "gate":
                 return self.gate(mixer, f"{at}.mixer.{scope}.gate" if scope else f"{at}.mixer.gate", at, inside, x)
-            case "choose" if mixer.alternatives[0].mixer.node == "mixing":
-                first = mixer.alternatives[0]
-                return self.mixer(first.mixer, at, f"{scope}.{first.name}" if scope else first.name, self.given, given)
             case "context":
                 return context(self, mixer, f"{at}.mixer.{scope or 'context'}", x)
             case "route":

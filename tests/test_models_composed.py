@@ -127,6 +127,15 @@ SPECS = {
     "a choice at its default, by shares": spec_text(
         "all: heads { 0: choose(per = head) { a: window(30%), b: full }, else: block_local(25%, shift = 50%) | sink(1) }"
     ),
+    "choices of parts with weights of their own, in parts and in choices": spec_text(
+        "0: (full >> choose(per = layer) { a: linear(update = delta) { qk_norm = l2 }, b: full }) { output_gate = silu }\n"
+        "1: choose(per = layer) { a: choose(per = layer) { a: linear, b: full }, b: full }\n"
+        "2: conv(3) + choose(per = layer) { a: full >> conv(2), b: full }"
+    ),
+    "a route as what is chosen": spec_text(
+        "all: choose(per = layer) { a: route(per = token, by = router(linear)) { a: full, b: window(3) }, b: window(4) }"
+        " { output_norm = rms }",
+    ).replace("rms(1e-6)", "layer(1e-5)"),
     "matrix states with fixed decays, and Lightning as MiniCPM-SALA has it": spec_text(
         "0: linear { activation = none, scale = learned(init = 2) }\n"
         "1: linear(decay = slopes) { kv_heads = 6, rope = 100, rope_dim = 4, qk_norm = rms, output_norm = rms,"
