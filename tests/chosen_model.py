@@ -21,11 +21,11 @@ def content(call, leaf, owner_of, at, h, q, k, x):
     seen = torch.zeros(n, len(k), dtype=torch.bool)
     rest = tuple(kind for kind in leaf.keys if kind.kind not in ("routed", "persistent"))
     for kind in kinds:
-        own, asked, keys = kind, q, k
+        own, asked, keys, turning = kind, q, k, a
         if kind.from_:
-            own, asked, keys = _lent(call, kind)
+            own, asked, keys, turning = _lent(call, kind)
         net = _indexed(call, a, own, at, x) if getattr(own.keys, "word", "") == "indexer" else None
-        asking = _asking(call, a, kind, h, asked, keys, lambda o: owner_of(o) is leaf)
+        asking = _asking(call, turning, kind, h, asked, keys, lambda o: owner_of(o) is leaf)
         for t in range(n):
             i = call.past + t
             last = chooses_at(own, i, len(q), call.step.phase == "decode")
@@ -76,13 +76,13 @@ def _chunks(call, a, kind, h, summary):
 
 
 def _lent(call, kind):
-    """(how the nearest earlier layer that makes a choice scores, with the amount of `kind`; its q and k)."""
-    lender, q, k = call.lent
+    """(how the nearest earlier layer that makes a choice scores, with the amount of `kind`; its q, k and attributes)."""
+    lender, q, k, attributes = call.lent
     if lender is None:
         values = {"keys": "own", "score": _Softmax(), "fold": "sum", "queries": "each"}
     else:
         values = {key: getattr(lender, key) for key in ("keys", "score", "fold", "queries")}
-    return _Said({**vars(kind), **values}), q, k
+    return _Said({**vars(kind), **values}), q, k, attributes
 
 
 class _Said:

@@ -125,7 +125,7 @@ class _Call:
     given: torch.Tensor | None = None
     """what the output gate of the mixer at hand reads"""
     lent: tuple = ()
-    """how the nearest earlier layer that makes a choice makes it, and its q and k"""
+    """how the nearest earlier layer that makes a choice makes it, its q and k, and its attributes, by which they turn"""
     summaries: dict = field(default_factory=dict)
     """of this layer's branches: a summary, and for each KV head the keys of its chunks"""
     seen_inputs: set = field(default_factory=set)
@@ -325,7 +325,7 @@ class _Call:
                 self.summaries[kind] = [chunk_keys(kind, leaf.attributes, self.weights, at, k[:, g]) for g in range(k.shape[1])]
         making = [kind for kind in owner(mixer, 0, self.step.phase, self.step.length).keys if kind.kind in ("full", "routed")]
         if making and not getattr(making[0], "from_", None):
-            self.lent = (making[0] if making[0].kind == "routed" else None), q, k
+            self.lent = (making[0] if making[0].kind == "routed" else None), q, k, leaf.attributes
 
     def turned(self, a, x):
         """x [L, D], of all tokens so far, turned by their positions."""

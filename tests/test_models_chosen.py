@@ -60,7 +60,7 @@ SPECS = {
         "all: routed(tokens, top_k = 5, keys = indexer(heads = 3, head_dim = 6), per = layer)", ", kv_latent = 12, rope_dim = 4"
     ),
     "hylra": spec_text(
-        "0: full\n1: sink(2) | window(3) | routed(tokens, top_k = 4, from = previous)\n"
+        "0: full { rope_scale = linear(2) }\n1: sink(2) | window(3) | routed(tokens, top_k = 4, from = previous)\n"
         "2: block_local(4) | routed(blocks(4), top_k = 2, keys = mean(4, stride = 2), score = softmax)\n"
         "3: block_local(4) | routed(blocks(4), top_k = 3, from = previous, per = head, overlap = counted)"
     ),
