@@ -123,8 +123,8 @@ def unkept(family: FastWeights) -> str | None:
     widest = max(family.key_width, family.value_width)
     if family.gated or family.depth > MOST_MAPS:
         return f"generated kernels take nets of up to {MOST_MAPS} maps" if not family.gated else "no kernels of gated nets"
-    if family.after_decay or family.weight_norm:
-        return "no kernels of " + ("errors after decay" if family.after_decay else "weights that keep their norms")
+    if family.after_decay:
+        return "no kernels of errors after decay"
     most = MOST_NORMED if family.norm and family.depth == 1 else MOST_WIDTH
     return f"generated kernels take widths of up to {most}" + " with a norm" * (most < MOST_WIDTH) if widest > most else None
 

@@ -33,7 +33,7 @@ GROUP = 8192
 
 GIVEN = (
     "Tensor k, Tensor v, Tensor writes, Tensor? pushes, Tensor stays, Tensor? speed, Tensor? slows, Tensor? weight, "
-    "Tensor? bias, int[] counts, int element_size"
+    "Tensor? bias, Tensor? goals, int[] counts, int element_size"
 )
 SCHEMAS = {
     "sweep": f"({GIVEN}, Tensor known, Tensor? known_moment) -> (Tensor kept, Tensor kept_moment, Tensor after, "
@@ -54,6 +54,7 @@ class Given(NamedTuple):
     chunks        [S], how many chunks each sequence has, int32
     counts        how many sequences have each chunk
     element_size  bytes of an element of q, k and v as they came
+    rows          what `Rows` says of rows that keep their norms, or nothing
     """
 
     tensors: tuple[Tensor | None, ...]
@@ -61,6 +62,7 @@ class Given(NamedTuple):
     chunks: Tensor
     counts: tuple[int, ...]
     element_size: int
+    rows: tuple[Tensor, ...] = ()
 
     @property
     def k(self) -> Tensor:
@@ -68,6 +70,41 @@ class Given(NamedTuple):
         keys = self.tensors[0]
         assert keys is not None, "there are keys"
         return keys
+
+
+class Rows(NamedTuple):
+    """What the way back reads of rows that keep their norms, and where it leaves products; all [R, H, rows of a net].
+
+    shares  what rows were multiplied by before a chunk wrote
+    pulls   1 over the squares of the norms that they got; 0 where they stayed as they were, or were nothing
+    dots    room for the products of rows, so multiplied, with their gradients
+    """
+
+    shares: Tensor
+    pulls: Tensor
+    dots: Tensor
+
+    @classmethod
+    def of(cls, kept: Tensor, goals: Tensor, maps: Sequence[tuple[int, int]]) -> tuple[Tensor, Rows]:
+        """(the weights kept [R, H, M] as chunks began to write, their rows), of nets of `maps`, each of so many rows."""
+        parts = torch.split(kept, [rows * width for rows, width in maps], dim=2)
+        weights = [part.unflatten(2, shape) for part, shape in zip(parts, maps, strict=True)]
+        norms = torch.cat([torch.linalg.vector_norm(w, dim=-1) for w in weights], dim=2)
+        shares = torch.where(goals < 0, 1.0, goals / norms.clamp(min=torch.finfo(norms.dtype).tiny))
+        of_maps = torch.split(shares, [rows for rows, _ in maps], dim=2)
+        begun = [(w * share.unsqueeze(-1)).flatten(2) for w, share in zip(weights, of_maps, strict=True)]
+        pulls = torch.where(goals > 0, 1 / goals.square(), 0.0)
+        return torch.cat(begun, dim=2), cls(shares, pulls, torch.empty_like(goals))
+
+    def of_goals(self, goals: Tensor) -> Tensor:
+        """The gradient of what rows were to get."""
+        return torch.where(goals > 0, self.dots / goals, 0.0)
+
+
+def maps_of(module: ModuleType) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of each map of a kernel file's nets."""
+    wide, width, hidden = module.KEY_WIDTH, module.VALUE_WIDTH, getattr(module, "HIDDEN", 0)
+    return ((hidden, wide), (width, hidden)) if hidden else ((width, wide),)
 
 
 def fast_kernels(chunks: ModuleType | None, steps: ModuleType | None = None) -> Teach:
@@ -83,7 +120,7 @@ def kernel_sweep(module: ModuleType) -> Sweep:
     operator = define(name_of(module), module)
 
     def sweep(
-        _rule: Rule, _start: Weights, known: Learned, tokens: Tokens, counts: tuple[int, ...], learns: int, norm: Norm
+        rule: Rule, start: Weights, known: Learned, tokens: Tokens, counts: tuple[int, ...], learns: int, norm: Norm
     ) -> Swept:
         if tokens.k.dtype == torch.float64:
             raise ValueError("generated kernels have no float64: use('torch')")
@@ -94,8 +131,9 @@ def kernel_sweep(module: ModuleType) -> Sweep:
         shapes = {name: w.shape[2:] for name, w in known.weights.items()}
         now, moment = _flat(known.weights), None if known.moment is None else _flat(known.moment)
         plain = [None if x is None else x.contiguous() for x in (tokens.k, tokens.v, *amounts, *(norm or (None, None)))]
+        goals = _goals(start, tokens) if rule.weight_norm else None
         numbers = list(counts), 2 if tokens.narrow else 4
-        *found, _ = operator(*plain, *numbers, now.contiguous(), None if moment is None else moment.contiguous())
+        *found, _ = operator(*plain, goals, *numbers, now.contiguous(), None if moment is None else moment.contiguous())
         kept, kept_moment, then, then_moment = (
             None if moment is None and n % 2 else _nets(x, shapes) for n, x in enumerate(found)
         )
@@ -113,7 +151,7 @@ def kernel_reader(module: ModuleType) -> Reader | None:
     def reader(rule: Rule, before: Learned, tokens: Tokens, q: Tensor, norm: Norm) -> Tensor | None:
         sources = (q, *tokens[:5], *before.weights.values(), *(before.moment or {}).values(), *(norm or ()))
         differentiates = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources)
-        if not rule.after_write or q.shape[2] > longest or differentiates or torch.compiler.is_compiling():
+        if not rule.after_write or rule.weight_norm or q.shape[2] > longest or differentiates or torch.compiler.is_compiling():
             return None
         numbers = [None if x is None else x.expand(*q.shape[:3], x.shape[3]).contiguous() for x in within(tokens)]
         weights = (_flat(before.weights), None if before.moment is None else _flat(before.moment))
@@ -133,6 +171,14 @@ def _learned(tokens: Tokens, counts: tuple[int, ...], learns: int) -> Tokens:
     rows = sum(counts[:learns])
     whole = torch.ones_like(tokens.lr[:, 0, 0], dtype=torch.bool) if tokens.whole is None else tokens.whole
     return tokens._replace(whole=torch.cat((whole[:rows], torch.zeros_like(whole[rows:]))))
+
+
+def _goals(start: Weights, tokens: Tokens) -> Tensor:
+    """The norms that rows get before each chunk writes, [R, H, rows of a net]; less than nothing where it does not."""
+    norms = torch.cat([torch.linalg.vector_norm(w, dim=-1) for w in start.values()], dim=1).to(tokens.lr.dtype)
+    goals = norms.expand(len(tokens.lr), *norms.shape)
+    goals = goals if tokens.whole is None else goals.masked_fill(~tokens.whole.view(-1, 1, 1), -1.0)
+    return goals.contiguous()
 
 
 def _flat(weights: Weights) -> Tensor:
@@ -207,10 +253,10 @@ def _places(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tens
 
 
 def _given(parts: Sequence[Any], sequences: int) -> Given:
-    *tensors, counts, element_size = parts
+    *tensors, goals, counts, element_size = parts
     begins, chunks = _places(tuple(counts), tensors[0].device)
     chunks = torch.cat((chunks, chunks.new_zeros(sequences - len(chunks)))) if sequences > len(chunks) else chunks
-    return Given(tuple(tensors), begins, chunks, tuple(counts), element_size)
+    return Given(tuple(tensors), begins, chunks, tuple(counts), element_size, () if goals is None else (goals,))
 
 
 def _full(like: Tensor, found: Sequence[Tensor | None]) -> list[Tensor]:
@@ -232,8 +278,13 @@ def _back(module: ModuleType) -> Any:
         grads = kept_grad, kept_moment_grad, after_grad, after_moment_grad
         given = _given(tensors, len(after_grad))
         with device_of(kept):
-            rows, rows_moment, *known = module.go_back(given, kept, raw, *grads)
-            return _full(kept, [*module.lessons(given, kept, kept_moment, raw, rows, rows_moment), *known])
+            begun, found = kept, None
+            if given.rows:
+                begun, found = Rows.of(kept, given.rows[0], maps_of(module))
+                given = given._replace(rows=found)
+            rows, rows_moment, *known = module.go_back(given, begun, raw, *grads)
+            of_goals = None if found is None else found.of_goals(tensors[9])
+            return _full(kept, [*module.lessons(given, begun, kept_moment, raw, rows, rows_moment), of_goals, *known])
 
     return back
 
@@ -253,5 +304,5 @@ def _fake_sweep(module: ModuleType) -> Any:
 
 def _fake_back(*parts: Any) -> list[Tensor]:
     *_, after_grad, after_moment_grad = parts
-    like = (*parts[:9], after_grad, after_moment_grad)
+    like = (*parts[:10], after_grad, after_moment_grad)
     return _full(after_grad, [None if x is None else torch.empty_like(x) for x in like])

@@ -85,7 +85,6 @@ def test_who_has_no_kernels_is_told_why() -> None:
         "no kernels of gated nets": FastWeights(gated=True, hidden=64),
         "generated kernels take nets of up to 2 maps": FastWeights(depth=3, hidden=64),
         "no kernels of errors after decay": FastWeights(decay="token", after_decay=True),
-        "no kernels of weights that keep their norms": FastWeights(weight_norm=True),
         "generated kernels take widths of up to 128": FastWeights(key_width=129),
         "generated kernels take widths of up to 64 with a norm": FastWeights(norm=True, value_width=65),
     }

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from attnc.codegen.triton.emit import SKELETONS, fill, table
+import ast
+
+from attnc.codegen.triton.emit import SKELETONS, fill, functions_of, statements, table
 from attnc.codegen.triton.fast_blocks import blocks
 from attnc.codegen.triton.known_bugs import refusals
 from attnc.codegen.triton.scan import joined
 from attnc.compiler.families import FAMILIES, FastWeights
 from attnc.compiler.fast_providers import unkept, unstepped
+
+NORMS = "WEIGHT_NORM"
+"""The constant that parts of a skeleton from chunk to chunk ask for."""
 
 LINEAR, MAPS, STEP = FAMILIES["fast"]
 
@@ -33,6 +38,7 @@ def emit_fast(kernel: FastWeights, products: str | None = None) -> str:
         kernel,
         {
             "MOMENTUM": repr(kernel.momentum != "none"),
+            **({NORMS: "tl.constexpr(True)"} if kernel.weight_norm else {}),
             **({"HIDDEN": repr(kernel.hidden)} if kernel.hidden else {}),
             **({"PRODUCTS": repr({2: products, 4: "ieee"})} if products is not None else {}),
         },
@@ -65,7 +71,27 @@ def _emitted(skeleton: str, kernel: FastWeights, constants: dict[str, str]) -> s
         **constants,
         "BLOCKS": table(rows),
     }
-    text = fill(joined((SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8")), {}, every)
+    source = joined((SKELETONS / f"{skeleton}.py").read_text(encoding="utf-8"))
+    text = fill(source if kernel.weight_norm or skeleton == STEP else without_norms(source), {}, every)
     met = refusals(text, rows)
     assert not met, f"{skeleton} would meet {', '.join(met)}"
     return text
+
+
+def without_norms(source: str) -> str:
+    """A skeleton without what keeps the norms of rows: the constant, arguments on lines that name it, branches that ask for it,
+    and the functions of fast_rows.py. So rows that keep none have the text that they had before any did.
+    """
+    lines, tree = source.splitlines(), ast.parse(source)
+    gone = {at for at, line in enumerate(lines) if line.startswith(f"{NORMS} = ") or line.endswith(f"  # {NORMS}")}
+    helpers = functions_of((SKELETONS / "fast_rows.py").read_text(encoding="utf-8"))
+    for one in statements(source):
+        if one.function and one.name in helpers:
+            gone.update(range(one.first, one.end + 2))  # with the empty lines after it
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == NORMS:
+            assert node.end_lineno is not None
+            begin = node.orelse[0].lineno - 1 if node.orelse else node.end_lineno
+            gone.update(range(node.lineno - 1, begin))
+            lines[begin : node.end_lineno] = [line[4:] for line in lines[begin : node.end_lineno]]
+    return "\n".join(line for at, line in enumerate(lines) if at not in gone) + "\n"

@@ -14,7 +14,7 @@ from attnc.codegen.verify.net_roundings import Draws, Errors, Expected, Found, m
 from attnc.compiler.families import FastWeights
 from attnc.runtime.batch import lay_out
 from attnc.runtime.fast import Learned, Lessons, Rule, Stream, Teach
-from attnc.runtime.fast_kernels import Given
+from attnc.runtime.fast_kernels import Given, Rows, maps_of
 from attnc.runtime.fast_torch import torch_teach
 
 MOST = 1e3
@@ -46,7 +46,13 @@ class Case:
     def rule(self) -> Rule:
         """How its nets learn."""
         family = self.family
-        return Rule(self.chunk, momentum=family.momentum != "none", after_write=family.after_write, residual=family.residual)
+        return Rule(
+            self.chunk,
+            momentum=family.momentum != "none",
+            after_write=family.after_write,
+            weight_norm=family.weight_norm,
+            residual=family.residual,
+        )
 
     @property
     def stream(self) -> Stream:
@@ -192,10 +198,16 @@ def on_a_text(module: ModuleType, chunks: int, heads: int, size: int, element_si
     known = drawn(1, heads, hidden * (wide + width) or wide * width)
     moment = torch.zeros_like(known) if module.MOMENTUM else None
     kept_grad = drawn(chunks, *known.shape[1:])
+    goals = torch.ones(chunks, heads, hidden + width, device=device) if getattr(module, "WEIGHT_NORM", False) else None
+    there = given if goals is None else given._replace(rows=(goals,))
 
     def work() -> None:
-        kept, kept_moment, after, after_moment, raw = module.sweep(given, known, moment)
-        rows, rows_moment, *_ = module.go_back(given, kept, raw, kept_grad, None, after, after_moment)
-        module.lessons(given, kept, kept_moment, raw, rows, rows_moment)
+        kept, kept_moment, after, after_moment, raw = module.sweep(there, known, moment)
+        back, begun = given, kept
+        if goals is not None:
+            begun, found = Rows.of(kept, goals, maps_of(module))
+            back = given._replace(rows=found)
+        rows, rows_moment, *_ = module.go_back(back, begun, raw, kept_grad, None, after, after_moment)
+        module.lessons(back, begun, kept_moment, raw, rows, rows_moment)
 
     return work

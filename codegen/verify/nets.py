@@ -69,6 +69,7 @@ def made_for(module: ModuleType) -> FastWeights:
         residual=module.RESIDUAL,
         momentum="token" if module.MOMENTUM else "none",
         decay="token",
+        weight_norm=bool(getattr(module, "WEIGHT_NORM", False)),
         key_width=module.KEY_WIDTH,
         value_width=module.VALUE_WIDTH,
     )

@@ -28,6 +28,7 @@ from attnc.codegen.triton.skeletons.fast_parts import (
     tile_of,
 )
 from attnc.codegen.triton.skeletons.fast_reading import read_kernel
+from attnc.codegen.triton.skeletons.fast_rows import share, shared
 from attnc.codegen.triton.skeletons.scan_parts import run
 
 KEY_WIDTH = 64
@@ -35,6 +36,7 @@ VALUE_WIDTH = 64
 MOMENTUM = False
 NORM = False  # a layer norm of each head
 RESIDUAL = False  # the net's input is added
+WEIGHT_NORM = tl.constexpr(False)  # before a chunk writes, rows get the norms that they began with
 PRODUCTS = {2: "tf32", 4: "ieee"}  # bytes of an element of q, k and v: how products round
 BLOCKS = {  # (architecture, bytes of an element): tokens of a tile, value channels of a block, warps, pipeline stages
     ("any", 2): (16, 16, 4, 1),
@@ -64,6 +66,7 @@ def lesson(
 
 @triton.jit(do_not_specialize=["heads", "size"])
 def sweep_kernel(
+    goals,  # WEIGHT_NORM
     k, v, writes, pushes, stays, speed, slows, weight, bias, known, known_moment, kept, kept_moment, after, after_moment,
     begins, chunks, heads, size,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, TILE: tl.constexpr, ONE: tl.constexpr,
@@ -103,6 +106,8 @@ def sweep_kernel(
         tl.store(kept + to, state, mask=there)
         if MOMENTUM:
             tl.store(kept_moment + to, moment, mask=there)
+        if WEIGHT_NORM:
+            state *= share(tl.sum(state * state, 0), goals + here * V, d, V)[None, :]
         learned = tl.zeros_like(state)  # summed by itself: tiles subtracted from what is larger would round there one by one
         pushed = learned
         if ONE:
@@ -142,6 +147,7 @@ def sweep_kernel(
 
 @triton.jit(do_not_specialize=["heads", "size"])
 def back_kernel(
+    shares, pulls, dots,  # WEIGHT_NORM
     k, v, writes, pushes, stays, speed, slows, weight, bias, kept, kept_grad, kept_moment_grad, after_grad, after_moment_grad,
     rows_grad, rows_moment_grad, known_grad, known_moment_grad, begins, chunks, heads, size,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, TILE: tl.constexpr,
@@ -192,7 +198,13 @@ def back_kernel(
                 raw = product(key, state, PRECISION)
                 by_raw = error_back(by_wrong, raw, x, value, of_weight, of_bias, (d < V)[None, :], V, NORM, RESIDUAL)
             gained += product(read_turned(k + place * size * K, index, size, c, K), by_raw, PRECISION)
-        by = by * tl.load(stays + place) + tl.load(kept_grad + to, mask=inside, other=0.0) + gained
+        if WEIGHT_NORM:
+            by = by * tl.load(stays + place) + gained
+            row = place * V
+            of_row, pull = shared(shares + row, pulls + row, dots + row, tl.sum(by * state, 0), d, True, V)
+            by = of_row[None, :] * (by - state * pull[None, :]) + tl.load(kept_grad + to, mask=inside, other=0.0)
+        else:
+            by = by * tl.load(stays + place) + tl.load(kept_grad + to, mask=inside, other=0.0) + gained
         by_moment = then_moment
     tl.store(known_grad + own, by, mask=inside)
     if MOMENTUM:
@@ -258,6 +270,8 @@ def sweep(given, known, known_moment, *, blocks=None):
     kept_moment, after_moment = (torch.empty_like(x) if MOMENTUM else kept for x in (kept, known))
     moment = known_moment if MOMENTUM else known
     tensors = (*tensors, known, moment, kept, kept_moment, after, after_moment, given.begins, given.chunks)
+    if WEIGHT_NORM:
+        tensors = (*given.rows, *tensors)
     launch(sweep_kernel, programs * len(known), tensors, given, compiled)
     return kept, kept_moment if MOMENTUM else None, after, after_moment if MOMENTUM else None, None
 
@@ -274,6 +288,8 @@ def go_back(given, kept, raw, kept_grad, kept_moment_grad, after_grad, after_mom
     compiled |= {"READ": kept_moment_grad is not None}
     held = tuple(kept if x is None else x for x in (kept_moment_grad, after_grad, after_moment_grad))
     tensors = (*tensors, kept, kept_grad, *held, rows, rows_moment, known, known_moment, given.begins, given.chunks)
+    if WEIGHT_NORM:
+        tensors = (*given.rows, *tensors)
     launch(back_kernel, programs * len(known), tensors, given, compiled)
     return rows, rows_moment if MOMENTUM else None, known, known_moment if MOMENTUM else None
 

@@ -37,6 +37,7 @@ from attnc.codegen.triton.skeletons.fast_parts import (
     tile_of,
     write_map,
 )
+from attnc.codegen.triton.skeletons.fast_rows import met, share
 from attnc.codegen.triton.skeletons.scan_parts import run
 
 KEY_WIDTH = 64
@@ -45,6 +46,7 @@ HIDDEN = 256
 MOMENTUM = False
 NORM = False  # a layer norm of each head
 RESIDUAL = False  # the net's input is added
+WEIGHT_NORM = tl.constexpr(False)  # before a chunk writes, rows get the norms that they began with
 PRODUCTS = {2: "tf32", 4: "ieee"}  # bytes of an element of q, k and v: how products round
 BLOCKS = {  # (architecture, bytes of an element): tokens of a tile, hidden units of a block, warps, pipeline stages
     ("any", 2): (16, 16384, 4, 1),
@@ -81,6 +83,7 @@ def learn(
 
 @triton.jit(do_not_specialize=["first", "heads", "size"])
 def sweep_kernel(
+    goals, squares, meets,  # WEIGHT_NORM
     k, v, writes, pushes, stays, speed, slows, weight, bias, known, known_moment, kept, kept_moment, after, after_moment,
     raws, parts, counters, begins, chunks, first, heads, size,
     K: tl.constexpr, V: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -121,6 +124,14 @@ def sweep_kernel(
             write_map(kept_moment + row + second, d, unit, moment2, True, V, HIDDEN, HIDDEN, 1)
         tl.debug_barrier()
         turned2 = read_map(kept + row + second, unit, d, HIDDEN, V, 1, HIDDEN)
+        if WEIGHT_NORM:  # rows of the map outwards lie across blocks, which wait for each other once more
+            rows = goals + place * (HIDDEN + V)
+            w1 *= share(tl.sum(w1 * w1, 0), rows, unit, HIDDEN)[None, :]
+            tl.store(squares + (pair * blocks + block) * V + d, tl.sum(w2 * w2, 1), mask=d < V)
+            wait(meets + pair, blocks * (chunk + 1))
+            share2 = share(met(squares + pair * blocks * V, d, V, blocks), rows + HIDDEN, d, V)
+            w2 *= share2[:, None]
+            turned2 *= share2[None, :]
         here = said + chunk % 2 * (blocks * size * V)
         if ONE:
             hidden, slope, _ = gelu(product(key, w1, PRECISION))
@@ -214,6 +225,9 @@ class Launches:
         self.parts = k.new_empty(pairs, 2, self.blocks, self.size, VALUE_WIDTH, dtype=torch.float32)
         self.counters = torch.zeros(pairs, dtype=torch.int32, device=k.device)
         self.places = given.begins, given.chunks
+        if WEIGHT_NORM:
+            squares = k.new_empty(pairs, self.blocks, VALUE_WIDTH, dtype=torch.float32)
+            self.tensors = (*given.rows, squares, torch.zeros_like(self.counters), *self.tensors)
         names = "TILE", "ONE", "PRECISION", "READ"
         self.kernel, self.key = kernel, (kernel, k.device, row, *(self.compiled.get(name) for name in names))
 

@@ -16,6 +16,9 @@ from attnc.codegen.triton.skeletons.fast_parts import (
     read_rows,
     write_map,
 )
+from attnc.codegen.triton.skeletons.fast_rows import met, shared
+
+WEIGHT_NORM = tl.constexpr(False)  # as there
 
 
 @triton.jit
@@ -113,6 +116,7 @@ def learn_back(
 
 @triton.jit(do_not_specialize=["first", "heads", "size"])
 def back_kernel(
+    shares, pulls, dots, squares, meets,  # WEIGHT_NORM
     k, v, writes, pushes, stays, speed, slows, weight, bias, kept, raws, kept_grad, kept_moment_grad, after_grad,
     after_moment_grad, rows_grad, rows_moment_grad, known_grad, known_moment_grad, parts, within, counters, begins, chunks,
     first, heads, size,
@@ -208,8 +212,25 @@ def back_kernel(
             if READ:
                 moment1 += read_map(kept_moment_grad + row, c, unit, K, HIDDEN, 1, K)
                 moment2 += read_map(kept_moment_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
-        by1 = by1 * tl.load(stays + place) + read_map(kept_grad + row, c, unit, K, HIDDEN, 1, K) + gained1
-        by2 = by2 * tl.load(stays + place) + read_map(kept_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1) + gained2
+        if WEIGHT_NORM:
+            by1 = by1 * tl.load(stays + place) + gained1
+            by2 = by2 * tl.load(stays + place) + gained2
+            rows = place * (HIDDEN + V)
+            w1 = read_map(kept + row, c, unit, K, HIDDEN, 1, K)
+            w2 = read_map(kept + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
+            tl.store(squares + (pair * blocks + block) * V + d, tl.sum(by2 * w2, 1), mask=d < V)
+            dot = tl.sum(by1 * w1, 0)
+            of_row, pull = shared(shares + rows, pulls + rows, dots + rows, dot, unit, True, HIDDEN)
+            by1 = of_row[None, :] * (by1 - w1 * pull[None, :]) + read_map(kept_grad + row, c, unit, K, HIDDEN, 1, K)
+            wait(meets + pair, blocks * (step + 1))
+            dot = met(squares + pair * blocks * V, d, V, blocks)
+            rows += HIDDEN
+            of_row, pull = shared(shares + rows, pulls + rows, dots + rows, dot, d, block == 0, V)
+            by2 = of_row[:, None] * (by2 - w2 * pull[:, None])
+            by2 += read_map(kept_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
+        else:
+            by1 = by1 * tl.load(stays + place) + read_map(kept_grad + row, c, unit, K, HIDDEN, 1, K) + gained1
+            by2 = by2 * tl.load(stays + place) + read_map(kept_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1) + gained2
     write_map(known_grad + own, c, unit, by1, True, K, HIDDEN, 1, K)
     write_map(known_grad + own + second, d, unit, by2, True, V, HIDDEN, HIDDEN, 1)
     if MOMENTUM:
