@@ -13,8 +13,10 @@ FORMS = {
     "plain": FastWeights(key_width=16, value_width=48),
     "ttt_linear": FastWeights(norm=True, residual=True, after_write=True, key_width=20, value_width=20),
     "ttt_mlp": FastWeights(depth=2, hidden=20, norm=True, residual=True, after_write=True, key_width=16, value_width=16),
-    "row_norms": FastWeights(momentum="token", decay="token", norm=True, weight_norm=True, key_width=24, value_width=20),
-    "titans_rows": FastWeights(depth=2, hidden=32, momentum="token", decay="token", weight_norm=True, key_width=16, value_width=16),
+    "linear_rows": FastWeights(momentum="token", decay="head", weight_norm=True, key_width=24, value_width=20),
+    "titans_rows": FastWeights(
+        depth=2, hidden=32, momentum="token", decay="token", weight_norm=True, key_width=16, value_width=16
+    ),
     "gated": FastWeights(gated=True, hidden=40, lr="head", momentum="number", weight_norm=True, key_width=16, value_width=20),
 }
 """Kernels that between them have every branch."""

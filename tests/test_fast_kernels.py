@@ -41,6 +41,17 @@ def test_an_emitted_file_stands_alone(name: str) -> None:
     assert max(map(len, text.splitlines())) <= 128
 
 
+def test_only_weights_that_keep_their_norms_have_lines_for_them() -> None:
+    """So others have the text that a GPU may have compared before there were any."""
+    for name in ("linear", "titans"):
+        text, kept = (emit_fast(replace(FORMS[name], weight_norm=keeps)) for keeps in (False, True))
+        assert "WEIGHT_NORM" not in text
+        assert not {"share", "shared", "met"} & functions_of(text).keys()
+        own = iter(kept.splitlines())
+        extra = [line for line in text.splitlines() if line.strip() not in map(str.strip, own)]
+        assert not extra, extra  # all of it stands there too, in its order
+
+
 def test_products_can_be_rounded_otherwise() -> None:
     assert "PRODUCTS = {2: 'bf16', 4: 'ieee'}" in emit_fast(FORMS["titans"], "bf16")
 

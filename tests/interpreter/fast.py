@@ -72,13 +72,20 @@ def test_products_of_16_bit_inputs_round_as_the_measure_says(name: str) -> None:
     assert not {what: pair for what, pair in errors.items() if not pair[0] <= 1.01 * pair[1]}, errors
 
 
-def test_blocks_of_hidden_units_that_wait_for_each_other() -> None:
+FORMS_IN_BLOCKS = {
+    "with a norm": replace(FORMS["titans"], hidden=40, norm=True, residual=True),
+    "whose rows keep norms": replace(FORMS["titans_rows"], hidden=40),
+}
+
+
+@pytest.mark.parametrize("name", FORMS_IN_BLOCKS)
+def test_blocks_of_hidden_units_that_wait_for_each_other(name: str) -> None:
     """Two programs for each head, three on the way back, the last half empty; chunks of two tiles."""
-    form = replace(FORMS["titans"], hidden=40, norm=True, residual=True)
+    form = FORMS_IN_BLOCKS[name]
     one = module(form)
     with together(one):
         one.BLOCKS["any", 4] = (16, 32, 4, 1)
-        check(Case(form, sizes=(23, 2), pasts=(19, 0), chunk=20, heads=1), fast_kernels(one))
+        check(Case(form, sizes=(23, 2, 31), pasts=(19, 0, 3), chunk=20), fast_kernels(one))
 
 
 def test_one_chunk_and_what_nobody_keeps() -> None:
@@ -168,12 +175,19 @@ def test_float64_is_refused() -> None:
         run(case, kernels(case.family), inputs(case), torch.float64)
 
 
-def test_verify_says_what_is_wrong() -> None:
-    """Of right kernels, and of ones that forget a little of the momentum's gradient."""
-    right = module(FORMS["linear"])
+@pytest.mark.parametrize(
+    ("form", "part", "other"),
+    [
+        ("linear", "+ by_moment * tl.load(slows", "+ 0.99 * by_moment * tl.load(slows"),
+        ("linear_rows", "(by - state * pull", "(by - 0.99 * state * pull"),
+    ],
+)
+def test_verify_says_what_is_wrong(form: str, part: str, other: str) -> None:
+    """Of right kernels, and of ones that forget a little of the gradient of momentum, or of rows that keep their norms."""
+    right = module(FORMS[form])
     text = Path(str(right.__file__)).read_text(encoding="utf-8")
-    line = "then_moment = by * tl.load(speed + place) + by_moment * tl.load(slows + place)"
-    broken = load(text.replace(line, line.replace("by_moment *", "0.99 * by_moment *")), FOLDER, "fast_broken")
+    assert text.count(part) == 1
+    broken = load(text.replace(part, other), FOLDER, f"{form}_broken")
     for file, verdicts in ((right, ["right", "right"]), (broken, ["right", "wrong"])):
         rows = list(net_rows(NetSubject("fast", file, ("Mixer",)), "float32", "cpu", lambda _: True))
         assert [row.verdict for row in rows] == verdicts, rows
