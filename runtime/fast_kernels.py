@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .fast import Learned, Rule, Teach, Weights
+from .fast_rows import Rows, goals_of, maps_of
 from .fast_step import Stepping, step_kernels
 from .fast_sweep import Sweep, Swept, Tokens, amounts_of
 from .fast_torch import Reader, teach_by, torch_teach, within
@@ -54,7 +55,7 @@ class Given(NamedTuple):
     chunks        [S], how many chunks each sequence has, int32
     counts        how many sequences have each chunk
     element_size  bytes of an element of q, k and v as they came
-    rows          what `Rows` says of rows that keep their norms, or nothing
+    rows          of rows that keep their norms: what `goals_of` gives; on the way back `Rows`; else nothing
     """
 
     tensors: tuple[Tensor | None, ...]
@@ -70,41 +71,6 @@ class Given(NamedTuple):
         keys = self.tensors[0]
         assert keys is not None, "there are keys"
         return keys
-
-
-class Rows(NamedTuple):
-    """What the way back reads of rows that keep their norms, and where it leaves products; all [R, H, rows of a net].
-
-    shares  what rows were multiplied by before a chunk wrote
-    pulls   1 over the squares of the norms that they got; 0 where they stayed as they were, or were nothing
-    dots    room for the products of rows, so multiplied, with their gradients
-    """
-
-    shares: Tensor
-    pulls: Tensor
-    dots: Tensor
-
-    @classmethod
-    def of(cls, kept: Tensor, goals: Tensor, maps: Sequence[tuple[int, int]]) -> tuple[Tensor, Rows]:
-        """(the weights kept [R, H, M] as chunks began to write, their rows), of nets of `maps`, each of so many rows."""
-        parts = torch.split(kept, [rows * width for rows, width in maps], dim=2)
-        weights = [part.unflatten(2, shape) for part, shape in zip(parts, maps, strict=True)]
-        norms = torch.cat([torch.linalg.vector_norm(w, dim=-1) for w in weights], dim=2)
-        shares = torch.where(goals < 0, 1.0, goals / norms.clamp(min=torch.finfo(norms.dtype).tiny))
-        of_maps = torch.split(shares, [rows for rows, _ in maps], dim=2)
-        begun = [(w * share.unsqueeze(-1)).flatten(2) for w, share in zip(weights, of_maps, strict=True)]
-        pulls = torch.where(goals > 0, 1 / goals.square(), 0.0)
-        return torch.cat(begun, dim=2), cls(shares, pulls, torch.empty_like(goals))
-
-    def of_goals(self, goals: Tensor) -> Tensor:
-        """The gradient of what rows were to get."""
-        return torch.where(goals > 0, self.dots / goals, 0.0)
-
-
-def maps_of(module: ModuleType) -> tuple[tuple[int, int], ...]:
-    """Rows and columns of each map of a kernel file's nets."""
-    wide, width, hidden = module.KEY_WIDTH, module.VALUE_WIDTH, getattr(module, "HIDDEN", 0)
-    return ((hidden, wide), (width, hidden)) if hidden else ((width, wide),)
 
 
 def fast_kernels(chunks: ModuleType | None, steps: ModuleType | None = None) -> Teach:
@@ -131,7 +97,7 @@ def kernel_sweep(module: ModuleType) -> Sweep:
         shapes = {name: w.shape[2:] for name, w in known.weights.items()}
         now, moment = _flat(known.weights), None if known.moment is None else _flat(known.moment)
         plain = [None if x is None else x.contiguous() for x in (tokens.k, tokens.v, *amounts, *(norm or (None, None)))]
-        goals = _goals(start, tokens) if rule.weight_norm else None
+        goals = goals_of(start, tokens) if rule.weight_norm else None
         numbers = list(counts), 2 if tokens.narrow else 4
         *found, _ = operator(*plain, goals, *numbers, now.contiguous(), None if moment is None else moment.contiguous())
         kept, kept_moment, then, then_moment = (
@@ -171,14 +137,6 @@ def _learned(tokens: Tokens, counts: tuple[int, ...], learns: int) -> Tokens:
     rows = sum(counts[:learns])
     whole = torch.ones_like(tokens.lr[:, 0, 0], dtype=torch.bool) if tokens.whole is None else tokens.whole
     return tokens._replace(whole=torch.cat((whole[:rows], torch.zeros_like(whole[rows:]))))
-
-
-def _goals(start: Weights, tokens: Tokens) -> Tensor:
-    """The norms that rows get before each chunk writes, [R, H, rows of a net]; less than nothing where it does not."""
-    norms = torch.cat([torch.linalg.vector_norm(w, dim=-1) for w in start.values()], dim=1).to(tokens.lr.dtype)
-    goals = norms.expand(len(tokens.lr), *norms.shape)
-    goals = goals if tokens.whole is None else goals.masked_fill(~tokens.whole.view(-1, 1, 1), -1.0)
-    return goals.contiguous()
 
 
 def _flat(weights: Weights) -> Tensor:

@@ -14,7 +14,8 @@ from attnc.codegen.verify.net_roundings import Draws, Errors, Expected, Found, m
 from attnc.compiler.families import FastWeights
 from attnc.runtime.batch import lay_out
 from attnc.runtime.fast import Learned, Lessons, Rule, Stream, Teach
-from attnc.runtime.fast_kernels import Given, Rows, maps_of
+from attnc.runtime.fast_kernels import Given
+from attnc.runtime.fast_rows import Rows, maps_of
 from attnc.runtime.fast_torch import torch_teach
 
 MOST = 1e3
