@@ -120,11 +120,15 @@ class Stream:
 
     def rest(self, x: Tensor, chunk: int) -> Tensor:
         """x [L, ...] of the tokens behind the last whole chunk, [S, chunk - 1, ...], then zeros."""
+        spots, there = self.batch.once(("rest", chunk), lambda: self._left(chunk))
+        return torch.where(there.view(*there.shape, *[1] * (x.dim() - 1)), x[spots], 0.0)
+
+    def _left(self, chunk: int) -> tuple[Tensor, Tensor]:
+        """(where those tokens stand, whether they are there) [S, chunk - 1]."""
         ends = self.batch.offsets[1:]
         left = ((ends - self.batch.offsets[:-1]) % chunk).unsqueeze(1)
         lanes = torch.arange(chunk - 1, device=ends.device)
-        spots = (ends.unsqueeze(1) - left + lanes).clamp(max=self.batch.tokens - 1)
-        return torch.where((lanes < left).view(*spots.shape, *[1] * (x.dim() - 1)), x[spots], 0.0)
+        return (ends.unsqueeze(1) - left + lanes).clamp(max=self.batch.tokens - 1), lanes < left
 
     @property
     def spots(self) -> Tensor:

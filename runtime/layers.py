@@ -82,7 +82,8 @@ def earlier(x: Tensor, state: Tensor | None, batch: Batch, back: int) -> Tensor:
     shifted = F.pad(x, (0, 0, back, 0))[: batch.tokens]
     if state is None:
         return torch.where(inside, shifted, 0)
-    slot = (state.shape[1] - back + index).clamp(max=state.shape[1] - 1)
+    n = state.shape[1]
+    slot = batch.once(("slot", n, back), lambda: (n - back + index).clamp(max=n - 1))
     return torch.where(inside, shifted, state[batch.sequence, slot].to(x.dtype))
 
 
@@ -96,13 +97,19 @@ def next_state(x: Tensor, state: Tensor, batch: Batch) -> Tensor:
     n = state.shape[1]
     if n == 0 or batch.tokens == 0:
         return state
+    token, sequence, slot, inside = batch.once(("last", n), lambda: _last(batch, n))
+    return torch.where(inside, x[token], state[sequence, slot].to(x.dtype))
+
+
+def _last(batch: Batch, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the last n inputs of each sequence: its token [S, n], sequence [S, 1] and slot of one before; which are new."""
+    device = batch.offsets.device
     size = (batch.offsets[1:] - batch.offsets[:-1]).unsqueeze(1)  # [S, 1]
-    place = size - n + torch.arange(n, device=x.device)  # [S, n], place in the call
+    place = size - n + torch.arange(n, device=device)  # [S, n], place in the call
     inside = place >= 0
     token = torch.where(inside, place + batch.offsets[:-1].unsqueeze(1), 0)
-    sequence = torch.arange(batch.sequences, device=x.device).unsqueeze(1)
-    kept = state[sequence, torch.where(inside, 0, place + n)]
-    return torch.where(inside.unsqueeze(-1), x[token], kept.to(x.dtype))
+    sequence = torch.arange(batch.sequences, device=device).unsqueeze(1)
+    return token, sequence, torch.where(inside, 0, place + n), inside.unsqueeze(-1)
 
 
 class _Taps(torch.autograd.Function):
