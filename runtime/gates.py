@@ -30,7 +30,7 @@ def softplus_decay(x: Tensor, rate: Tensor, offset: Tensor) -> Tensor:
     speed = -rate.to(x.dtype).exp()
     if x.shape[-1] == heads:
         return speed * step
-    return speed.unsqueeze(-1) * step.reshape(*step.shape[:-1], heads, -1)
+    return speed.unsqueeze(-1) * step.reshape(*step.shape[:-1], heads, x.shape[-1] // heads)
 
 
 def time_step(x: Tensor, offset: Tensor) -> Tensor:

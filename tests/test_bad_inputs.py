@@ -35,6 +35,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def folder_of_states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("built") / "states"
+    parts = (
+        "linear(update = delta, decay = vector) { short_conv = 2 }",
+        "memory(linear, chunk = 2)",
+        "ssm(mamba)",
+        "recurrent(gru)",
+    )
+    build(check_text(f"model m {{ {HEAD}, layers = 1 }}\nlayers {{ all: {' + '.join(parts)} }}"), path, Options(seed=0))
+    return path
+
+
 @pytest.fixture(params=["torch", "reference"])
 def model(request: pytest.FixtureRequest, folder: Path) -> torch.nn.Module:
     return attnc.load(folder, use=request.param)
@@ -44,8 +57,13 @@ def texts(*shape: int) -> torch.Tensor:
     return torch.randint(0, 32, shape, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("use", ["torch", "reference"])
+@pytest.mark.parametrize("built", ["folder", "folder_of_states"])
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0), (1, 1)])
-def test_empty_batches_empty_rows_and_one_token_run_and_train(shape: tuple[int, int], model: torch.nn.Module) -> None:
+def test_empty_batches_empty_rows_and_one_token_run_and_train(
+    shape: tuple[int, int], built: str, use: str, request: pytest.FixtureRequest
+) -> None:
+    model = attnc.load(request.getfixturevalue(built), use=use)
     logits = model(texts(*shape)).logits
     assert logits.shape == (*shape, 32)
     assert torch.isfinite(logits).all()
