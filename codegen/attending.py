@@ -207,7 +207,7 @@ def _launches(mixes: list[tuple[str, Mix]], a: Attributes, more: str) -> tuple[l
         suffix = "" if len(mixes) == 1 else str(at)
         q, k = _positions(lines, mix, q, k, suffix)
         sink = _sink(mix, ratio, whole)
-        learned = _persistent(mix)
+        learned = _persistent(mix, whole)
         outputs.append(f"o{suffix}")
         slot = "self.slot" if at == 0 else f"self.slot + {at}"
         given = f"{q}, {k}, {v}, call.batch, call.slot({slot}){sink}{learned}{more}"
@@ -253,10 +253,17 @@ def _sink(mix: Mix, ratio: int, whole: bool) -> str:
     return ", self.sink_logit" if whole else f", self.sink_logit[{mix.first * ratio}:{(mix.last + 1) * ratio}]"
 
 
-def _persistent(mix: Mix) -> str:
-    """Learned keys stand beside the sequence's, in every head group of a launch or in none."""
-    learned = any(MIXERS[key.kind].own_keys(key) for variant in mix.variants for group in variant.groups for key in group.keys)
-    return ", persistent=persistent_keys(self.persistent_key, self.persistent_value, call.batch.sequences)" if learned else ""
+def _persistent(mix: Mix, whole: bool) -> str:
+    """What a launch is given of the learned keys, where it has some: those of its KV groups."""
+    if not _learns_keys(mix):
+        return ""
+    own = "" if whole else f"[:, {mix.first}:{mix.last + 1}]"
+    return f", persistent=persistent_keys(self.persistent_key{own}, self.persistent_value{own}, call.batch.sequences)"
+
+
+def _learns_keys(mix: Mix) -> bool:
+    """Whether learned keys stand beside the sequence's: in every head group of a launch or in none."""
+    return any(MIXERS[key.kind].own_keys(key) for variant in mix.variants for group in variant.groups for key in group.keys)
 
 
 def needs(
@@ -284,7 +291,7 @@ def needs(
             needs.setdefault("rotary", set()).add("rotate_by")
         if isinstance(mix.attributes.temperature, LogPosition):
             needs.setdefault("layers", set()).add("log_position")
-        if _persistent(mix):
+        if _learns_keys(mix):
             needs.setdefault("keys", set()).add("persistent_keys")
     return {file: names for file, names in needs.items() if names}
 

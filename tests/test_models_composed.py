@@ -78,6 +78,9 @@ SPECS = {
     "learned keys under softplus": spec_text("all: persistent(2) | window(4) { score = softplus(exponent = 3) }"),
     "learned keys have no rank": spec_text("all: persistent(2) | window(4) { positions = consecutive }"),
     "learned keys alone": spec_text("all: persistent(3)"),
+    "learned keys of launches that have some heads each": spec_text(
+        "all: heads { 0: persistent(2) | full { rope = none }, else: persistent(2) | window(4) }"
+    ),
     "a query that is not among its keys has the next rank": spec_text("all: sink(3) { positions = consecutive }"),
     "ranks in both directions": spec_text(
         "all: heads { 0: full, 1: window(4), 2: stride(2) } { positions = consecutive, rope = 100 }", ", causal = false"
