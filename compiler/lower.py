@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attnc.compiler.attributes import OF_ALL, Attributes
 from attnc.compiler.expressions import Altered, Attributed, Cases, Keys, Lone, Several, Typed, Wrapped
+from attnc.compiler.fields import fields
 from attnc.compiler.lower_blocks import lower_block
 from attnc.compiler.lower_wrapped import lower_change, lower_context, lower_select
 from attnc.compiler.mixer import Kind
@@ -88,9 +91,19 @@ def _mixing(typed: Lone, scope: Scope) -> Mixing | None:
     attributes = scope.attributes(False, span)
     if attributes is None:
         return None
+    attributes = _taken(typed.kind, attributes)
     if not _looks_on(typed.kind, attributes, span, scope) or not _fits(typed.kind, attributes, span, scope):
         return None
     return Mixing(kind=typed.kind, attributes=attributes, origin=scope.origin(typed.node))
+
+
+def _taken(kind: Kind, attributes: Attributes) -> Attributes:
+    """The attributes without what a kind inherits and has no use for: a `scale` of the model is none of a `conv`."""
+    takes = MIXERS[kind.kind].takes
+    if takes is None:
+        return attributes
+    plain = {key: field.default for key, field in fields(Attributes).items() if not field.required} | {"rope": None}
+    return replace(attributes, **{key: value for key, value in plain.items() if key not in takes(kind) | OF_ALL})
 
 
 def _looks_on(kind: Kind, attributes: Attributes, span: Span, scope: Scope) -> bool:

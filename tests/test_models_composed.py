@@ -119,7 +119,11 @@ SPECS = {
         "0: gate(full { kv_latent = 12, rope_dim = 4 }, window(3) { kv_latent = 8, rope_dim = 4 }, by = softmax)\n"
         "1: (window(4) { kv_latent = 9, rope_dim = 2 }) + full"
     ),
-    "a convolution alone": spec_text("all: conv(3, expand = 2)", ", norm_place = sandwich, bias = all"),
+    "a convolution alone, with no use for what its model says of mixers": spec_text(
+        "all: conv(3, expand = 2)",
+        ", norm_place = sandwich, bias = all, activation = silu, input_ema = 2, output_norm = rms, output_gate = silu,"
+        " scale = learned(init = 2), short_conv = 3",
+    ),
     "no feed-forward between two norms": spec_text("all: full", ", norm_place = sandwich").replace("swiglu(32)", "none"),
     "words of Python as names of parts": spec_text(
         "all: (forward + class) >> gate(training, call) >> (self + slot)",
