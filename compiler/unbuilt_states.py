@@ -42,7 +42,7 @@ def of_heads(mixer: Heads) -> Iterator[Found]:
                 f"write `heads {{ ... }} + {state.kind.kind}(...)`: all heads of both, added",
             )
             return
-    softmaxes = attentions(mixer)
+    softmaxes = [one for end in _ends(mixer) if not isinstance(end, Mixing) for one in attentions(end)]
     if not softmaxes:
         yield (
             "`heads` of states alone",

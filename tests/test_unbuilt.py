@@ -33,7 +33,7 @@ NOT_BUILT = {
     "  2: heads { 0: full, else: memory(linear) }, else: gate(full, linear, shared = [q]) }",
     "states_of_heads": "layers { 0: heads { 0: full, else: linear } { output_gate = silu }\n"
     "  1: heads { 0: full, else: linear { value_dim = 4, qk_heads = 2 } }\n"
-    "  2: heads { 0: linear, else: linear(decay = slopes) }\n"
+    "  2: heads { 0: linear, else: choose(per = layer) { a: linear(decay = slopes), b: full } }\n"
     "  3: when { phase == prefill: full, else: linear }, 4: when { length < 5: heads { 0: full, else: linear }, else: full }\n"
     "  else: window(4) >> heads { 0: full, else: linear } }",
     "other_attributes": "layers { 0: when { length < 5: full { rope = none }, else: full }\n"
