@@ -44,7 +44,7 @@ def feedback(call, mixer, at, x):
         call.text.joined(f"{at}.{name}", y)
         for name, y in (("f", x), ("q", call.linear(f"{at}.q_proj", x)), ("k", call.linear(f"{at}.k_proj", x)))
     )
-    gain = torch.full((len(f), kind.heads), float(kind.gain)) if kind.gain != "learned" else None
+    gain = torch.full((len(f), kind.heads), float(kind.gain), dtype=f.dtype) if kind.gain != "learned" else None
     if gain is None:
         gain = 0.999 * torch.tanh(call.linear(f"{at}.gain", f))
     length, width = f.shape
@@ -55,7 +55,7 @@ def feedback(call, mixer, at, x):
         a = torch.zeros(length, length, dtype=f.dtype)
         for t in range(1, length):
             a[t, :t] = torch.softmax(k[:t, own] @ q[t, own] / math.sqrt(each), dim=0)
-        matrix = torch.eye(length, dtype=f.dtype) - gain[:, h : h + 1].to(f.dtype) * a
+        matrix = torch.eye(length, dtype=f.dtype) - gain[:, h : h + 1] * a
         solved.append(torch.linalg.inv(matrix.double()).to(f.dtype) @ f[:, own])
     return finished(call, mixer, at, torch.cat(solved, dim=1)[-n:], "o_proj")
 
@@ -85,12 +85,12 @@ def context(call, mixer, at, x):
         return one
 
     q = fresh(text).heads(at, "q", text, a.heads, a.head_dim, a)
-    asked = fresh(text).heads(name, "q", text, m.attributes.heads, m.attributes.head_dim, m.attributes)
+    asked = fresh(text).heads(name, "q", call.activated(m, text), m.attributes.heads, m.attributes.head_dim, m.attributes)
     if m.attributes.rope is not None:
         asked = torch.stack([rotated(asked[:, h], torch.arange(length), m.attributes) for h in range(asked.shape[1])], dim=1)
     for begin in range(0, length, size):
         here = slice(begin, min(begin + size, length))
-        known = weights_after(fresh(text), m, name, torch.cat(anew) if anew else text[:0])
+        known = weights_after(fresh(text), m, name, call.activated(m, torch.cat(anew) if anew else text[:0]))
         h = torch.stack(
             [net(m.kind, *own, asked[t, g])[0] for t in range(*here.indices(length)) for g, own in enumerate(known)]
         )
@@ -103,7 +103,7 @@ def context(call, mixer, at, x):
         anew.append(fresh(text[here]).output(at, a, torch.stack(outputs, dim=1), text[here]))
     y = torch.cat(anew)
     product = torch.ones_like(y)
-    for part, one in (("attention", y), (mixer.name, memory(fresh(y), m, name, y))):
+    for part, one in (("attention", y), (mixer.name, memory(fresh(y), m, name, call.activated(m, y)))):
         product = product * rms(one, call.weights[f"{at}.gate.{part}_norm.weight"], call.spec.model.norm.epsilon)
     return product[-len(x) :]
 

@@ -5,7 +5,9 @@ Legend: n new tokens; H states; K rows, V columns of each. `call` is the oracle'
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 
 import torch
 from formulas import rotated
@@ -78,7 +80,8 @@ def turned(call, x, a):
 
 
 def features(call, kind, at, letter, x):
-    """[n, heads, D] -> [n, heads, F]; of Taylor all products of channels, each order of factors for itself."""
+    """[n, heads, D] -> [n, heads, F]; of Taylor every product of channels once, those of fewer channels first, times the root
+    of how many orders of its factors the polynomial counts."""
     width = x.shape[-1]
     match kind.feature:
         case None:
@@ -98,10 +101,12 @@ def features(call, kind, at, letter, x):
             return torch.softmax(torch.cat((y, -y), dim=-1), dim=-1)
         case taylor:
             y = x / width**0.25
-            powers = [torch.ones_like(y[..., :1])]
+            products = [y[..., :0].prod(-1)]
             for n in range(1, taylor.n + 1):
-                powers.append((powers[-1][..., :, None] * y[..., None, :]).flatten(-2) / math.sqrt(n))
-            return torch.cat(powers, dim=-1)
+                for channels in itertools.combinations_with_replacement(range(width), n):
+                    orders = math.factorial(n) / math.prod(map(math.factorial, Counter(channels).values()))
+                    products.append(y[..., list(channels)].prod(-1) * math.sqrt(orders / math.factorial(n)))
+            return torch.stack(products, dim=-1)
 
 
 def decays(call, kind, a, at, x):

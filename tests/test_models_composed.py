@@ -158,7 +158,8 @@ SPECS = {
         ", bias = all",
     ),
     "matrix states behind feature maps": spec_text(
-        "0: linear(feature = taylor(3), normalize = sum) { head_dim = 3 }\n1: linear(feature = favor, normalize = sum)\n"
+        "0: linear(feature = taylor(3), decay = vector, normalize = sum) { head_dim = 3 }\n"
+        "1: linear(feature = favor, normalize = sum)\n"
         "2: linear(feature = hedgehog, decay = scalar) { qk_norm = l2, short_conv = 3 }\n"
         "3: gate(linear(feature = softmax), linear(feature = relu, decay = vector, lower_bound = 0.3), by = softmax)"
     ),

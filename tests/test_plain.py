@@ -24,7 +24,7 @@ MODELS = {
     "recurrent cells and feedback": (
         "layers { 0: recurrent(lstm) { activation = silu, output_gate = sigmoid, scale = 0.5 }\n"
         "  1: (recurrent(gru) >> feedback(heads = 3)) { activation = gelu, output_gate = linear, scale = learned(init = 2) }\n"
-        "  2: gate(window(3) { activation = gelu, output_gate = silu }, feedback(gain = -0.5), by = softmax)\n"
+        "  2: gate(window(3) { activation = gelu, output_gate = silu }, feedback(gain = -0.9), by = softmax)\n"
         "  3: (window(2) >> ssm(s4d, state = 2) { output_gate = silu }) { activation = silu } }"
     ),
     "codebooks beside windows": (
@@ -44,7 +44,7 @@ MODELS = {
         "mix ltm = memory(mlp(expand = 2), chunk = 2, lr = learned, momentum = learned, decay = learned)"
         " { short_conv = 3, qk_norm = l2, output_norm = rms, output_gate = silu }\n"
         "mix fast = memory(linear, chunk = 6, lr = 0.1, read = after_write, residual = true, norm = layer)"
-        " { kv_heads = 1, rope = 100, qk_norm = l2 }\n"
+        " { kv_heads = 1, rope = 100, qk_norm = l2, activation = silu }\n"
         "layers { 0: context(ltm, segment = 8, persistent = 2)\n"
         "  1: gate(window(3), context(fast, segment = 6) { qk_norm = rms, output_norm = rms, sink_logit = learned,"
         " output_gate = sigmoid, temperature = 2 }, by = softmax) }"
