@@ -11,7 +11,7 @@ from attnc.compiler.mixer import Kind
 from attnc.compiler.print_value import print_value
 from attnc.compiler.problems import Problems
 from attnc.compiler.spec import PHASES, Attention, Chain, Change, Choose, Gate, Layer, Mixer, Sum
-from attnc.compiler.walk import attentions, children, default_leaves, every, first_leaf, kinds
+from attnc.compiler.walk import attentions, children, default_leaves, every, first_leaf
 from attnc.dsl.source import Span
 
 SAME = ("heads", "kv_heads", "head_dim", "rope", "rope_dim", "rope_scale", "positions", "causal", "score", "temperature")
@@ -37,7 +37,7 @@ def check_previous(layers: tuple[Layer, ...], spans: list[Span], problems: Probl
         reported |= {span} if len(problems.found) > before else set()
         if found and not takes:
             own = layer
-        if any(makes_choice(kind) for kind, _ in kinds(layer.mixer)):
+        if any(makes_choice(kind) for one in found for kind in one.keys):
             choice = layer
 
 

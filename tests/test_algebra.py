@@ -177,6 +177,10 @@ def test_a_choice_is_taken_over_from_a_full_layer_or_one_that_chooses():
     check_text(
         f"{head}layers {{ all: choose(per = layer, by = similarity(threshold = 0.8)) {{ dense: full, reuse: {reuse} }} }}"
     )
-    with pytest.raises(SpecError) as caught:
-        check_text(f"{head}layers {{ all: choose(per = layer) {{ reuse: {reuse}, dense: full }} }}")
-    assert [one.code for one in caught.value.diagnostics] == ["A209"]
+    for layers in (
+        f"all: choose(per = layer) {{ reuse: {reuse}, dense: full }}",
+        f"first(3): choose(per = layer) {{ near: window(3), dense: full }}, 3: {reuse}",
+    ):
+        with pytest.raises(SpecError) as caught:
+            check_text(f"{head}layers {{ {layers} }}")
+        assert [one.code for one in caught.value.diagnostics] == ["A209"]
