@@ -197,6 +197,20 @@ def test_the_command_of_memories_trains_converts_and_goes_on(tmp_path, monkeypat
     monkeypatch.setattr(memories, "converted", never)
     memories.main(words.split())
 
+    def killed(_, wanted):
+        if wanted[0] == "mac":
+            raise KeyboardInterrupt
+        return replace(found.runs[0], spec=wanted[0], seed=wanted[1])
+
+    monkeypatch.setattr(memories, "remembered", killed)
+    with pytest.raises(KeyboardInterrupt):
+        memories.main([*words.split(), "--specs", "lmm,mal,mac", "--seeds", "2"])
+    kept = from_json(MemoryEvidence, (tmp_path / "evidence" / "memory.json").read_text())
+    assert [(run.spec, run.seed) for run in kept.runs] == [("lmm", 0), ("mal", 0)]
+    assert evidence_memory.part(kept, "make evidence-memory") in (tmp_path / "evidence.md").read_text()
+    one_more = replace(kept, runs=(*kept.runs, replace(kept.runs[0], seed=1)))
+    assert "**Not run: mal with seed 1.**" in evidence_memory.part(one_more, "make evidence-memory")
+
 
 def test_examples_that_are_drawn_ahead_are_those_that_are_asked_for(monkeypatch):
     task, ahead = Mqar(pairs=2), tool("evidence_runs", monkeypatch).Ahead(Mqar(pairs=2))

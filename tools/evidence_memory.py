@@ -83,14 +83,18 @@ def main(command_line: list[str]) -> None:
     for found in measured(words, known):
         name = "runs" if isinstance(found, Remembered) else "converted"
         known = replace(known, **{name: (*getattr(known, name), found)})
-        write(record, to_json(known, indent=1) + "\n")
+        put(known, record, page)
+    put(known, record, page)
+    print(f"wrote {page}")
+
+
+def put(known: MemoryEvidence, record: Path, page: Path) -> None:
+    """Writes numbers and the page's part down; a command that is killed leaves both of the same runs."""
     runs = sorted(known.runs, key=lambda run: (SPECS.index(run.spec), run.seed))
-    known = replace(
-        known, runs=tuple(runs), converted=tuple(sorted(known.converted, key=lambda one: list(METHODS).index(one.mix)))
-    )
+    converted = sorted(known.converted, key=lambda one: list(METHODS).index(one.mix))
+    known = replace(known, runs=tuple(runs), converted=tuple(converted))
     write(record, to_json(known, indent=1) + "\n")
     write(page, joined(page.read_text("utf-8") if page.exists() else "", part(known, COMMAND)))
-    print(f"wrote {page}")
 
 
 def begun(words: argparse.Namespace, record: Path) -> MemoryEvidence:

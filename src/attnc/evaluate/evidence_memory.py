@@ -82,8 +82,17 @@ def part(evidence: MemoryEvidence, command: str) -> str:
     if evidence.converted:
         said += [_conversion(evidence), "\n".join(_losses(evidence))]
     where = f"Measured on {evidence.device}, torch {evidence.torch}"
-    said.append(where + (f", at {evidence.commit[:12]}." if evidence.commit else "."))
+    lacking = _missing(evidence)
+    not_run = f" **Not run: {', '.join(lacking)}.**" if lacking else ""
+    said.append(where + (f", at {evidence.commit[:12]}." if evidence.commit else ".") + not_run)
     return "\n\n".join(one if one[0] in "#|" else textwrap.fill(" ".join(one.split()), 125) for one in said) + "\n"
+
+
+def _missing(evidence: MemoryEvidence) -> list[str]:
+    """Seeds of a mix that other mixes have learned from."""
+    done = {(run.spec, run.seed) for run in evidence.runs}
+    specs, seeds = dict.fromkeys(run.spec for run in evidence.runs), sorted({run.seed for run in evidence.runs})
+    return [f"{spec} with seed {seed}" for spec in specs for seed in seeds if (spec, seed) not in done]
 
 
 def _how(evidence: MemoryEvidence) -> str:
