@@ -162,7 +162,7 @@ def _scorers(mixes: list[Mix], model: Model) -> list[str]:
     """The modules that score keys by weights of their own."""
     lines = []
     for one in selecting.scorers(mixes, model):
-        a = mixes[0].attributes
+        a = next(mix.attributes for mix in mixes if one in selecting.scorers([mix], model))  # launches turn keys apart
         if one.reads_input:
             ropes = [rope_text(replace(a, rope_dim=one.rotated)) or ""] if one.rotated else []
         else:

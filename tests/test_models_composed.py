@@ -78,6 +78,9 @@ SPECS = {
     "learned keys under softplus": spec_text("all: persistent(2) | window(4) { score = softplus(exponent = 3) }"),
     "learned keys have no rank": spec_text("all: persistent(2) | window(4) { positions = consecutive }"),
     "learned keys alone": spec_text("all: persistent(3)"),
+    "chunks that turn by their own heads' rotation": spec_text(
+        "all: heads { 0: window(2), else: summary(4) | window(8, aligned = 4) { rope = 50 } }"
+    ),
     "learned keys of launches that have some heads each": spec_text(
         "all: heads { 0: persistent(2) | full { rope = none }, else: persistent(2) | window(4) }"
     ),
