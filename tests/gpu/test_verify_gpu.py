@@ -28,8 +28,8 @@ def test_a_kernel_that_reads_where_nothing_is_does_not_hide_others(tmp_path: Pat
     build(check_text(TEXT, "small.attn"), tmp_path / "small", Options())
     path = tmp_path / "small" / "kernels" / "softmax_decode_0.py"
     text = path.read_text("utf-8")
-    assert text.count("tl.load(past + sequence)") == 1
-    path.write_text(text.replace("tl.load(past + sequence)", "tl.load(past + sequence + (1 << 40))"), "utf-8")
+    assert text.count("start = tl.load(past + sequence)") == 1
+    path.write_text(text.replace("start = tl.load(past + sequence)", "start = tl.load(past + sequence + (1 << 40))"), "utf-8")
     report = verified(tmp_path / "small")
     names = {row.kernel for row in report.rows}
     verdicts = {name: {row.verdict for row in report.rows if row.kernel == name} for name in names}
