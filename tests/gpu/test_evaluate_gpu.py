@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,12 +71,8 @@ def test_memory_that_ends_is_said_with_what_to_lower(folder):
 
 
 def test_every_mix_of_the_page_of_evidence_trains_here(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(TOP / "tools")  # a tool imports others that lie beside it
-    place = importlib.util.spec_from_file_location("evidence_tool", TOP / "tools" / "evidence.py")
-    assert place is not None
-    assert place.loader is not None
-    tool = importlib.util.module_from_spec(place)
-    place.loader.exec_module(tool)
+    monkeypatch.syspath_prepend(TOP / "tools")  # for processes of its own too
+    tool = importlib.import_module("evidence")
     tool.main(["--steps", "5", "--seeds", "1", "--trials", "20", "--out", str(tmp_path)])
     runs = from_json(Evidence, (tmp_path / "evidence" / "mqar.json").read_text()).runs
     assert [run.spec for run in runs] == list(tool.SPECS)

@@ -35,4 +35,4 @@ def test_a_kernel_that_reads_where_nothing_is_does_not_hide_others(tmp_path: Pat
     verdicts = {name: {row.verdict for row in report.rows if row.kernel == name} for name in names}
     assert verdicts.pop("softmax_decode_0") == {"wrong"}
     assert all(found == {"right"} for found in verdicts.values()), verdicts
-    assert len(verdicts) == 3
+    assert set(verdicts) == {file.stem for file in path.parent.glob("*_0.py")} - {"softmax_decode_0"}
