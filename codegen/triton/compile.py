@@ -55,7 +55,7 @@ _POINTERS = {
         *("ends", "sum_ends", "rest", "sum_starts"),
         *("known_grad", "known_moment_grad", "raws", "parts", "within", "by", "by_moment"),
         *("writes_grad", "pushes_grad", "stays_grad", "speed_grad", "slows_grad", "weight_grad", "bias_grad"),
-        *("reach", "left", "goals", "shares", "pulls", "dots", "squares"),
+        *("reach", "left", "goals", "row_shares", "pulls", "dots", "squares"),
     },
     "i32": {
         "rows",

@@ -147,7 +147,7 @@ def sweep_kernel(
 
 @triton.jit(do_not_specialize=["heads", "size"])
 def back_kernel(
-    shares, pulls, dots,  # WEIGHT_NORM
+    row_shares, pulls, dots,  # WEIGHT_NORM
     k, v, writes, pushes, stays, speed, slows, weight, bias, kept, kept_grad, kept_moment_grad, after_grad, after_moment_grad,
     rows_grad, rows_moment_grad, known_grad, known_moment_grad, begins, chunks, heads, size,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, TILE: tl.constexpr,
@@ -201,7 +201,7 @@ def back_kernel(
         if WEIGHT_NORM:
             by = by * tl.load(stays + place) + gained
             row = place * V
-            of_row, pull = shared(shares + row, pulls + row, dots + row, tl.sum(by * state, 0), d, True, V)
+            of_row, pull = shared(row_shares + row, pulls + row, dots + row, tl.sum(by * state, 0), d, True, V)
             by = of_row[None, :] * (by - state * pull[None, :]) + tl.load(kept_grad + to, mask=inside, other=0.0)
         else:
             by = by * tl.load(stays + place) + tl.load(kept_grad + to, mask=inside, other=0.0) + gained

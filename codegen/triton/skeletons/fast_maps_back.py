@@ -116,7 +116,7 @@ def learn_back(
 
 @triton.jit(do_not_specialize=["first", "heads", "size"])
 def back_kernel(
-    shares, pulls, dots, squares, meets,  # WEIGHT_NORM
+    row_shares, pulls, dots, squares, meets,  # WEIGHT_NORM
     k, v, writes, pushes, stays, speed, slows, weight, bias, kept, raws, kept_grad, kept_moment_grad, after_grad,
     after_moment_grad, rows_grad, rows_moment_grad, known_grad, known_moment_grad, parts, within, counters, begins, chunks,
     first, heads, size,
@@ -220,12 +220,12 @@ def back_kernel(
             w2 = read_map(kept + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
             tl.store(squares + (pair * blocks + block) * V + d, tl.sum(by2 * w2, 1), mask=d < V)
             dot = tl.sum(by1 * w1, 0)
-            of_row, pull = shared(shares + rows, pulls + rows, dots + rows, dot, unit, True, HIDDEN)
+            of_row, pull = shared(row_shares + rows, pulls + rows, dots + rows, dot, unit, True, HIDDEN)
             by1 = of_row[None, :] * (by1 - w1 * pull[None, :]) + read_map(kept_grad + row, c, unit, K, HIDDEN, 1, K)
             wait(meets + pair, blocks * (step + 1))
             dot = met(squares + pair * blocks * V, d, V, blocks)
             rows += HIDDEN
-            of_row, pull = shared(shares + rows, pulls + rows, dots + rows, dot, d, block == 0, V)
+            of_row, pull = shared(row_shares + rows, pulls + rows, dots + rows, dot, d, block == 0, V)
             by2 = of_row[:, None] * (by2 - w2 * pull[:, None])
             by2 += read_map(kept_grad + row + second, d, unit, V, HIDDEN, HIDDEN, 1)
         else:

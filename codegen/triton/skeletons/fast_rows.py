@@ -29,8 +29,8 @@ def met(parts, row, ROWS: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def shared(shares, pulls, dots, dot, row, is_first, ROWS: tl.constexpr):
+def shared(row_shares, pulls, dots, dot, row, is_first, ROWS: tl.constexpr):
     """On the way back: a row's share, and what of W~ the gradient loses; the first block leaves the products with W~."""
     there = row < ROWS
     tl.store(dots + row, dot, mask=there & is_first)
-    return tl.load(shares + row, mask=there, other=0.0), dot * tl.load(pulls + row, mask=there, other=0.0)
+    return tl.load(row_shares + row, mask=there, other=0.0), dot * tl.load(pulls + row, mask=there, other=0.0)
